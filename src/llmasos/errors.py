@@ -1,0 +1,142 @@
+"""Every error a user can catch, in one tree.
+
+    LLMasOSError                     exit  HTTP
+    ├── InvalidInputError             2    400   a value that the caller gave is wrong
+    │   ├── ContextOverflowError      2    400   prompt + new tokens exceed the model's context
+    │   ├── NoChatTemplateError       2    400   chat asked of a model that has no template
+    │   └── UnsupportedError          2    400   a sensible wish that this model or build can't grant
+    ├── NotFoundError                 3    404   no such model, file, application
+    ├── FormatError                   4    422   the bytes of a file are not what they claim to be
+    │   ├── PickleRefusedError        4    422   a checkpoint that could run code when loaded
+    │   └── UnknownArchitectureError  4    422   a model family that this build does not know
+    ├── StoreError                    5    500   the library on disk could not be read or written
+    │   ├── ChecksumError             5    502   downloaded bytes do not match their hash
+    │   ├── DiskFullError             5    507   no room for what should be written
+    │   └── BusyError                 5    409   another process holds the same thing
+    ├── NetworkError                  6    502   a host could not be reached or answered wrongly
+    │   ├── OfflineError              6    503   a request to the outside was refused: offline mode
+    │   └── ProviderError             6    502   a model behind an API answered with an error
+    ├── DeviceError                   7    500   the asked device or dtype is not there
+    │   └── InsufficientMemoryError   7    507   a plan does not fit into free memory
+    └── ServerError                   8    500   the server could not start (port in use, ...)
+
+Each carries `message` (what happened, with the value) and `hint` (what to do next). The numbers are part of the
+public interface: command-line exit codes and HTTP statuses follow this table and nothing else.
+"""
+
+from __future__ import annotations
+
+
+class LLMasOSError(Exception):
+    """Base of all errors that are meant for people.
+
+    `message` says what happened and names the value; `hint` gives the next step, a command where there is one.
+    """
+
+    exit_code: int = 1
+    http_status: int = 500
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    @property
+    def code(self) -> str:
+        """Stable snake_case name, e.g. `context_overflow`; used in HTTP error bodies and `--json` output."""
+        stem = type(self).__name__.removesuffix("Error")
+        return "".join(f"_{c.lower()}" if c.isupper() and i else c.lower() for i, c in enumerate(stem))
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}" if self.hint else self.message
+
+
+class InvalidInputError(LLMasOSError):
+    """`param` names the field, flag or argument that is wrong, where there is one."""
+
+    exit_code, http_status = 2, 400
+
+    def __init__(self, message: str, *, hint: str = "", param: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.param = param
+
+
+class ContextOverflowError(InvalidInputError):
+    """The request needs `prompt_tokens + max_tokens` positions and the model has `context_length`."""
+
+    def __init__(self, prompt_tokens: int, max_tokens: int, context_length: int) -> None:
+        self.prompt_tokens, self.max_tokens, self.context_length = prompt_tokens, max_tokens, context_length
+        super().__init__(
+            f"The prompt has {prompt_tokens} tokens and {max_tokens} new ones were asked for, "
+            f"together {prompt_tokens + max_tokens}; this model's context holds {context_length}.",
+            hint=f"Shorten the prompt or ask for at most {max(0, context_length - prompt_tokens)} new tokens.",
+            param="max_tokens",
+        )
+
+
+class NoChatTemplateError(InvalidInputError):
+    pass
+
+
+class UnsupportedError(InvalidInputError):
+    pass
+
+
+class NotFoundError(LLMasOSError):
+    exit_code, http_status = 3, 404
+
+
+class FormatError(LLMasOSError):
+    exit_code, http_status = 4, 422
+
+
+class PickleRefusedError(FormatError):
+    pass
+
+
+class UnknownArchitectureError(FormatError):
+    pass
+
+
+class StoreError(LLMasOSError):
+    exit_code, http_status = 5, 500
+
+
+class ChecksumError(StoreError):
+    http_status = 502
+
+
+class DiskFullError(StoreError):
+    http_status = 507
+
+
+class BusyError(StoreError):
+    http_status = 409
+
+
+class NetworkError(LLMasOSError):
+    exit_code, http_status = 6, 502
+
+
+class OfflineError(NetworkError):
+    http_status = 503
+
+
+class ProviderError(NetworkError):
+    """`status` is the HTTP status that the provider answered with, 0 if there was no answer."""
+
+    def __init__(self, message: str, *, hint: str = "", status: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+
+class DeviceError(LLMasOSError):
+    exit_code, http_status = 7, 500
+
+
+class InsufficientMemoryError(DeviceError):
+    http_status = 507
+
+
+class ServerError(LLMasOSError):
+    exit_code, http_status = 8, 500

@@ -1,0 +1,175 @@
+"""What is asked of a model and what comes back: pure values, no torch.
+
+Names are vLLM's and Hugging Face's. Counts say `num_`; token ids are plain ints.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from llmasos.errors import InvalidInputError
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to choose tokens. `temperature=0` is greedy. Raises InvalidInputError that names the field."""
+
+    n: int = 1
+    max_tokens: int | None = None
+    """New tokens at most. None: 256, or what the context still holds if that is less."""
+    temperature: float = 1.0
+    top_k: int = 0
+    """Keep the k most likely tokens; 0 keeps all."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    """Divides (or multiplies, if negative) the logits of tokens seen in prompt or output (CTRL, arXiv:1909.05858)."""
+    presence_penalty: float = 0.0
+    """Subtracted once from the logits of tokens seen in the output (OpenAI's definition)."""
+    frequency_penalty: float = 0.0
+    """Subtracted per occurrence from the logits of tokens seen in the output (OpenAI's definition)."""
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop: bool = False
+    """Keep the stop string in the text."""
+    ignore_eos: bool = False
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+    """Return log-probabilities (of the model's raw logits) for the chosen token and this many alternatives."""
+    prompt_logprobs: int | None = None
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    """Beam scores are divided by length ** length_penalty."""
+    early_stopping: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        object.__setattr__(self, "stop", tuple(self.stop or ()))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        for name, low, high in _LIMITS:
+            value = getattr(self, name)
+            if value is None and name in _OPTIONAL:
+                continue
+            whole = _KINDS[name] is int
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not low <= value <= high:
+                bound = f"between {low:g} and {high:g}" if math.isfinite(high) else f"of at least {low:g}"
+                kind = "a whole number" if whole else "a number"
+                raise InvalidInputError(f"{name}={value!r} is not {kind} {bound}.", param=name)
+        if any(not isinstance(s, str) or not s for s in self.stop):
+            raise InvalidInputError(f"stop={list(self.stop)!r} must hold non-empty strings.", param="stop")
+        if self.num_beams > 1 and self.n > self.num_beams:
+            raise InvalidInputError(f"n={self.n} is more than num_beams={self.num_beams}.", param="n")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0 or self.top_k == 1
+
+    @classmethod
+    def of(cls, **options: Any) -> SamplingParams:
+        """From keyword arguments; an unknown name is an InvalidInputError that lists the known ones."""
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(options) - known):
+            raise InvalidInputError(
+                f"{unknown[0]!r} is not a sampling parameter.", hint=f"Known: {', '.join(sorted(known))}.", param=unknown[0]
+            )
+        return cls(**options)
+
+
+_LIMITS: tuple[tuple[str, float, float], ...] = (
+    ("n", 1, 128),
+    ("max_tokens", 0, math.inf),
+    ("temperature", 0, 100),
+    ("top_k", 0, math.inf),
+    ("top_p", 0, 1),
+    ("min_p", 0, 1),
+    ("typical_p", 0, 1),
+    ("repetition_penalty", 0.01, 100),
+    ("presence_penalty", -2, 2),
+    ("frequency_penalty", -2, 2),
+    ("logprobs", 0, 100),
+    ("prompt_logprobs", 0, 100),
+    ("num_beams", 1, 64),
+    ("length_penalty", -10, 10),
+)
+_OPTIONAL = {"max_tokens", "logprobs", "prompt_logprobs"}
+_KINDS = {name: int if name in {"n", "max_tokens", "top_k", "logprobs", "prompt_logprobs", "num_beams"} else float
+          for name, _, _ in _LIMITS}
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One position: the token, its log-probability, and the most likely alternatives (best first, the token itself
+    included where it belongs to them)."""
+
+    token_id: int
+    token: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of one streamed completion. `text` never ends inside a character; the last chunk of an index has
+    `finish_reason`."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    """The stop string or token id that ended it; None for end-of-sequence or length."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One finished completion of a request."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stop_reason: str | int | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    score: float | None = None
+    """Beam search: sum of log-probabilities over length ** length_penalty."""
+
+
+@dataclass(frozen=True)
+class RequestMetrics:
+    """Seconds of wall time."""
+
+    time_to_first_token: float
+    decode_seconds: float
+    num_output_tokens: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decode speed: tokens after the first over the time after the first."""
+        return max(0, self.num_output_tokens - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """The answer to one prompt: `outputs` holds n completions."""
+
+    prompt: str
+    prompt_token_ids: tuple[int, ...]
+    outputs: tuple[Completion, ...]
+    metrics: RequestMetrics
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+
+    @property
+    def text(self) -> str:
+        return self.outputs[0].text
+
+    @property
+    def num_output_tokens(self) -> int:
+        return sum(len(c.token_ids) for c in self.outputs)

@@ -1,0 +1,273 @@
+"""HTTP with retries, time limits, typed errors and the offline switch; one policy for the sync and the async door."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import ipaddress
+import json
+import random
+import ssl
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from llmasos.client.sse import Event, EventParser
+from llmasos.errors import NetworkError, OfflineError, ProviderError
+from llmasos.settings import settings
+
+RETRIED_STATUS = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
+MAX_WAIT = 60.0
+"""Seconds. A server that asks for a longer pause gets no retry: the caller should decide."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where requests go. `label` names it in messages; `key_variable` is what a 401 hint tells people to set."""
+
+    base_url: str
+    label: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    key_variable: str = ""
+    timeout: float = 600.0
+    max_retries: int = 2
+
+    def url(self, path: str) -> str:
+        return self.base_url.rstrip("/") + path
+
+    def check_allowed(self) -> None:
+        """Raises OfflineError when the settings forbid requests to the outside and this is one."""
+        if settings().offline and not is_loopback(host_of(self.base_url)):
+            raise OfflineError(
+                f"Offline mode is on, so {self.label} ({host_of(self.base_url)}) was not asked.",
+                hint="Unset LLMASOS_OFFLINE and HF_HUB_OFFLINE to allow it, or use a local model.",
+            )
+
+    def options(self) -> dict[str, Any]:
+        """httpx client options. A proxy from the environment is never put before a loopback address."""
+        local = is_loopback(host_of(self.base_url))
+        return {
+            "headers": {"user-agent": "llmasos", **self.headers},
+            "timeout": httpx.Timeout(self.timeout, connect=min(10.0, self.timeout)),
+            "trust_env": not local,
+            "verify": _tls(settings().ca_bundle) if self.base_url.startswith("https") else False,
+        }
+
+
+def host_of(url: str) -> str:
+    return urlsplit(url).hostname or ""
+
+
+def is_loopback(host: str) -> bool:
+    """True for localhost and the loopback addresses of IPv4 and IPv6; names are not resolved."""
+    if host.lower() == "localhost" or host.lower().endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+@lru_cache(maxsize=4)
+def _tls(ca_bundle: str) -> ssl.SSLContext:
+    """Building one costs tens of milliseconds, so clients share it."""
+    return ssl.create_default_context(cafile=ca_bundle or None)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the server asks to wait (RFC 9110, section 10.2.3: seconds or a date); None if it does not say."""
+    value = headers.get("retry-after", "").strip()
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None
+
+
+def pause_before(attempt: int, asked: float | None) -> float | None:
+    """Seconds to wait before retry number `attempt` (from 0): as asked, else 0.5 s doubling to 8 s, less up to a
+    quarter so that many clients do not come back at once. None: the asked pause is too long."""
+    if asked is not None:
+        return asked if asked <= MAX_WAIT else None
+    pause: float = min(8.0, 0.5 * 2**attempt)
+    return pause * random.uniform(0.75, 1.0)
+
+
+def error_message(body: str) -> str:
+    """The message inside an error body of any of the usual shapes, else the start of the text."""
+    try:
+        data = json.loads(body)
+    except ValueError:
+        return " ".join(body.split())[:300]
+    found = data
+    for key in ("error", "message", "detail"):
+        if isinstance(found, dict) and found.get(key):
+            found = found[key]
+    return found if isinstance(found, str) else json.dumps(found)[:300]
+
+
+def response_error(target: Target, status: int, body: str) -> ProviderError:
+    hint = ""
+    if status in (401, 403) and target.key_variable:
+        hint = f"Check the key in {target.key_variable}."
+    elif status == 429:
+        hint = "Wait, or ask for less at once."
+    return ProviderError(
+        f"{target.label} answered {status}: {error_message(body) or 'no reason given'}", hint=hint, status=status
+    )
+
+
+def connection_error(target: Target, e: httpx.HTTPError) -> NetworkError:
+    host = host_of(target.base_url)
+    if isinstance(e, httpx.TimeoutException) and not isinstance(e, httpx.ConnectTimeout):
+        return NetworkError(
+            f"{target.label} did not answer within {target.timeout:g} s.",
+            hint="Ask for fewer tokens or raise timeout=.",
+        )
+    if isinstance(e, httpx.ConnectError | httpx.ConnectTimeout):
+        port = urlsplit(target.base_url).port
+        where = f"{host}:{port}" if port else host
+        return NetworkError(
+            f"{target.label} at {where} could not be reached: {e}.", hint="Is it running, and the URL right?"
+        )
+    return NetworkError(f"The connection to {target.label} broke: {e or type(e).__name__}.", hint="Try again.")
+
+
+@dataclass
+class _Attempts:
+    """Decides after each failure whether to go on; holds no I/O."""
+
+    target: Target
+    number: int = 0
+
+    def after_status(self, status: int, headers: Mapping[str, str]) -> float | None:
+        return self._next(retry_after(headers)) if status in RETRIED_STATUS else None
+
+    def after_exception(self, e: httpx.HTTPError) -> float | None:
+        """Only where the server can't have begun to work: generating twice costs money."""
+        return self._next(None) if isinstance(e, httpx.ConnectError | httpx.ConnectTimeout) else None
+
+    def _next(self, asked: float | None) -> float | None:
+        if self.number >= self.target.max_retries:
+            return None
+        self.number += 1
+        return pause_before(self.number - 1, asked)
+
+
+class Http:
+    """Blocking requests to one target. Safe to use from several threads."""
+
+    def __init__(self, target: Target, transport: httpx.BaseTransport | None = None) -> None:
+        self.target = target
+        self._client = httpx.Client(transport=transport, **target.options())
+
+    def json(self, method: str, path: str, body: Any = None) -> Any:
+        """The decoded body of a 2xx answer. Raises OfflineError, NetworkError or ProviderError."""
+        with self._response(method, path, body) as response:
+            return _decode(self.target, response.read())
+
+    def events(self, method: str, path: str, body: Any = None) -> Generator[Event, None, None]:
+        """Server-sent events of a 2xx answer. Closing the iterator closes the connection."""
+        parser = EventParser()
+        with self._response(method, path, body) as response:
+            for piece in response.iter_bytes():
+                yield from parser.feed(piece)
+
+    @contextmanager
+    def _response(self, method: str, path: str, body: Any) -> Iterator[httpx.Response]:
+        self.target.check_allowed()
+        attempts = _Attempts(self.target)
+        while True:
+            request = self._client.build_request(method, self.target.url(path), json=body)
+            try:
+                response = self._client.send(request, stream=True)
+            except httpx.HTTPError as e:
+                if (pause := attempts.after_exception(e)) is None:
+                    raise connection_error(self.target, e) from e
+                time.sleep(pause)
+                continue
+            try:
+                if response.is_success:
+                    yield response  # errors while the caller reads arrive here, too
+                    return
+                pause = attempts.after_status(response.status_code, response.headers)
+                if pause is None:
+                    body = (response.read()).decode("utf-8", "replace")
+                    raise response_error(self.target, response.status_code, body)
+            except httpx.HTTPError as e:
+                raise connection_error(self.target, e) from e
+            finally:
+                response.close()
+            time.sleep(pause)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class AsyncHttp:
+    """The same for asyncio. Belongs to the event loop that it is first used in."""
+
+    def __init__(self, target: Target, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self.target = target
+        self._client = httpx.AsyncClient(transport=transport, **target.options())
+
+    async def json(self, method: str, path: str, body: Any = None) -> Any:
+        async with self._response(method, path, body) as response:
+            return _decode(self.target, await response.aread())
+
+    async def events(self, method: str, path: str, body: Any = None) -> AsyncGenerator[Event, None]:
+        parser = EventParser()
+        async with self._response(method, path, body) as response:
+            async for piece in response.aiter_bytes():
+                for event in parser.feed(piece):
+                    yield event
+
+    @asynccontextmanager
+    async def _response(self, method: str, path: str, body: Any) -> AsyncIterator[httpx.Response]:
+        self.target.check_allowed()
+        attempts = _Attempts(self.target)
+        while True:
+            request = self._client.build_request(method, self.target.url(path), json=body)
+            try:
+                response = await self._client.send(request, stream=True)
+            except httpx.HTTPError as e:
+                if (pause := attempts.after_exception(e)) is None:
+                    raise connection_error(self.target, e) from e
+                await asyncio.sleep(pause)
+                continue
+            try:
+                if response.is_success:
+                    yield response  # errors while the caller reads arrive here, too
+                    return
+                pause = attempts.after_status(response.status_code, response.headers)
+                if pause is None:
+                    body = (await response.aread()).decode("utf-8", "replace")
+                    raise response_error(self.target, response.status_code, body)
+            except httpx.HTTPError as e:
+                raise connection_error(self.target, e) from e
+            finally:
+                await response.aclose()
+            await asyncio.sleep(pause)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+def _decode(target: Target, body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError as e:
+        start = body[:80].decode("utf-8", "replace")
+        raise ProviderError(
+            f"{target.label} answered with something that is not JSON: {start!r}.",
+            hint="Is the base URL right? It usually ends in /v1.",
+        ) from e

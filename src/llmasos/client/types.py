@@ -1,0 +1,401 @@
+"""The OpenAI wire as pydantic models: written once here, used by our client, our server and the provider adapters.
+
+Requests are strict: a wrong type, an unknown field or a documented field that we can't honour is an error that names
+it, never ignored. Responses keep fields that we don't know, so that a newer server's additions survive.
+Source: OpenAI API reference (chat completions, completions, embeddings, models). Fields under "extensions" are not
+OpenAI's; their names are those of vLLM and Hugging Face.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from llmasos.errors import UnsupportedError
+
+_INT64 = 2**63
+
+
+class WireRequest(BaseModel):
+    """Base of request bodies and their parts."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """OpenAI's documented fields that we don't support, each with the values (beside null) that ask for nothing."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        for name in cls.UNSUPPORTED.keys() & data.keys():
+            value, neutral = data[name], cls.UNSUPPORTED[name]
+            if value is not None and value not in neutral:
+                allowed = "".join(f" or set it to {v!r}" for v in neutral[:1])
+                raise UnsupportedError(f"{name!r} is not supported yet.", hint=f"Leave it out{allowed}.", param=name)
+        return {k: v for k, v in data.items() if k not in cls.UNSUPPORTED}
+
+
+class WireResponse(BaseModel):
+    """Base of response bodies and their parts."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class FunctionCall(WireResponse):
+    """`arguments` is JSON text as the model wrote it."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(WireResponse):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class TextPart(WireRequest):
+    type: Literal["text"]
+    text: str
+
+
+class MediaPart(BaseModel):
+    """Image, audio and file parts: known to the wire, refused by a text model by name."""
+
+    model_config = ConfigDict(extra="allow")
+    type: Literal["image_url", "input_audio", "file", "refusal"]
+
+
+class ChatMessage(WireRequest):
+    """One message of a conversation. `developer` is the newer name of `system`."""
+
+    UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"audio": (), "function_call": (), "annotations": ([],)}
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart | MediaPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+
+
+class FunctionDefinition(WireRequest):
+    name: str
+    description: str | None = None
+    parameters: dict[str, JsonValue] | None = None
+    strict: bool | None = None
+
+
+class Tool(WireRequest):
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class NamedFunction(WireRequest):
+    name: str
+
+
+class NamedToolChoice(WireRequest):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class StreamOptions(WireRequest):
+    UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"include_obfuscation": (False,)}
+
+    include_usage: bool | None = Field(None, description="Send one last chunk with the token counts.")
+
+
+class ResponseFormat(WireRequest):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: dict[str, JsonValue] | None = None
+
+
+class SamplingRequest(WireRequest):
+    """What chat and text completions share. Null or absent means the default."""
+
+    model: str = Field(description="Name of a served model, as in /v1/models.")
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[str, float] | None = Field(
+        None, description="Token id (as a string) to a number added to its logit, -100 to 100."
+    )
+    n: int | None = Field(None, ge=1, le=128, description="Completions per prompt. Default 1.")
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    seed: int | None = Field(None, ge=-_INT64, lt=_INT64)
+    stop: str | list[str] | None = Field(None, description="Up to 16 strings; the text ends before the first of them.")
+    stream: bool | None = Field(None, description="Send server-sent events instead of one body.")
+    stream_options: StreamOptions | None = None
+    temperature: float | None = Field(None, ge=0, le=2, description="0 takes the likeliest token each time. Default 1.")
+    top_p: float | None = Field(None, ge=0, le=1)
+    user: str | None = Field(None, description="Your label for the end user; the answer does not depend on it.")
+
+    # extensions
+    top_k: int | None = Field(None, ge=0, description="Extension: keep the k likeliest tokens; 0 keeps all.")
+    min_p: float | None = Field(None, ge=0, le=1, description="Extension.")
+    typical_p: float | None = Field(None, ge=0, le=1, description="Extension.")
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100, description="Extension.")
+    stop_token_ids: list[int] | None = Field(None, max_length=64, description="Extension.")
+    ignore_eos: bool | None = Field(None, description="Extension: go on after the end-of-sequence token.")
+    num_beams: int | None = Field(None, ge=1, le=64, description="Extension: beam search.")
+    length_penalty: float | None = Field(None, ge=-10, le=10, description="Extension: for beam search.")
+    early_stopping: bool | None = Field(None, description="Extension: for beam search.")
+
+
+class ChatCompletionRequest(SamplingRequest):
+    """Body of POST /v1/chat/completions."""
+
+    UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "audio": (),
+        "function_call": ("none",),
+        "functions": ([],),
+        "modalities": (["text"],),
+        "moderation": (),
+        "prediction": (),
+        "prompt_cache_options": (),
+        "prompt_cache_retention": (),
+        "reasoning_effort": (),
+        "service_tier": ("auto", "default"),
+        "store": (False,),
+        "verbosity": ("medium",),
+        "web_search_options": (),
+    }
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "smollm2-135m-instruct",
+                    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+                    "max_tokens": 64,
+                    "temperature": 0,
+                }
+            ]
+        }
+    )
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="Alternatives per token; needs logprobs=true.")
+    max_tokens: int | None = Field(None, ge=1, description="Older name of max_completion_tokens.")
+    max_completion_tokens: int | None = Field(None, ge=1, description="Default: what the context still holds.")
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    metadata: dict[str, str] | None = Field(None, description="Your labels; the answer does not depend on them.")
+    safety_identifier: str | None = Field(None, description="Your label; the answer does not depend on it.")
+    prompt_cache_key: str | None = Field(None, description="Your label; the answer does not depend on it.")
+
+
+class CompletionRequest(SamplingRequest):
+    """Body of POST /v1/completions."""
+
+    UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"best_of": (1,), "suffix": ("",)}
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"model": "smollm2-135m-instruct", "prompt": "The quick brown fox", "max_tokens": 16}]
+        }
+    )
+
+    prompt: str | list[str] | list[int] | list[list[int]] = Field(
+        description="A text, several texts, one prompt as token ids, or several."
+    )
+    echo: bool | None = Field(None, description="Put the prompt before the completion.")
+    logprobs: int | None = Field(None, ge=0, le=20, description="Alternatives per token.")
+    max_tokens: int | None = Field(None, ge=0, description="Default 16.")
+
+
+class EmbeddingRequest(WireRequest):
+    """Body of POST /v1/embeddings."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "all-minilm-l6-v2", "input": ["A cat sat.", "A dog ran."]}]}
+    )
+
+    model: str = Field(description="Name of a served model, as in /v1/models.")
+    input: str | list[str] | list[int] | list[list[int]] = Field(
+        description="A text, several texts, one input as token ids, or several."
+    )
+    encoding_format: Literal["float", "base64"] | None = Field(
+        None, description="base64: little-endian float32. Default float."
+    )
+    dimensions: int | None = Field(None, ge=1, description="Must be the model's own dimension where given.")
+    user: str | None = Field(None, description="Your label for the end user; the answer does not depend on it.")
+
+
+class PromptTokensDetails(WireResponse):
+    cached_tokens: int | None = None
+
+
+class CompletionTokensDetails(WireResponse):
+    reasoning_tokens: int | None = None
+
+
+class Usage(WireResponse):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
+
+
+class EmbeddingUsage(WireResponse):
+    prompt_tokens: int = 0
+    total_tokens: int = 0
+
+
+class TopLogprob(WireResponse):
+    """`bytes` is the token's UTF-8, for tokens that hold a part of a character; null where unknown."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+
+
+class ChatTokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob] = []
+
+
+class ChatLogprobs(WireResponse):
+    content: list[ChatTokenLogprob] | None = None
+    refusal: list[ChatTokenLogprob] | None = None
+
+
+ChatFinishReason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
+
+
+class ChatReply(WireResponse):
+    """The assistant's message."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+class ChatChoice(WireResponse):
+    index: int
+    message: ChatReply
+    finish_reason: ChatFinishReason | None = None
+    logprobs: ChatLogprobs | None = None
+
+
+class ChatCompletion(WireResponse):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage | None = None
+
+
+class FunctionCallDelta(WireResponse):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCallDelta(WireResponse):
+    """A piece of the tool call number `index`: pieces of `arguments` are to be joined."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionCallDelta | None = None
+
+
+class ChatDelta(WireResponse):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
+
+
+class ChatChunkChoice(WireResponse):
+    index: int
+    delta: ChatDelta
+    finish_reason: ChatFinishReason | None = None
+    logprobs: ChatLogprobs | None = None
+
+
+class ChatCompletionChunk(WireResponse):
+    """One event of a stream. The last one has no choices and the `usage`, if that was asked for."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+
+
+class CompletionLogprobs(WireResponse):
+    """Parallel lists, one entry per token. `text_offset`: where the token starts in the choice's text."""
+
+    tokens: list[str] = []
+    token_logprobs: list[float | None] = []
+    top_logprobs: list[dict[str, float] | None] | None = None
+    text_offset: list[int] = []
+
+
+class CompletionChoice(WireResponse):
+    index: int
+    text: str
+    finish_reason: Literal["stop", "length", "content_filter"] | None = None
+    logprobs: CompletionLogprobs | None = None
+
+
+class TextCompletion(WireResponse):
+    """Answer of /v1/completions; streamed events have the same shape."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+
+
+class Embedding(WireResponse):
+    """`embedding` is a list of floats, or base64 text of little-endian float32."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingList(WireResponse):
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage | None = None
+
+
+class Model(WireResponse):
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = ""
+
+
+class ModelList(WireResponse):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class ErrorDetail(WireResponse):
+    """`param` names the field that is wrong; `code` is stable, `message` is for people."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(WireResponse):
+    error: ErrorDetail

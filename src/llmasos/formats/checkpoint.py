@@ -31,12 +31,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
             first = file.read(512)
     if first.startswith(b"GGUF") or path.suffix == ".gguf":
         return GGUFCheckpoint(path)
-    if path.suffix == ".safetensors" or path.name.endswith(".safetensors.index.json"):
-        if is_pickle(first):
-            raise _pickle_refused(path, path.name)
-        return SafetensorsCheckpoint(path)
-    if path.suffix in _PICKLE_SUFFIXES or is_pickle(first):
+    if is_pickle(first) or path.suffix in _PICKLE_SUFFIXES:
         raise _pickle_refused(path, path.name)
+    if path.suffix == ".safetensors" or path.name.endswith(".safetensors.index.json"):
+        return SafetensorsCheckpoint(path)
     if first[8:9] == b"{" and first[7:8] == b"\0":  # a hub's cache stores files under their hash, without a suffix
         return SafetensorsCheckpoint(path)
     raise FormatError(
@@ -80,7 +78,8 @@ def _open_folder(folder: Path) -> Checkpoint:
 
 def _pickle_refused(path: Path, names: str) -> PickleRefusedError:
     return PickleRefusedError(
-        f"{path} is a pickle checkpoint ({names}). Unpickling runs any code that its author put there, so it is refused.",
+        f"{path} is a pickle checkpoint ({names}). Unpickling runs any code that its author put there, so it is "
+        "refused.",
         hint="Take a revision of the model that has safetensors files, or convert it on a machine that you don't mind "
         "losing: load it with transformers there and call save_pretrained, which writes model.safetensors.",
     )

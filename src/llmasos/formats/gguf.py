@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 # The largest real headers (vocabularies of 260 thousand tokens) take some 16 MB, 600 thousand strings and 100 keys.
 MAX_HEADER_BYTES = 256 << 20
-MAX_OBJECTS = 4 << 20
+MAX_OBJECTS = 2 << 20
 MAX_KEYS = 1 << 16
-MAX_TENSORS = 1 << 20
+MAX_TENSORS = 1 << 17
 MAX_NAME_BYTES = 1 << 16  # of a key (the format's own limit) or a tensor name
 MAX_DIMS = 4  # GGML_MAX_DIMS
 MAX_DEPTH = 8  # of arrays in arrays

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import secrets
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-# The library allows 100 MB; a header of 32 MiB names 250 thousand tensors, and JSON takes 30 times its size in memory.
+# The library allows 100 MB. 32 MiB name 250 thousand tensors; brackets are counted, since two of them take 64 bytes.
 MAX_HEADER_BYTES = 32 << 20
+MAX_CONTAINERS = 1 << 20
 MAX_NAME_CHARS = 4096
 
 # dtype -> bits per element, as in the library's `Dtype`
@@ -105,11 +107,12 @@ def _load_json(data: bytes, what: str) -> dict[str, Any]:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(items)
         if len(result) < len(items):
-            names = [key for key, _ in items]
-            twice = next(key for key in names if names.count(key) > 1)
+            twice = Counter(key for key, _ in items).most_common(1)[0][0]
             raise FormatError(f"{what} names {twice[:80]!r} twice.", hint=DAMAGED)
         return result
 
+    if data.count(b"[") + data.count(b"{") > MAX_CONTAINERS:
+        raise FormatError(f"{what} holds over {MAX_CONTAINERS} lists and objects.", hint=DAMAGED)
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=pairs)
     except (ValueError, RecursionError) as error:  # ValueError: bad UTF-8, bad JSON, integers of thousands of digits
@@ -347,7 +350,10 @@ def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str
             plain = plain.clone()
         memory.add(plain.untyped_storage().data_ptr())
         ready[name] = plain
-    save_file(ready, path, metadata=metadata)
+    try:
+        save_file(ready, path, metadata=metadata)
+    except (KeyError, ValueError) as error:  # a dtype or layout that the format does not have
+        raise UnsupportedError(f"{path.name} can't hold these tensors: {str(error)[:200]}.") from None
     path.chmod(mode)
     with path.open("rb+") as file:
         os.fsync(file.fileno())

@@ -131,7 +131,8 @@ def find_tensor(tensors: Mapping[str, TensorInfo], name: str, path: Path) -> Ten
     """Raises NotFoundError with the names that look most like the one asked for."""
     if name in tensors:
         return tensors[name]
-    close = difflib.get_close_matches(name, list(tensors)[:10_000], n=3)
+    candidates = [n for n in tensors if len(n) <= 100][:2000]  # the search takes time in proportion to both
+    close = difflib.get_close_matches(name[:100], candidates, n=3)
     hint = f"Similar names: {', '.join(close)}." if close else f"It has {len(tensors)} other tensors."
     raise NotFoundError(f"{path} has no tensor {name!r}.", hint=hint)
 
@@ -164,7 +165,10 @@ def describe(first: bytes) -> str:
 
 
 def is_pickle(first: bytes) -> bool:
-    """True for a ZIP archive (torch.save since 1.6) and for a bare pickle of protocol 2 to 5."""
-    return first.startswith(b"PK\x03\x04") or (
-        first[:1] == b"\x80" and first[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
-    )
+    """True for a ZIP archive (torch.save since 1.6) and for a bare pickle of protocol 2 to 5.
+
+    A safetensors header of 640 bytes begins with `80 02` as well; but its JSON follows at byte 8.
+    """
+    if first.startswith(b"PK\x03\x04"):
+        return True
+    return first[:1] == b"\x80" and first[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and first[8:9] != b"{"

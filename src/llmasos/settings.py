@@ -27,7 +27,10 @@ class Settings:
     """Resolved settings. `settings()` reads them; tests pass a mapping to `Settings.read`."""
 
     home: Path = _option(
-        Path(), "LLMasOS_HOME", "LLMASOS_HOME", help="folder of models, apps and configuration (default: user data folder)"
+        Path(),
+        "LLMasOS_HOME",
+        "LLMASOS_HOME",
+        help="folder of models, apps and configuration (default: user data folder)",
     )
     offline: bool = _option(
         False, "LLMASOS_OFFLINE", "HF_HUB_OFFLINE", help="refuse every request to the outside with a typed error"
@@ -97,7 +100,9 @@ def _config_file(path: Path) -> dict[str, Any]:
         raise InvalidInputError(f"{path} is not valid TOML: {e}.", hint="Correct or delete the file.") from e
     known = {option.name for option in fields(Settings)} - {"home"}
     if unknown := sorted(set(data) - known):
-        raise InvalidInputError(f"{path} has the unknown setting {unknown[0]!r}.", hint=f"Known: {', '.join(sorted(known))}.")
+        raise InvalidInputError(
+            f"{path} has the unknown setting {unknown[0]!r}.", hint=f"Known: {', '.join(sorted(known))}."
+        )
     return data
 
 
@@ -105,7 +110,9 @@ def _parse(name: str, raw: Any, kind: type) -> Any:
     if kind is bool:
         word = str(raw).lower()
         if word not in _TRUE | _FALSE:
-            raise InvalidInputError(f"{name}={raw!r} is neither true nor false.", hint=f"Use {name}=1 or {name}=0.", param=name)
+            raise InvalidInputError(
+                f"{name}={raw!r} is neither true nor false.", hint=f"Use {name}=1 or {name}=0.", param=name
+            )
         return word in _TRUE
     if kind is int:
         try:

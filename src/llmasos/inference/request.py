@@ -58,7 +58,11 @@ class SamplingParams:
             if value is None and name in _OPTIONAL:
                 continue
             whole = _KINDS[name] is int
-            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not low <= value <= high:
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int if whole else (int, float))
+                or not low <= value <= high
+            ):
                 bound = f"between {low:g} and {high:g}" if math.isfinite(high) else f"of at least {low:g}"
                 kind = "a whole number" if whole else "a number"
                 raise InvalidInputError(f"{name}={value!r} is not {kind} {bound}.", param=name)
@@ -77,7 +81,9 @@ class SamplingParams:
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(options) - known):
             raise InvalidInputError(
-                f"{unknown[0]!r} is not a sampling parameter.", hint=f"Known: {', '.join(sorted(known))}.", param=unknown[0]
+                f"{unknown[0]!r} is not a sampling parameter.",
+                hint=f"Known: {', '.join(sorted(known))}.",
+                param=unknown[0],
             )
         return cls(**options)
 
@@ -99,8 +105,10 @@ _LIMITS: tuple[tuple[str, float, float], ...] = (
     ("length_penalty", -10, 10),
 )
 _OPTIONAL = {"max_tokens", "logprobs", "prompt_logprobs"}
-_KINDS = {name: int if name in {"n", "max_tokens", "top_k", "logprobs", "prompt_logprobs", "num_beams"} else float
-          for name, _, _ in _LIMITS}
+_KINDS = {
+    name: int if name in {"n", "max_tokens", "top_k", "logprobs", "prompt_logprobs", "num_beams"} else float
+    for name, _, _ in _LIMITS
+}
 
 
 @dataclass(frozen=True)

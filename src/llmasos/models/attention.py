@@ -1,0 +1,264 @@
+"""Attention over packed tokens, and the protocol through which a model meets a KV cache.
+
+T = packed tokens of any number of sequences, H = query heads, K = key/value heads (H a multiple of K), D = head width.
+A model calls `attend(layer, q [T, H, D], k [T, K, D], v [T, K, D]) -> [T, H, D]` once per layer and knows nothing else:
+what is kept, and which keys a query may see, is the business of the object behind it. Two of them live here: `Varlen`
+(keeps nothing: training, scoring, encoders) and `ContiguousCache` (the plain path that every faster one must equal).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmasos.models.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """What the arithmetic of one layer needs to know."""
+
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+    causal: bool = True
+    slopes: tuple[float, ...] = ()
+    """ALiBi slope of each query head (arXiv:2108.12409)."""
+
+    @property
+    def plain(self) -> bool:
+        """No term that needs the scores themselves or a bias."""
+        return not self.softcap and not self.slopes
+
+
+class Attend(Protocol):
+    """Takes one layer's queries, keys and values of all packed tokens and returns what each query saw."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+
+
+def layer_specs(config: ModelConfig) -> list[AttentionSpec]:
+    """The attention arithmetic of every layer."""
+    slopes = alibi_slopes(config.num_heads, config.alibi_scale) if config.position == "alibi" else ()
+    return [
+        AttentionSpec(
+            scale=config.scale / (i + 1 if config.scale_by_layer else 1),
+            window=config.window(i),
+            softcap=config.attention_softcap,
+            causal=config.causal,
+            slopes=slopes,
+        )
+        for i in range(config.num_layers)
+    ]
+
+
+def alibi_slopes(num_heads: int, scale: float = 1.0) -> tuple[float, ...]:
+    """Geometric slopes of ALiBi; head counts that are no power of two take every other slope of the next power."""
+    base = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2 ** (-8 * (i + 1) / base) for i in range(base)]
+    slopes += [2 ** (-4 * (2 * i + 1) / base) for i in range(num_heads - base)]
+    return tuple(slope * scale for slope in slopes)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+    """One sequence by the definition: softmax(scale · q kᵀ + bias) v, scores in float32.
+
+    q [T, H, D], k and v [S, K, D], q_pos [T] and k_pos [S] are positions in the sequence. Returns [T, H, D].
+    """
+    num_tokens, num_heads, width = q.shape
+    groups = num_heads // k.shape[1]
+    queries = q.view(num_tokens, k.shape[1], groups, width).permute(1, 2, 0, 3)
+    scores = (queries @ k.permute(1, 2, 0)[:, None]).float() * spec.scale
+    if spec.softcap:
+        scores = torch.tanh(scores / spec.softcap) * spec.softcap
+    distance = q_pos[:, None] - k_pos[None, :]
+    if spec.slopes:
+        slopes = torch.tensor(spec.slopes, device=q.device).view(k.shape[1], groups, 1, 1)
+        scores = scores - slopes * distance
+    if hidden := _hidden(distance, spec):
+        scores = scores.masked_fill(hidden[0], float("-inf"))
+    out = scores.softmax(-1).to(v.dtype) @ v.permute(1, 0, 2)[:, None]
+    return out.permute(2, 0, 1, 3).reshape(num_tokens, num_heads, width)
+
+
+def _hidden(distance: Tensor, spec: AttentionSpec) -> list[Tensor]:
+    """The mask of pairs that may not see each other: none, or one tensor shaped like `distance`."""
+    masks = []
+    if spec.causal:
+        masks.append(distance < 0)
+    if spec.window:
+        masks.append(distance >= spec.window)
+        if not spec.causal:
+            masks.append(distance <= -spec.window)
+    return [torch.stack(masks).any(0)] if masks else []
+
+
+def _prefill(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, start: int) -> Tensor:
+    """Queries at positions start.. against keys at 0..; one sequence. The fused kernel where the case allows it."""
+    num_tokens, num_keys = q.shape[0], k.shape[0]
+    windowed = bool(spec.window) and num_keys > spec.window
+    if not spec.plain or windowed or (start and spec.causal and num_tokens > 1):
+        q_pos = torch.arange(start, start + num_tokens, device=q.device)
+        return attention(q, k, v, spec, q_pos, torch.arange(num_keys, device=q.device))
+    out = F.scaled_dot_product_attention(
+        q.transpose(0, 1)[None],
+        k.transpose(0, 1)[None],
+        v.transpose(0, 1)[None],
+        is_causal=spec.causal and num_tokens > 1,
+        scale=spec.scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    return out[0].transpose(0, 1)
+
+
+class Varlen:
+    """Attention inside each of several packed sequences; nothing is kept."""
+
+    def __init__(self, specs: Sequence[AttentionSpec], lengths: Sequence[int]) -> None:
+        self.specs, self.lengths = specs, list(lengths)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        spec = self.specs[layer]
+        if len(self.lengths) == 1:
+            return _prefill(q, k, v, spec, 0)
+        parts = zip(q.split(self.lengths), k.split(self.lengths), v.split(self.lengths), strict=True)
+        return torch.cat([_prefill(*part, spec, 0) for part in parts])
+
+    def positions(self, device: torch.device | str = "cpu") -> Tensor:
+        """Position of each packed token in its own sequence, [T]."""
+        return torch.cat([torch.arange(n, device=device) for n in self.lengths])
+
+
+class ContiguousCache:
+    """Keys and values of B sequences, each in its own row of one tensor per layer: [B, K, S, D].
+
+    A step is announced with `plan(rows, num_new)`; the forward pass then calls the object once per layer, and
+    `advance()` makes the new tokens part of the past. Rows grow by doubling up to the context. Nothing is padded on the
+    left: a row's length is its own.
+    """
+
+    def __init__(
+        self, config: ModelConfig, num_rows: int, *, device: torch.device, dtype: torch.dtype, capacity: int = 256
+    ) -> None:
+        self.specs = layer_specs(config)
+        self.lengths = [0] * num_rows
+        self._shape = (config.num_kv_heads, config.head_dim)
+        self._limit = config.context_length
+        self._options = {"device": device, "dtype": dtype}
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._rows: list[int] = []
+        self._new: list[int] = []
+        self._capacity = min(capacity, self._limit)
+        for _ in range(config.num_layers):
+            self._keys.append(self._empty(num_rows))
+            self._values.append(self._empty(num_rows))
+
+    def _empty(self, num_rows: int) -> Tensor:
+        heads, width = self._shape
+        return torch.zeros(num_rows, heads, self._capacity, width, **self._options)  # type: ignore[call-overload, no-any-return]
+
+    def plan(self, rows: Sequence[int], num_new: Sequence[int]) -> Tensor:
+        """Announce which rows the packed tokens belong to. Returns the positions of the new tokens, [T]."""
+        self._rows, self._new = list(rows), list(num_new)
+        needed = max(self.lengths[r] + n for r, n in zip(rows, num_new, strict=True))
+        assert needed <= self._limit, "the caller checks the context length"
+        if needed > self._capacity:
+            self._grow(needed)
+        device = self._options["device"]
+        if all(n == 1 for n in num_new):
+            positions = torch.tensor([self.lengths[r] for r in rows])
+            self._decode_plan(positions)
+            return positions.to(device)
+        starts = [self.lengths[r] for r in rows]
+        return torch.cat([torch.arange(s, s + n) for s, n in zip(starts, num_new, strict=True)]).to(device)
+
+    def _decode_plan(self, positions: Tensor) -> None:
+        device = self._options["device"]
+        self._index = torch.tensor(self._rows, device=device)
+        self._length = int(positions.max()) + 1
+        self._positions = positions.to(device)
+        self._all_rows = self._rows == list(range(len(self.lengths)))
+
+    def _grow(self, needed: int) -> None:
+        old, self._capacity = self._capacity, min(max(needed, 2 * self._capacity), self._limit)
+        for store in (self._keys, self._values):
+            for i, tensor in enumerate(store):
+                store[i] = self._empty(tensor.shape[0])
+                store[i][:, :, :old] = tensor
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if all(n == 1 for n in self._new):
+            return self._decode(layer, q, k, v)
+        out, at = [], 0
+        for row, n in zip(self._rows, self._new, strict=True):
+            out.append(self._extend(layer, row, q[at : at + n], k[at : at + n], v[at : at + n]))
+            at += n
+        return out[0] if len(out) == 1 else torch.cat(out)
+
+    def _extend(self, layer: int, row: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        start = self.lengths[row]
+        end = start + q.shape[0]
+        keys, values = self._keys[layer][row], self._values[layer][row]
+        keys[:, start:end] = k.transpose(0, 1)
+        values[:, start:end] = v.transpose(0, 1)
+        if start == 0:
+            return _prefill(q, k, v, self.specs[layer], 0)
+        return _prefill(q, keys[:, :end].transpose(0, 1), values[:, :end].transpose(0, 1), self.specs[layer], start)
+
+    def _decode(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """One new token per row. Queries that share a key head form one small matrix, so keys are never repeated."""
+        keys, values, spec = self._keys[layer], self._values[layer], self.specs[layer]
+        batch, num_heads, width = q.shape
+        if batch == 1:
+            row, at = self._rows[0], self._length - 1
+            keys[row, :, at] = k[0]
+            values[row, :, at] = v[0]
+            low = max(0, self._length - spec.window) if spec.window else 0
+            past_k, past_v = keys[row : row + 1, :, low : self._length], values[row : row + 1, :, low : self._length]
+        else:
+            keys[self._index, :, self._positions] = k
+            values[self._index, :, self._positions] = v
+            low = 0
+            past_k, past_v = keys[:, :, : self._length], values[:, :, : self._length]
+            if not self._all_rows:
+                past_k, past_v = past_k[self._index], past_v[self._index]
+        queries = q.view(batch, past_k.shape[1], -1, width)
+        if batch == 1 and spec.plain:
+            out = F.scaled_dot_product_attention(queries, past_k, past_v, scale=spec.scale)
+            return out.reshape(1, num_heads, width)
+        scores = (queries @ past_k.transpose(-1, -2)).float() * spec.scale
+        if spec.softcap:
+            scores = torch.tanh(scores / spec.softcap) * spec.softcap
+        distance = self._positions[:, None] - torch.arange(low, self._length, device=q.device)[None]
+        if spec.slopes:
+            slopes = torch.tensor(spec.slopes, device=q.device).view(1, past_k.shape[1], -1, 1)
+            scores = scores - slopes * distance[:, None, None]
+        if batch > 1 and (hidden := _hidden(distance, spec)):
+            scores = scores.masked_fill(hidden[0][:, None, None], float("-inf"))
+        return (scores.softmax(-1).to(past_v.dtype) @ past_v).reshape(batch, num_heads, width)
+
+    def advance(self) -> None:
+        """The tokens of the announced step are past now."""
+        for row, n in zip(self._rows, self._new, strict=True):
+            self.lengths[row] += n
+
+    def reorder(self, rows: Sequence[int], sources: Sequence[int]) -> None:
+        """Row rows[i] becomes a copy of what row sources[i] was (beam search, n completions of one prompt)."""
+        if list(rows) == list(sources):
+            return
+        target = torch.tensor(rows, device=self._options["device"])
+        source = torch.tensor(sources, device=self._options["device"])
+        end = max(self.lengths[s] for s in sources)
+        for store in (self._keys, self._values):
+            for tensor in store:
+                tensor[target, :, :end] = tensor[source, :, :end]
+        old = list(self.lengths)
+        for row, src in zip(rows, sources, strict=True):
+            self.lengths[row] = old[src]

@@ -1,0 +1,46 @@
+"""The table of families: architecture name -> config mapping and weight names, both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmasos.errors import UnknownArchitectureError
+from llmasos.models.config import ModelConfig
+from llmasos.models.families import llama
+from llmasos.models.families.mapping import Family
+
+FAMILIES: tuple[Family, ...] = (*llama.FAMILIES,)
+
+_BY_ARCHITECTURE = {name: family for family in FAMILIES for name in family.architectures}
+_BY_NAME = {family.name: family for family in FAMILIES}
+
+
+def known_architectures() -> tuple[str, ...]:
+    """Hugging Face class names that load here."""
+    return tuple(sorted(_BY_ARCHITECTURE))
+
+
+def family_of(config: ModelConfig) -> Family:
+    return _BY_NAME[config.family]
+
+
+def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
+    """A config.json -> ModelConfig. Raises UnknownArchitectureError that names the architecture and the known ones,
+    FormatError for a config that lacks or contradicts what its family needs."""
+    for name in hf.get("architectures") or []:
+        if name in _BY_ARCHITECTURE:
+            return _BY_ARCHITECTURE[name].read(hf)
+    if not hf.get("architectures") and hf.get("model_type") in _BY_NAME:
+        return _BY_NAME[hf["model_type"]].read(hf)
+    name = (hf.get("architectures") or [hf.get("model_type") or "none given"])[0]
+    raise UnknownArchitectureError(
+        f"The architecture {name!r} is not known.", hint=f"Known: {', '.join(known_architectures())}."
+    )
+
+
+def config_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """ModelConfig -> the content of a config.json that transformers loads."""
+    family = family_of(config)
+    merged = {**config.extra, "architectures": [config.architecture], "model_type": family.name, **family.write(config)}
+    return {key: value for key, value in merged.items() if value is not None}

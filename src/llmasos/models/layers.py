@@ -1,0 +1,199 @@
+"""The pieces of a transformer block: norms, rotary positions, MLP, linear layers.
+
+T = packed tokens, D = model width, R = rotating dimensions of a head. Norms and rotations compute in float32 and return
+the input's dtype, as Hugging Face's models do.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmasos.models.config import Activation, ModelConfig, RopeScaling
+
+
+def activate(x: Tensor, kind: Activation) -> Tensor:
+    match kind:
+        case "silu":
+            return F.silu(x)
+        case "gelu":
+            return F.gelu(x)
+        case "gelu_tanh":
+            return F.gelu(x, approximate="tanh")
+        case "gelu_quick":
+            return x * torch.sigmoid(1.702 * x)
+        case "relu":
+            return F.relu(x)
+        case "relu2":
+            return F.relu(x).square()
+
+
+class Norm(nn.Module):
+    """LayerNorm, RMSNorm (arXiv:1910.07467) or LayerNorm without parameters (OLMo), over the last dimension."""
+
+    def __init__(self, config: ModelConfig, width: int, *, heads: int = 0) -> None:
+        super().__init__()
+        self.kind, self.eps, self.width = config.norm, config.norm_eps, width
+        self.unit_offset = config.norm_unit_offset
+        shape = (heads, width) if heads else (width,)
+        self.weight = None if self.kind == "nonparametric" else nn.Parameter(torch.ones(shape))
+        self.bias = nn.Parameter(torch.zeros(shape)) if self.kind == "layernorm" and config.norm_bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "rmsnorm":
+            return self._rms(x)
+        if self.weight is None or self.weight.dim() == 1:
+            weight, bias = self.weight, self.bias
+            if weight is None:  # OLMo computes the statistics in float32
+                return F.layer_norm(x.float(), (self.width,), eps=self.eps).to(x.dtype)
+            return F.layer_norm(x, (self.width,), weight, bias, self.eps)
+        out = F.layer_norm(x, (self.width,), eps=self.eps) * self.weight
+        return out if self.bias is None else out + self.bias
+
+    def _rms(self, x: Tensor) -> Tensor:
+        assert self.weight is not None
+        values = x.float()
+        scale = torch.rsqrt(values.square().mean(-1, keepdim=True).add_(self.eps))
+        if self.unit_offset:
+            return (values * scale * (1.0 + self.weight.float())).to(x.dtype)
+        return (values * scale).to(x.dtype) * self.weight
+
+
+class Rope:
+    """Rotary positions (arXiv:2104.09864): cosine and sine tables that grow with the positions asked for."""
+
+    def __init__(self, dim: int, theta: float, interleaved: bool, scaling: RopeScaling | None, context: int) -> None:
+        self.dim, self.theta, self.interleaved = dim, theta, interleaved
+        self.scaling, self.context = scaling, context
+        self._tables: dict[tuple[bool, int, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    def tables(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for positions [T], each [T, 1, R]."""
+        end = int(positions.max()) + 1
+        stretched = self.scaling is not None and self.scaling.kind in ("dynamic", "longrope") and end > self._trained()
+        # dynamic NTK depends on the exact length; every other kind has one table that is cut to size
+        exact = stretched and self.scaling is not None and self.scaling.kind == "dynamic"
+        size = end if exact else max(256, 1 << (end - 1).bit_length())
+        key = (stretched, size, positions.device, dtype)
+        if key not in self._tables:
+            self._tables = {key: self._build(size, end if stretched else 0, positions.device, dtype)}
+        cos, sin = self._tables[key]
+        return cos[positions], sin[positions]
+
+    def _trained(self) -> int:
+        assert self.scaling is not None
+        return self.scaling.original_context or self.context
+
+    def _build(self, size: int, stretched_to: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        inverse, factor = rope_frequencies(self.dim, self.theta, self.scaling, self.context, stretched_to)
+        angles = torch.outer(torch.arange(size, dtype=torch.float32), inverse)
+        angles = angles.repeat_interleave(2, -1) if self.interleaved else torch.cat([angles, angles], -1)
+        cos, sin = angles.cos() * factor, angles.sin() * factor
+        return cos[:, None].to(device, dtype), sin[:, None].to(device, dtype)
+
+    def rotate(self, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+        """x [T, H, D]; the first R of D dimensions rotate."""
+        cos, sin = tables
+        part = x if self.dim == x.shape[-1] else x[..., : self.dim]
+        if self.interleaved:
+            turned = torch.stack([-part[..., 1::2], part[..., ::2]], -1).flatten(-2)
+        else:
+            low, high = part.chunk(2, -1)
+            turned = torch.cat([-high, low], -1)
+        out = torch.addcmul(part * cos, turned, sin)
+        return out if self.dim == x.shape[-1] else torch.cat([out, x[..., self.dim :]], -1)
+
+
+def rope_frequencies(
+    dim: int, theta: float, scaling: RopeScaling | None, context: int, stretched_to: int = 0
+) -> tuple[Tensor, float]:
+    """Inverse frequencies [R/2] and the factor on cosines and sines.
+
+    `stretched_to` is the sequence length when it exceeds the trained context (dynamic and longrope), else 0. Formulas:
+    YaRN arXiv:2309.00071 §3; LongRoPE arXiv:2402.13753; llama3 and dynamic as in Hugging Face's modeling_rope_utils.
+    """
+    exponent = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
+    inverse = 1.0 / (theta**exponent)
+    if scaling is None:
+        return inverse, 1.0
+    match scaling.kind:
+        case "linear":
+            return inverse / scaling.factor, 1.0
+        case "dynamic":
+            if stretched_to:
+                trained = scaling.original_context or context
+                base = theta * (scaling.factor * stretched_to / trained - (scaling.factor - 1)) ** (dim / (dim - 2))
+                inverse = 1.0 / (base**exponent)
+            return inverse, 1.0
+        case "llama3":
+            return _llama3(inverse, scaling), 1.0
+        case "yarn":
+            return _yarn(inverse, dim, theta, scaling, context)
+        case "longrope":
+            return _longrope(exponent, theta, scaling, context, stretched_to)
+
+
+def _llama3(inverse: Tensor, s: RopeScaling) -> Tensor:
+    wavelength = 2 * math.pi / inverse
+    smooth = (s.original_context / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
+    mixed = (1 - smooth) * inverse / s.factor + smooth * inverse
+    long, short = (
+        wavelength > s.original_context / s.low_freq_factor,
+        wavelength < s.original_context / s.high_freq_factor,
+    )
+    return torch.where(long, inverse / s.factor, torch.where(short, inverse, mixed))
+
+
+def _yarn(inverse: Tensor, dim: int, theta: float, s: RopeScaling, context: int) -> tuple[Tensor, float]:
+    trained = s.original_context or context
+
+    def mscale(scale: float, m: float) -> float:
+        return 1.0 if scale <= 1 else 0.1 * m * math.log(scale) + 1.0
+
+    factor = s.attention_factor
+    if factor is None:
+        both = s.mscale and s.mscale_all_dim
+        factor = mscale(s.factor, s.mscale) / mscale(s.factor, s.mscale_all_dim) if both else mscale(s.factor, 1.0)
+
+    def dimension(rotations: float) -> float:
+        return dim * math.log(trained / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = dimension(s.beta_fast), dimension(s.beta_slow)
+    if s.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    ramp = ((torch.arange(dim // 2).float() - low) / max(high - low, 0.001)).clamp(0, 1)
+    return inverse / s.factor * ramp + inverse * (1 - ramp), factor
+
+
+def _longrope(exponent: Tensor, theta: float, s: RopeScaling, context: int, stretched_to: int) -> tuple[Tensor, float]:
+    factors = torch.tensor(s.long_factor if stretched_to else s.short_factor)
+    scale = s.factor if s.factor > 1 else context / (s.original_context or context)
+    factor = s.attention_factor
+    if factor is None:
+        factor = 1.0 if scale <= 1 else math.sqrt(1 + math.log(scale) / math.log(s.original_context or context))
+    return 1.0 / (factors * theta**exponent), factor
+
+
+class MLP(nn.Module):
+    """down(act(gate) · up), or down(act(up)) where the family has no gate. Gate and up are stored as one matrix."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.activation, self.gated = config.activation, config.gated
+        wide = config.intermediate_size * (2 if config.gated else 1)
+        self.up = nn.Linear(config.hidden_size, wide, bias=config.mlp_bias)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide: Tensor = self.up(x)
+        if self.gated:
+            gate, up = wide.chunk(2, -1)
+            wide = activate(gate, self.activation) * up
+        else:
+            wide = activate(wide, self.activation)
+        out: Tensor = self.down(wide)
+        return out

@@ -1,0 +1,334 @@
+"""A path -> a model on a device; and back to a folder that transformers loads.
+
+Weights go from the mapped file to their place one module at a time, so loading needs little more memory than the model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from llmasos.devices import pick_device, pick_dtype, set_threads
+from llmasos.errors import FormatError, InvalidInputError, NotFoundError, UnsupportedError
+from llmasos.formats import Checkpoint, open_checkpoint, save_safetensors
+from llmasos.models.config import ModelConfig
+from llmasos.models.decoder import Decoder
+from llmasos.models.families import config_from_hf, config_to_hf, family_of
+from llmasos.models.families.gguf import GGUF_WEIGHTS, config_from_gguf
+from llmasos.models.families.mapping import source_of, to_hf
+from llmasos.models.lowbit import FOUR_BIT, BlockEmbedding, Blocks, Int4Linear, Int8Linear
+from llmasos.settings import settings
+
+if TYPE_CHECKING:
+    from llmasos.text import Tokenizer
+
+Quantization = Literal["auto", "none", "int8", "int4"]
+QUANTIZATIONS = ("auto", "none", "int8", "int4")
+PLAIN = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_LAYER = re.compile(r"(?<=layers\.)\d+")
+
+
+@dataclass
+class LoadedModel:
+    """A model in memory and what belongs to it."""
+
+    module: Any
+    config: ModelConfig
+    tokenizer: Tokenizer | None
+    path: Path
+    generation: dict[str, Any] = field(default_factory=dict)
+    """Sampling defaults of generation_config.json."""
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write config.json, safetensors and tokenizer as Hugging Face keeps them; transformers loads the folder.
+
+        Raises UnsupportedError for a model whose weights are low-bit in memory (load it with quantization="none")."""
+        folder = Path(folder)
+        if any(isinstance(m, (Int4Linear, Int8Linear, BlockEmbedding)) for m in self.module.modules()):
+            raise UnsupportedError(
+                "This model's weights are low-bit in memory and can't be saved at full precision.",
+                hint='Load it with quantization="none" first.',
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        state = dict(self.module.state_dict())
+        config = config_to_hf(self.config) | {"dtype": str(self.module.dtype).removeprefix("torch.")}
+        write_atomically(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+        save_safetensors(dict(to_hf(family_of(self.config), self.config, state)), folder, metadata={"format": "pt"})
+        if self.generation:
+            write_atomically(folder / "generation_config.json", json.dumps(self.generation, indent=2) + "\n")
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """All of the text or nothing: written beside its place, then moved over it."""
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as out:
+        out.write(text)
+    os.replace(out.name, path)
+
+
+def read_config(path: Path) -> ModelConfig:
+    """The ModelConfig of an HF folder or a GGUF file, without loading weights."""
+    if path.suffix == ".gguf":
+        checkpoint = open_checkpoint(path)
+        try:
+            return config_from_gguf(checkpoint.metadata, checkpoint.tensors)
+        finally:
+            checkpoint.close()
+    file = path / "config.json"
+    if not file.is_file():
+        raise NotFoundError(f"{path} has no config.json.", hint="Give a Hugging Face model folder or a .gguf file.")
+    return config_from_hf(read_json(file))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises FormatError that names the file."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise FormatError(f"{path} is not valid JSON: {e}.", hint="Fetch the file again.") from e
+    if not isinstance(data, dict):
+        raise FormatError(f"{path} holds a {type(data).__name__}, not an object.", hint="Fetch the file again.")
+    return data
+
+
+def load_model(
+    path: Path | str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantization: str = "auto",
+    with_tokenizer: bool = True,
+) -> LoadedModel:
+    """Load an HF folder (config.json + safetensors) or a GGUF file.
+
+    `device`, `dtype`: see `llmasos.devices`; "auto" also reads LLMASOS_DEVICE and LLMASOS_DTYPE. `quantization`: "auto"
+    keeps GGUF's low-bit weights low-bit where that is faster (CPU, bfloat16) and leaves others alone; "none" computes
+    with full weights; "int8" and "int4" round the linear layers on loading (CPU).
+    Raises NotFoundError, FormatError, UnknownArchitectureError, DeviceError, InvalidInputError.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise NotFoundError(f"There is no model at {path}.", hint="See `llmasos ls`.")
+    if quantization not in QUANTIZATIONS:
+        raise InvalidInputError(
+            f"quantization={quantization!r} is not known.",
+            hint=f"Use {', '.join(QUANTIZATIONS)}.",
+            param="quantization",
+        )
+    path = gguf_in(path)
+    chosen = settings()
+    where = pick_device(chosen.device if device == "auto" else device)
+    kind = pick_dtype(chosen.dtype if dtype == "auto" else dtype, where)
+    if where.type == "cpu":
+        set_threads(chosen.threads)
+    if quantization in ("int8", "int4") and (where.type != "cpu" or kind != torch.bfloat16):
+        raise UnsupportedError(
+            f"quantization={quantization!r} runs on a CPU with bfloat16; this is {where} with {kind}.",
+            hint='Use quantization="none".',
+            param="quantization",
+        )
+    config = read_config(path)
+    checkpoint = open_checkpoint(path)
+    try:
+        module = _build(config)
+        _Filler(config, checkpoint, where, kind, quantization).fill(module)
+    finally:
+        checkpoint.close()
+    module.eval().requires_grad_(False)
+    return LoadedModel(
+        module=module,
+        config=config,
+        tokenizer=_tokenizer(path) if with_tokenizer else None,
+        path=path,
+        generation=_generation(path),
+    )
+
+
+def gguf_in(path: Path) -> Path:
+    """A folder that holds one GGUF model (one file, or the parts of one) and no config.json -> its first file."""
+    if path.is_dir() and not (path / "config.json").exists():
+        files = sorted(path.glob("*.gguf"))
+        firsts = [f for f in files if not re.search(r"-\d{5}-of-\d{5}$", f.stem) or "-00001-of-" in f.stem]
+        if len(firsts) == 1:
+            return firsts[0]
+        if firsts:
+            names = ", ".join(f.name for f in firsts)
+            raise InvalidInputError(f"{path} holds several GGUF models: {names}.", hint="Name one of the files.")
+    return path
+
+
+def _tokenizer(path: Path) -> Tokenizer | None:
+    from llmasos.text import load_tokenizer
+
+    return load_tokenizer(path)
+
+
+def _generation(path: Path) -> dict[str, Any]:
+    file = path / "generation_config.json"
+    return read_json(file) if path.is_dir() and file.is_file() else {}
+
+
+def _build(config: ModelConfig) -> nn.Module:
+    with torch.device("meta"):
+        if config.is_encoder:
+            from llmasos.models.encoder import Encoder
+
+            return Encoder(config)
+        return Decoder(config)
+
+
+class _Filler:
+    """Puts a checkpoint's tensors into a module made on the meta device."""
+
+    def __init__(
+        self, config: ModelConfig, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, quantization: str
+    ) -> None:
+        self.config, self.checkpoint, self.device, self.dtype = config, checkpoint, device, dtype
+        self.is_gguf = checkpoint.path.suffix == ".gguf"
+        low_bit = device.type == "cpu" and dtype == torch.bfloat16
+        self.keep_blocks = self.is_gguf and quantization == "auto" and low_bit
+        self.round_to = quantization if quantization in ("int8", "int4") else None
+
+    def fill(self, module: nn.Module) -> None:
+        for name, child in list(module.named_modules()):
+            if isinstance(child, nn.Linear) and self._replace_linear(module, name, child):
+                continue
+            if isinstance(child, nn.Embedding) and self._replace_embedding(module, name):
+                continue
+            for leaf in list(child._parameters):
+                parameter = child._parameters[leaf]
+                if parameter is None or not parameter.is_meta or self._is_tied(f"{name}.{leaf}"):
+                    continue
+                child._parameters[leaf] = self._parameter(f"{name}.{leaf}", parameter.shape)
+        if self.config.tie_embeddings and not self.config.is_encoder and isinstance(module.head, nn.Linear):
+            assert isinstance(module.embed, nn.Embedding)
+            module.head.weight = module.embed.weight
+
+    def _is_tied(self, parameter: str) -> bool:
+        return parameter == "head.weight" and self.config.tie_embeddings
+
+    def _parameter(self, name: str, shape: torch.Size) -> nn.Parameter:
+        names, join = self._source(name)
+        tensor = join([self._read(n) for n in names])
+        if tensor.shape != shape:
+            raise FormatError(
+                f"{self.checkpoint.path}: {' + '.join(names)} has the shape {list(tensor.shape)}; "
+                f"the config asks for {list(shape)}.",
+                hint="config.json and weights belong to different models.",
+            )
+        return nn.Parameter(tensor.to(self.device, self.dtype), requires_grad=False)
+
+    def _read(self, name: str) -> Tensor:
+        return self.checkpoint.tensor(name)
+
+    def _source(self, parameter: str) -> tuple[tuple[str, ...], Callable[[list[Tensor]], Tensor]]:
+        """Checkpoint names behind one of our parameters and how they join. Raises FormatError if one is missing."""
+        if self.is_gguf:
+            return self._gguf_names(parameter), lambda parts: parts[0] if len(parts) == 1 else torch.cat(parts)
+        names, how = source_of(family_of(self.config), parameter)
+        found = tuple(self._stored(name) for name in names)
+        return found, lambda parts: how.join(parts, self.config)
+
+    def _stored(self, name: str) -> str:
+        """The name as this checkpoint spells it: checkpoints of bare models leave the prefix out."""
+        prefix = family_of(self.config).prefix
+        for spelled in (name, name.removeprefix(prefix), prefix + name):
+            if spelled in self.checkpoint.tensors:
+                return spelled
+        raise self._missing(name)
+
+    def _gguf_names(self, parameter: str) -> tuple[str, ...]:
+        module, leaf = parameter.rsplit(".", 1)
+        layer = _LAYER.search(module)
+        number = layer.group() if layer else ""
+        ways = GGUF_WEIGHTS[_LAYER.sub("{i}", module)]
+        for way in ways:
+            names = tuple(f"{part.replace('{i}', number)}.{leaf}" for part in way)
+            if all(name in self.checkpoint.tensors for name in names):
+                return names
+        raise self._missing(f"{ways[0][0].replace('{i}', number)}.{leaf}")
+
+    def _missing(self, name: str) -> FormatError:
+        return FormatError(
+            f"{self.checkpoint.path} has no tensor {name!r}, which a {self.config.architecture} needs.",
+            hint="The checkpoint is incomplete, or its config.json belongs to another model.",
+        )
+
+    # low-bit
+
+    def _replace_linear(self, root: nn.Module, name: str, linear: nn.Linear) -> bool:
+        if name == "head" and self.config.tie_embeddings:
+            weight_name = "embed.weight"
+        else:
+            weight_name = f"{name}.weight"
+        names, join = self._source(weight_name)
+        layer = self._low_bit(names, join, linear, name)
+        if layer is None:
+            return False
+        _set_module(root, name, layer)
+        return True
+
+    def _low_bit(
+        self, names: tuple[str, ...], join: Callable[[list[Tensor]], Tensor], linear: nn.Linear, name: str
+    ) -> nn.Module | None:
+        kinds = {self.checkpoint.tensors[n].dtype for n in names}
+        blocks = self.keep_blocks and not kinds & set(PLAIN)
+        if not blocks and not (self.round_to and name != "head"):
+            return None
+        bias = self._parameter(f"{name}.bias", linear.bias.shape).data if linear.bias is not None else None
+        fits = Int4Linear.fits(linear.out_features, linear.in_features)
+        if blocks and kinds <= set(FOUR_BIT) and fits:
+            return Int4Linear([self._blocks(n) for n in names], bias)
+        weight = join([self._read(n) for n in names]).to(self.dtype)
+        if self.round_to == "int4" and fits:
+            return Int4Linear([round_q4(weight)], bias)
+        return Int8Linear(weight, bias)
+
+    def _blocks(self, name: str) -> Blocks:
+        return self.checkpoint.tensors[name].dtype, self.checkpoint.raw(name)
+
+    def _replace_embedding(self, root: nn.Module, name: str) -> bool:
+        if not self.keep_blocks or name != "embed":
+            return False
+        names, _ = self._source("embed.weight")
+        if self.checkpoint.tensors[names[0]].dtype in PLAIN:
+            return False
+        _set_module(root, name, BlockEmbedding(self._blocks(names[0]), self.dtype))
+        return True
+
+
+def round_q4(weight: Tensor) -> Blocks:
+    """Rows rounded to Q4_1 blocks (32 weights between their minimum and maximum in 15 steps), as GGML stores them."""
+    groups = weight.float().view(weight.shape[0], -1, 32)
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    d = ((high - low) / 15).half()
+    m = low.half()
+    step = d.float().clamp_min(1e-12)
+    q = ((groups - m.float()) / step).round_().clamp_(0, 15).to(torch.uint8)
+    packed = q[..., :16] | (q[..., 16:] << 4)
+    blocks = torch.cat([d.view(torch.uint8), m.view(torch.uint8), packed], -1)
+    return "Q4_1", blocks.flatten(1)
+
+
+def _set_module(root: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(root.get_submodule(parent) if parent else root, leaf, module)
+
+
+def hf_state(model: LoadedModel) -> Mapping[str, Tensor]:
+    """The weights under Hugging Face's names."""
+    return dict(to_hf(family_of(model.config), model.config, model.module.state_dict()))
+
+
+def unused_tensors(checkpoint: Checkpoint, used: set[str]) -> Iterator[str]:
+    yield from (name for name in checkpoint.tensors if name not in used)

@@ -1,0 +1,102 @@
+"""Linear layers and embeddings whose weights stay low-bit in memory, for CPUs, where bytes per weight set the speed.
+
+N = outputs, K = inputs, G = 32 weights that share a scale. Activations are bfloat16; the products come from PyTorch's own
+kernels (`_weight_int4pack_mm_for_cpu`, `_weight_int8pack_mm`). They are made for few tokens: from `MANY_TOKENS` on, a
+weight is decoded to bfloat16 for the call and multiplied by oneDNN, which is compute-bound there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmasos.formats.quants import dequantize, unpack_q4
+
+MANY_TOKENS = 48
+GROUP = 32
+FOUR_BIT = ("Q4_0", "Q4_1")
+Blocks = tuple[str, Tensor]
+"""A GGML block type and the rows as stored, uint8 [N, bytes]."""
+
+
+class Int4Linear(nn.Module):
+    """y = x Wᵀ + b with W = q · scale + minimum per group of 32, exactly GGUF's Q4_0 and Q4_1 up to bfloat16 scales.
+
+    The mapped file's blocks serve the many-token path, so only the packed copy takes memory of its own.
+    """
+
+    def __init__(self, blocks: Sequence[Blocks], bias: Tensor | None) -> None:
+        super().__init__()
+        parts = [unpack_q4(dtype, rows) for dtype, rows in blocks]
+        q, d, m = (torch.cat([part[i] for part in parts]) for i in range(3))
+        self.out_features, self.in_features = q.shape
+        self._blocks = tuple(blocks)
+        # the kernel computes (q - 8) * scale + zero
+        scales = torch.stack([d, m + 8 * d], -1).transpose(0, 1).contiguous().bfloat16()
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q.to(torch.int32), 1)
+        self.register_buffer("packed", packed, persistent=False)
+        self.register_buffer("scales", scales, persistent=False)
+        self.bias = bias if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    @staticmethod
+    def fits(out_features: int, in_features: int) -> bool:
+        """Shapes that the kernel takes."""
+        return out_features % 16 == 0 and in_features % GROUP == 0
+
+    def dequantize(self) -> Tensor:
+        """The weight in bfloat16, [N, K]."""
+        return torch.cat([dequantize(dtype, rows, out=torch.bfloat16) for dtype, rows in self._blocks])
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, self.in_features)
+        if flat.shape[0] >= MANY_TOKENS:
+            return F.linear(x, self.dequantize(), self.bias)
+        out = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self.packed, GROUP, self.scales)
+        out = out if self.bias is None else out + self.bias
+        return out.view(*x.shape[:-1], self.out_features)
+
+
+class Int8Linear(nn.Module):
+    """y = x Wᵀ + b with W = q · scale per output row; symmetric, rounded to nearest."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        scale = weight.abs().amax(-1).float().clamp_min(1e-12) / 127
+        q = torch.empty(weight.shape, dtype=torch.int8)
+        for rows in range(0, weight.shape[0], 4096):  # no float copy of a whole vocabulary
+            part = slice(rows, rows + 4096)
+            q[part] = (weight[part].float() / scale[part, None]).round_().to(torch.int8)
+        self.register_buffer("q", q, persistent=False)
+        self.register_buffer("scale", scale.bfloat16(), persistent=False)
+        self.bias = bias if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def dequantize(self) -> Tensor:
+        """The weight in bfloat16, [N, K]."""
+        return self.q.bfloat16() * self.scale[:, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, self.in_features)
+        if flat.shape[0] >= MANY_TOKENS:
+            return F.linear(x, self.dequantize(), self.bias)
+        out = torch._weight_int8pack_mm(flat, self.q, self.scale)
+        out = out if self.bias is None else out + self.bias
+        return out.view(*x.shape[:-1], self.out_features)
+
+
+class BlockEmbedding(nn.Module):
+    """Token embeddings decoded from GGML blocks row by row: a table of any size costs no memory of its own."""
+
+    def __init__(self, blocks: Blocks, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._kind, self._rows = blocks
+        self._dtype = dtype
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return dequantize(self._kind, self._rows[tokens], out=self._dtype)
+
+    def dequantize(self) -> Tensor:
+        return dequantize(self._kind, self._rows, out=self._dtype)

@@ -1,0 +1,278 @@
+"""Plan: what a model costs in bytes to download, on disk and in memory, before anything is downloaded.
+
+Weights are counted from the tensors in the file headers; keys and values from the configuration:
+layers x 2 x kv_heads x head_dim x tokens x concurrency x bytes per element, where a sliding-window layer never keeps
+more tokens than its window. What runs besides (activations, logits, allocator) is an estimate and called so. The Python
+process itself is not counted.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmasos.errors import InvalidInputError, LLMasOSError, NetworkError, NotFoundError, OfflineError
+from llmasos.formats.types import TensorInfo
+from llmasos.store.catalog import Resolved, resolve
+from llmasos.store.headers import Facts, opener, read_facts, read_tensors
+from llmasos.store.library import Library, files_at
+from llmasos.store.pull import DISK_MARGIN, disk_free, size
+from llmasos.store.sources import list_source
+from llmasos.store.transfer import UnsupportedRange, check_online
+
+if TYPE_CHECKING:
+    from llmasos.models.config import ModelConfig
+
+DEFAULT_CONTEXT = 4096  # tokens, or the model's context if that is shorter
+CHUNK = 512  # prompt tokens that run through the model at once, for the estimate of activations
+MARGIN = 0.05  # of weights and cache, for the allocator
+
+_FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
+# Constants that old checkpoints store beside the weights: causal masks, rotary tables, position numbers.
+_CONSTANTS = re.compile(r"(^|\.)((attn|attention)\.(masked_)?bias|inv_freq|position_ids|token_type_ids)$")
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    path: str
+    size: int | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All sizes in bytes, contexts in tokens. `memory_bytes` = weights + KV cache + activations.
+
+    `max_context` is the largest context that fits at this concurrency, at most the model's own; 0 if none does.
+    """
+
+    ref: str
+    name: str
+    source: str
+    installed: bool
+    architecture: str
+    format: str
+    licence: str | None
+    notice: str | None
+    files: tuple[PlannedFile, ...]
+    download_bytes: int
+    disk_bytes: int
+    disk_free: int
+    weights_bytes: int
+    kv_cache_bytes: int
+    activation_bytes: int
+    memory_free: int
+    device: str
+    dtype: str
+    context: int
+    context_length: int
+    max_context: int
+    concurrency: int
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.weights_bytes + self.kv_cache_bytes + self.activation_bytes
+
+    @property
+    def fits_disk(self) -> bool:
+        return self.installed or self.disk_bytes + DISK_MARGIN <= self.disk_free
+
+    @property
+    def fits_memory(self) -> bool:
+        return self.memory_bytes <= self.memory_free
+
+    @property
+    def fits(self) -> bool:
+        return self.fits_disk and self.fits_memory
+
+    @property
+    def verdict(self) -> str:
+        """One line for people: what it needs against what is free, and what would fit."""
+        memory = f"{size(self.memory_bytes)} of {size(self.memory_free)} free memory on {self.device}"
+        if not self.fits_disk:
+            return f"Does not fit on the disk: needs {size(self.disk_bytes)}, {size(self.disk_free)} are free."
+        if self.fits_memory:
+            return f"Fits: needs {memory}, context up to {self.max_context} tokens."
+        if self.max_context:
+            return f"Does not fit: needs {memory}; a context of {self.max_context} tokens would."
+        return f"Does not fit: needs {memory}; choose a smaller model or quantisation."
+
+
+def plan(
+    ref: str | Path, *, context: int | None = None, concurrency: int = 1, device: str = "auto", dtype: str = "auto"
+) -> Plan:
+    """What running `ref` would take, read from headers here or, by ranged requests, where it would come from.
+
+    `context` in tokens per request (default: the model's, at most 4096); `concurrency` requests at once. Raises the
+    errors of `pull` that can be known without the weights, and InvalidInputError for a context beyond the model's.
+    """
+    if concurrency < 1 or (context is not None and context < 1):
+        raise InvalidInputError(
+            f"A plan for {context} tokens and {concurrency} requests makes no sense.", hint="Both must be at least 1."
+        )
+    resolved = resolve(ref)
+    library = Library()
+    found = _local(ref, resolved, library) or _remote(resolved)
+    config = found.facts.config
+    context = context or min(config.context_length, DEFAULT_CONTEXT)
+    if context > config.context_length:
+        raise InvalidInputError(
+            f"{resolved.name} has a context of {config.context_length} tokens; {context} were asked for.",
+            hint=f"Ask for at most {config.context_length}.",
+            param="context",
+        )
+    device, dtype, memory_free = _device(device, dtype)
+    width = _WIDTHS[dtype]
+    weights = weights_bytes(found.tensors, found.facts.format, width)
+    activations = activation_bytes(config, weights, context, concurrency, width)
+
+    def fits(tokens: int) -> bool:
+        cache = kv_cache_bytes(config, tokens, concurrency, width)
+        return weights + cache + activation_bytes(config, weights, tokens, concurrency, width) <= memory_free
+
+    entry = resolved.entry
+    return Plan(
+        ref=str(ref),
+        name=resolved.name,
+        source=found.source,
+        installed=found.installed,
+        architecture=config.architecture,
+        format=found.facts.format,
+        licence=entry.licence if entry else found.licence,
+        notice=entry.notice if entry else None,
+        files=found.files,
+        download_bytes=found.download_bytes,
+        disk_bytes=found.disk_bytes,
+        disk_free=disk_free(library.home),
+        weights_bytes=weights,
+        kv_cache_bytes=kv_cache_bytes(config, context, concurrency, width),
+        activation_bytes=activations,
+        memory_free=memory_free,
+        device=device,
+        dtype=dtype,
+        context=context,
+        context_length=config.context_length,
+        max_context=_largest(config.context_length, fits),
+        concurrency=concurrency,
+    )
+
+
+def weights_bytes(tensors: Sequence[TensorInfo], format: str, width: int) -> int:
+    """Bytes of the weights once loaded with `width` bytes per element; GGUF's block types stay as they are stored."""
+    total = 0
+    for tensor in tensors:
+        if _CONSTANTS.search(tensor.name):
+            continue
+        if tensor.dtype in _FLOATS and not (format == "gguf" and len(tensor.shape) < 2):
+            total += math.prod(tensor.shape) * width
+        else:
+            total += tensor.nbytes
+    return total
+
+
+def kv_cache_bytes(config: ModelConfig, context: int, concurrency: int, width: int) -> int:
+    """Bytes of keys and values for `concurrency` requests of `context` tokens; none for an encoder."""
+    if config.is_encoder:
+        return 0
+    tokens = sum(min(context, config.window(layer) or context) for layer in range(config.num_layers))
+    return tokens * 2 * config.num_kv_heads * config.head_dim * width * concurrency
+
+
+def activation_bytes(config: ModelConfig, weights: int, context: int, concurrency: int, width: int) -> int:
+    """An estimate of all that is neither weights nor cache: a chunk's widest layer, logits in float32, a margin."""
+    rows = min(context, CHUNK)
+    layer = rows * (4 * config.hidden_size + 3 * config.intermediate_size) * max(width, 4)
+    scores = config.num_heads * rows * min(context, CHUNK) * 4
+    logits = concurrency * config.vocab_size * 4
+    cache = kv_cache_bytes(config, context, concurrency, width)
+    return layer + scores + logits + math.ceil(MARGIN * (weights + cache))
+
+
+def _largest(most: int, fits: Callable[[int], bool]) -> int:
+    """The largest n ≤ `most` with `fits(n)`, by bisection: need grows with the context."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+_WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def _device(wanted: str, dtype: str) -> tuple[str, str, int]:
+    """Names of the device and dtype that would be used, and the device's free bytes."""
+    from llmasos import devices
+    from llmasos.settings import settings
+
+    defaults = settings()
+    device = devices.pick_device(defaults.device if wanted == "auto" else wanted)
+    chosen = devices.pick_dtype(defaults.dtype if dtype == "auto" else dtype, device)
+    return str(device), str(chosen).removeprefix("torch."), devices.free_memory(device)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A model whose headers have been read, here or elsewhere."""
+
+    source: str
+    installed: bool
+    licence: str | None
+    files: tuple[PlannedFile, ...]
+    download_bytes: int
+    disk_bytes: int
+    facts: Facts
+    tensors: list[TensorInfo]
+
+
+def _local(ref: str | Path, resolved: Resolved, library: Library) -> _Found | None:
+    """A model of this machine: installed, or at a path."""
+    licence: str | None = None
+    if resolved.sources[0].kind == "file":
+        path = Path(resolved.sources[0].path)
+        if not path.exists():
+            raise NotFoundError(f"{path} does not exist.", hint="Give a model's folder, .gguf or .safetensors file.")
+        source = str(path)
+    elif library.has(resolved.name):
+        card = library.get(resolved.name)
+        path, source, licence = library.path(resolved.name), card.source, card.licence
+    else:
+        return None
+    folder = path if path.is_dir() else path.parent
+    names = files_at(path)
+    facts = read_facts(names, opener(folder))
+    files = tuple(PlannedFile(name, (folder / name).stat().st_size) for name in names)
+    return _Found(source, True, licence, files, 0, 0, facts, read_tensors(facts, opener(folder)))
+
+
+def _remote(resolved: Resolved) -> _Found:
+    """The first source that answers."""
+    check_online(resolved.sources[0].text)
+    reasons: list[tuple[str, LLMasOSError]] = []
+    for source in resolved.sources:
+        try:
+            listing = list_source(source, resolved.entry, lambda message: None)
+            if not listing.files:
+                raise UnsupportedRange(
+                    f"{source.text} cannot be looked into before it is downloaded: its server sends no ranges."
+                )
+            facts = read_facts([file.path for file in listing.files], listing.open)
+            tensors = read_tensors(facts, listing.open)
+        except OfflineError:
+            raise
+        except (NetworkError, NotFoundError) as e:
+            reasons.append((source.text, e))
+            continue
+        files = tuple(PlannedFile(file.path, file.size) for file in listing.files)
+        download, disk = listing.download_bytes or 0, listing.disk_bytes or 0
+        return _Found(listing.source, False, listing.licence, files, download, disk, facts, tensors)
+    if len(reasons) == 1:
+        raise reasons[0][1]
+    raise NetworkError(
+        f"{resolved.name} could not be planned from any source: "
+        + " ".join(f"[{source}] {error.message}" for source, error in reasons),
+        hint="Check the connection: `llmasos doctor`.",
+    )

@@ -209,8 +209,8 @@ def parse_gguf_header(data: bytes | mmap.mmap, *, name: str, file_size: int | No
     metadata: dict[str, Any] = {}
     for i in range(num_keys):
         key = cursor.string(f"key {i}", max_bytes=MAX_NAME_BYTES)
-        if key in metadata:
-            raise cursor.error(f"the key {key[:80]!r} occurs twice")
+        if not key or key in metadata:
+            raise cursor.error(f"key {i}, {key[:80]!r}, {'occurs twice' if key else 'is empty'}")
         field = f"the value of {key[:80]}"
         metadata[key] = cursor.value(cursor.u32(f"the type of {key[:80]}"), field)
     alignment = _alignment(cursor, metadata)
@@ -222,7 +222,7 @@ def parse_gguf_header(data: bytes | mmap.mmap, *, name: str, file_size: int | No
 
 def _version(cursor: _Cursor) -> int:
     first = cursor.buffer[:512]
-    if not b"GGUF".startswith(first[:4]) or not first:
+    if not b"GGUF".startswith(first[:4]) or cursor.size == 0:
         raise cursor.error(f"this is not a GGUF file: {describe(first)}")
     cursor.pos = cursor.need(4, "the magic")
     version = cursor.u32("the version")

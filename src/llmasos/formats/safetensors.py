@@ -14,7 +14,7 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -315,7 +315,8 @@ def save_safetensors(
                     old.unlink()
     finally:
         for path in temporary.values():
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # not there, or the disk that made us stop
+                path.unlink()
     return [folder / name for name in names]
 
 
@@ -338,6 +339,7 @@ def _shards(tensors: Mapping[str, torch.Tensor], max_shard_size: int) -> list[li
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    import torch
     from safetensors.torch import save_file
 
     path.touch()
@@ -345,6 +347,8 @@ def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str
     ready: dict[str, torch.Tensor] = {}
     memory: set[int] = set()
     for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided or tensor.is_meta:
+            raise UnsupportedError(f"The tensor {name} is sparse or has no data; safetensors holds dense ones.")
         plain = tensor.detach().to("cpu").contiguous()
         if plain.untyped_storage().data_ptr() in memory:  # the library refuses tensors that share memory
             plain = plain.clone()

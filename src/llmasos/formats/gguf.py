@@ -132,7 +132,7 @@ class _Cursor:
         """The vocabulary's hot loop: the checks of `string`, without its calls."""
         self.count_objects(count, field)
         self.need(count * 8, field)
-        buffer, position, given = self.buffer, self.pos, self.given
+        buffer, position, end = self.buffer, self.pos, min(self.given, MAX_HEADER_BYTES)
         unpack = _U64.unpack_from
         result: list[str] = []
         append = result.append
@@ -140,7 +140,7 @@ class _Cursor:
             for _ in range(count):
                 start = position + 8
                 position = start + unpack(buffer, position)[0]
-                if position > given:
+                if position > end:
                     break
                 append(buffer[start:position].decode())
         except (struct.error, UnicodeDecodeError):

@@ -1,0 +1,336 @@
+"""Application: a model and Python functions, served.
+
+    app = Application(model)
+
+    @app.route("/ask")
+    def ask(question: str, words: Annotated[int, Field(ge=1, le=500)] = 50) -> str:
+        "Answer a question."
+        return model.generate_text(question, max_tokens=words)
+
+    app.run()
+
+    curl 'http://127.0.0.1:8000/ask?question=Why'
+    curl http://127.0.0.1:8000/ask -H 'Content-Type: application/json' -d '{"question": "Why", "words": 20}'
+
+Methods: by default a route answers GET (inputs in the query string) and POST (inputs in a JSON body); one with nested
+inputs answers POST only. Any web page that the user visits can cause a GET, so give a function that changes something
+`methods=["POST"]`: browsers don't send JSON to another site unless it agrees.
+
+Results: the body is the bare JSON of the return value, checked against the return annotation; a generator is sent as
+server-sent events (see streams.py). Errors are RFC 9457 documents (see problems.py).
+
+What it does not do: keys, quotas, TLS. `app` is an ASGI application, so any server or framework can hold it; when it is
+mounted in another one, hooks run only if that one is told: `FastAPI(lifespan=app.lifespan)`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.resources
+import inspect
+import re
+import threading
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+import anyio.to_thread
+import pydantic_core
+from fastapi import FastAPI, Request
+from pydantic import ValidationError
+from starlette.datastructures import State
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from llmasos.apps import problems, streams
+from llmasos.apps.openapi import openapi
+from llmasos.apps.routes import QUERY_METHODS, Route, describe
+from llmasos.errors import InvalidInputError, ServerError
+
+if TYPE_CHECKING:
+    from starlette.testclient import TestClient
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_NUM_THREADS = 64
+"""Functions and streams that run at once; more wait. Models order their own work, so this bounds only the waiting."""
+_RESERVED = ("/healthz", "/docs", "/openapi.json")
+_PAGE_RULES = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+
+
+class Application:
+    """Functions over HTTP. An ASGI application: `uvicorn module:app` serves it, FastAPI and Starlette can mount it.
+
+    `model` is any object that the functions use, or a name that `model_zoo.get_model` knows: it is loaded when
+    `app.model` is first read.
+    """
+
+    def __init__(self, model: Any = None, *, title: str | None = None, version: str = "0.1.0") -> None:
+        self.title = title or "LLMasOS application"
+        self.start_error: BaseException | None = None
+        """Why the last start failed, if it did."""
+        self.num_running = 0
+        """Functions and streams in worker threads now."""
+        self._model, self._model_lock = model, threading.Lock()
+        self._routes: list[Route] = []
+        self._on_start: list[Callable[[], Any]] = []
+        self._on_stop: list[Callable[[], Any]] = []
+        self._started = False
+        self._count_lock = threading.Lock()
+        self._limiter = anyio.CapacityLimiter(_NUM_THREADS)
+        self.asgi = FastAPI(title=self.title, version=version, docs_url=None, redoc_url=None, lifespan=self.lifespan)
+        """The FastAPI application below, for middleware and routes of its own kind."""
+        self.asgi.openapi = self.openapi  # type: ignore[method-assign]
+        self.asgi.add_exception_handler(HTTPException, self._http_error)
+        for path, endpoint in (("/", self._index), ("/healthz", self._health), ("/docs", self._docs)):
+            self.asgi.add_api_route(path, endpoint, methods=["GET"], include_in_schema=False)
+
+    @property
+    def model(self) -> Any:
+        """The model; a name is loaded now, once. Raises InvalidInputError if the application has none."""
+        with self._model_lock:
+            if isinstance(self._model, str):
+                from llmasos.model_zoo import get_model
+
+                self._model = get_model(self._model)
+        if self._model is None:
+            raise InvalidInputError(
+                "This application was made without a model.",
+                hint='Write Application("smollm2-135m-instruct").',
+                param="model",
+            )
+        return self._model
+
+    llm = model
+
+    @property
+    def state(self) -> State:
+        """A place for the application's own values: `app.state.db = ...`."""
+        return self.asgi.state
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """The descriptions of all routes, in the order of their definition."""
+        return tuple(self._routes)
+
+    def route(
+        self, path: str, methods: Iterable[str] | None = None, *, examples: Iterable[Mapping[str, Any]] = ()
+    ) -> Callable[[Function], Function]:
+        """Serve the decorated function (plain, async, generator or async generator) at `path`; it stays as it is.
+
+        `methods`: default GET and POST, or POST alone where an input is nested. `examples`: inputs, shown in the
+        documentation and checked now. Raises InvalidInputError for what can't be served.
+        """
+
+        def decorate(function: Function) -> Function:
+            route = describe(function, path, methods, examples)
+            self._check_free(route)
+            if route.path == "/":
+                # The own list of routes gives way; what it answered is part of the page at /docs.
+                self.asgi.router.routes[:] = [r for r in self.asgi.router.routes if getattr(r, "path", None) != "/"]
+            self._routes.append(route)
+            endpoint = self._endpoint(route)
+            self.asgi.add_api_route(
+                path, endpoint, methods=list(route.methods), include_in_schema=False, name=route.name
+            )
+            return function
+
+        if not isinstance(path, str):
+            raise InvalidInputError(
+                f"@app.route needs a path, not {path!r}.",
+                hint=f'Write @app.route("/{getattr(path, "__name__", "ask")}").',
+            )
+        return decorate
+
+    def on_start(self, function: Function) -> Function:
+        """Run the function, plain or async, before the first request. If it raises, the application does not start."""
+        self._on_start.append(function)
+        return function
+
+    def on_stop(self, function: Function) -> Function:
+        """Run the function, plain or async, after the last request; the last one defined runs first."""
+        self._on_stop.append(function)
+        return function
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI 3.1 document."""
+        return openapi(self.asgi, self._routes)
+
+    def run(self, host: str = "127.0.0.1", port: int = 8000, *, open: bool = False, insecure: bool = False) -> None:
+        """Serve until Ctrl-C or SIGTERM, then return. `open` shows the page in a browser.
+
+        An address that other machines can reach needs `insecure=True`: an application has no keys. Raises ServerError
+        if the port is in use or a start hook fails.
+        """
+        from llmasos.apps.server import serve
+
+        serve(self, host, port, open=open, insecure=insecure)
+
+    def test_client(self) -> TestClient:
+        """A synchronous client that needs no port. As a context manager it runs the start and stop hooks."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # starlette deprecates one of the two HTTP clients that it accepts
+            from starlette.testclient import TestClient
+        return TestClient(self)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.asgi(scope, receive, send)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, _: Any = None) -> AsyncIterator[None]:
+        """Runs the hooks around what it encloses; for a host application: `FastAPI(lifespan=app.lifespan)`."""
+        self.start_error = None
+        try:
+            for hook in self._on_start:
+                await self._call(hook, {})
+        except BaseException as e:
+            self.start_error = e
+            raise
+        self._started = True
+        try:
+            yield
+        finally:
+            self._started = False
+            for hook in reversed(self._on_stop):
+                try:
+                    await self._call(hook, {})
+                except Exception:
+                    problems.log.exception("The stop hook %s() failed", getattr(hook, "__name__", hook))
+
+    def _check_free(self, route: Route) -> None:
+        def shape(path: str) -> str:
+            return re.sub(r"{[^{}]*}", "{}", path)
+
+        if route.path in _RESERVED:
+            raise InvalidInputError(
+                f"The path {route.path!r} of {route.name}() belongs to every application.",
+                hint="Choose another.",
+                param="path",
+            )
+        for other in self._routes:
+            if shape(other.path) == shape(route.path) and (shared := set(other.methods) & set(route.methods)):
+                raise InvalidInputError(
+                    f"{min(shared)} {route.path} of {route.name}() is taken by {other.name}().",
+                    hint="Choose another path, or give each function its own methods=[...].",
+                    param="path",
+                )
+
+    def _endpoint(self, route: Route) -> Callable[[Request], Any]:
+        async def endpoint(request: Request) -> Response:
+            try:
+                if self._on_start and not self._started:
+                    raise ServerError(
+                        "The start hooks have not run.",
+                        hint="Mounted: FastAPI(lifespan=app.lifespan). In a test: with app.test_client() as client.",
+                    )
+                result = await self._call(route.function, await _arguments(route, request))
+                if isinstance(result, Response):
+                    return result
+                if route.streams or streams.is_stream(result):
+                    collected = streams.prefers_json(request.headers.get("accept", ""))
+                    return streams.StreamResponse(route, result, collected=collected, worker=self._in_thread)
+                return Response(route.dump(result), media_type="application/json")
+            except (Exception, SystemExit) as e:  # whatever the function does, the server stays up
+                headers = e.headers if isinstance(e, HTTPException) else None
+                return problems.response(problems.of_exception(e, route.name), headers)
+
+        return endpoint
+
+    async def _call(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+        call = functools.partial(function, **arguments)
+        if (
+            inspect.isasyncgenfunction(function)
+            or inspect.isgeneratorfunction(function)
+            or inspect.iscoroutinefunction(function)
+        ):
+            result = call()
+        else:
+            result = await self._in_thread(call)
+        return await result if inspect.isawaitable(result) else result
+
+    async def _in_thread(self, call: Callable[[], Any]) -> Any:
+        return await anyio.to_thread.run_sync(self._counted, call, limiter=self._limiter)
+
+    def _counted(self, call: Callable[[], Any]) -> Any:
+        with self._count_lock:
+            self.num_running += 1
+        try:
+            return call()
+        finally:
+            with self._count_lock:
+                self.num_running -= 1
+
+    async def _index(self) -> Response:
+        routes = [
+            {"path": r.path, "methods": list(r.methods), "summary": r.summary, "streams": r.streams}
+            for r in self._routes
+        ]
+        return JSONResponse({"title": self.title, "version": self.asgi.version, "routes": routes, "docs": "docs"})
+
+    async def _health(self) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def _docs(self) -> Response:
+        page = importlib.resources.files("llmasos.apps").joinpath("docs.html").read_text(encoding="utf-8")
+        return HTMLResponse(page, headers={"Content-Security-Policy": _PAGE_RULES})
+
+    async def _http_error(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        hint = {404: "GET / lists the routes.", 405: "GET / lists each route's methods."}.get(error.status_code, "")
+        return problems.of_http_exception(error, hint=hint)
+
+
+async def _arguments(route: Route, request: Request) -> dict[str, Any]:
+    """The function's arguments out of path and query or body. Raises RequestError with a 4xx problem."""
+    place = "query" if request.method in QUERY_METHODS else "body"
+    values = _query(route, request) if place == "query" else await _body(route, request)
+    misplaced = [
+        {"type": "extra_forbidden", "loc": (place, name), "msg": "", "input": values.pop(name)}
+        for name in route.path_names
+        if name in values
+    ]
+    if place == "body":
+        misplaced += [
+            {"type": "extra_forbidden", "loc": ("query", name), "msg": "", "input": value}
+            for name, value in request.query_params.items()
+        ]
+    try:
+        arguments = route.arguments(values | request.path_params)
+    except ValidationError as e:
+        errors = problems.located(e, place, route.path_names) + misplaced
+        raise problems.RequestError(problems.wrong_input(errors, route.value_names)) from e
+    if misplaced:
+        raise problems.RequestError(problems.wrong_input(misplaced, route.value_names))
+    return arguments
+
+
+def _query(route: Route, request: Request) -> dict[str, Any]:
+    many = {i.name for i in route.inputs if i.shapes == {"many"}}
+    values: dict[str, Any] = {}
+    for name in request.query_params:
+        found = request.query_params.getlist(name)
+        values[name] = found if name in many or len(found) > 1 else found[0]
+    return values
+
+
+async def _body(route: Route, request: Request) -> dict[str, Any]:
+    body = await request.body()
+    if not body:
+        return {}
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        message = f"The body's Content-Type is {kind or 'missing'}; this route takes JSON."
+        hint = "With curl: -H 'Content-Type: application/json'."
+        raise problems.RequestError(problems.problem(415, "unsupported_media_type", message, hint=hint))
+    try:
+        values = pydantic_core.from_json(body, allow_inf_nan=False)
+    except ValueError as e:
+        message = f"The body is not valid JSON: {e}."
+        raise problems.RequestError(problems.problem(400, "malformed_json", message)) from e
+    if not isinstance(values, dict):
+        error = {"type": "dict_type", "loc": ("body",), "msg": "The body must be a JSON object", "input": values}
+        raise problems.RequestError(problems.wrong_input([error], route.value_names))
+    return values

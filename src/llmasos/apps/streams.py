@@ -1,0 +1,193 @@
+"""A generator as an answer: server-sent events, or everything at once for a client that asks for JSON.
+
+Each element is one event, `data: <JSON of the element>`; the last one is `event: done`, or `event: error` with a
+problem document if the generator failed midway. A failure before the first element is an ordinary error answer with its
+status. When the client goes away the generator is closed, so its `finally` blocks run.
+
+A plain generator lives in one thread from first to last element: grad modes of torch, SQLite connections and re-entrant
+locks belong to a thread, and would break if each step ran in another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import anyio
+import anyio.from_thread
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from llmasos.apps import problems
+from llmasos.apps.routes import Route
+
+PING_SECONDS = 15.0
+"""A comment is sent after this much silence, so that proxies keep the connection while a model reads a long prompt."""
+_AHEAD = 16
+Worker = Callable[[Callable[[], Any]], Awaitable[Any]]
+"""Runs a call in a worker thread."""
+_END, _PING = object(), object()
+
+
+class _Failure:
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class StreamResponse(Response):
+    """Sends `items`, an iterator or async iterator, as they come; `collected`: all of them, as one JSON document."""
+
+    def __init__(self, route: Route, items: Any, *, collected: bool, worker: Worker) -> None:
+        self.status_code, self.background = 200, None
+        self._route, self._items, self._collected, self._in_thread = route, items, collected, worker
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sink, source = anyio.create_memory_object_stream[Any](_AHEAD)
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._produce, sink)
+            group.start_soon(self._stop_when_gone, receive, group.cancel_scope)
+            with source:
+                if self._collected:
+                    await (await self._collect(source))(scope, receive, send)
+                else:
+                    await self._events(source, scope, receive, send)
+            group.cancel_scope.cancel()
+
+    async def _produce(self, sink: MemoryObjectSendStream[Any]) -> None:
+        with sink:
+            try:
+                if isinstance(self._items, AsyncIterator):
+                    await _pump_async(self._items, sink)
+                else:
+                    await self._in_thread(functools.partial(_pump, iter(self._items), sink))
+            except (Exception, SystemExit) as e:
+                try:
+                    await sink.send(_Failure(e))  # the reader decides between status and event
+                except (anyio.BrokenResourceError, asyncio.CancelledError):
+                    problems.of_exception(e, self._route.name)  # nobody reads any more: the log is all there is
+                    raise
+
+    @staticmethod
+    async def _stop_when_gone(receive: Receive, scope: anyio.CancelScope) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        scope.cancel()
+
+    async def _collect(self, source: MemoryObjectReceiveStream[Any]) -> Response:
+        items = [item async for item in source]
+        failure = next((i for i in items if isinstance(i, _Failure)), None)
+        try:
+            if failure is not None:
+                raise failure.error
+            return Response(self._route.collect(items), media_type="application/json")
+        except (Exception, SystemExit) as e:
+            return problems.response(problems.of_exception(e, self._route.name))
+
+    async def _events(self, source: MemoryObjectReceiveStream[Any], scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+        while True:
+            item = await _next(source)
+            event, failure = self._event(item)
+            if failure is not None and not started:
+                await problems.response(failure)(scope, receive, send)
+                return
+            if not started:
+                await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                started = True
+            last = item is _END or failure is not None
+            await send({"type": "http.response.body", "body": event, "more_body": not last})
+            if last:
+                return
+
+    def _event(self, item: Any) -> tuple[bytes, dict[str, Any] | None]:
+        """The bytes of one event, and the problem if it is an error."""
+        if item is _PING:
+            return b": waiting\n\n", None
+        if item is _END:
+            return b"event: done\ndata: {}\n\n", None
+        try:
+            if isinstance(item, _Failure):
+                raise item.error
+            return b"data: " + self._route.dump_item(item) + b"\n\n", None
+        except (Exception, SystemExit) as e:
+            failure = problems.of_exception(e, self._route.name)
+            return b"event: error\ndata: " + problems.encode(failure) + b"\n\n", failure
+
+
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would hold the events back
+]
+
+
+def _pump(items: Iterator[Any], sink: MemoryObjectSendStream[Any]) -> None:
+    try:
+        for item in items:
+            try:
+                anyio.from_thread.run(sink.send, item)
+            except (anyio.BrokenResourceError, concurrent.futures.CancelledError, asyncio.CancelledError):
+                return  # the client is gone
+    finally:
+        if close := getattr(items, "close", None):
+            close()
+
+
+async def _pump_async(items: AsyncIterator[Any], sink: MemoryObjectSendStream[Any]) -> None:
+    # A task of its own: anyio cancels again at every await, which would break off what the generator awaits to clean up.
+    # Here it is cancelled once, and not at all when it is closing already.
+    closing = asyncio.Event()
+    task = asyncio.create_task(_iterate(items, sink, closing))
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        if not closing.is_set():
+            task.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait([task])
+        if not task.cancelled() and (error := task.exception()):
+            raise error from None
+        raise
+
+
+async def _iterate(items: AsyncIterator[Any], sink: MemoryObjectSendStream[Any], closing: asyncio.Event) -> None:
+    try:
+        async for item in items:
+            try:
+                await sink.send(item)
+            except anyio.BrokenResourceError:
+                return  # the client is gone
+    finally:
+        closing.set()
+        if close := getattr(items, "aclose", None):
+            await close()
+
+
+async def _next(source: MemoryObjectReceiveStream[Any]) -> Any:
+    with anyio.move_on_after(PING_SECONDS):
+        try:
+            return await source.receive()
+        except anyio.EndOfStream:
+            return _END
+    return _PING
+
+
+def is_stream(value: Any) -> bool:
+    return isinstance(value, Iterator | AsyncIterator)
+
+
+def prefers_json(accept: str) -> bool:
+    """Whether an Accept header names application/json above text/event-stream; without either, events it is."""
+    weights: dict[str, float] = {}
+    for part in accept.lower().split(","):
+        media, *parameters = (p.strip() for p in part.split(";"))
+        quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+        try:
+            weights[media] = float(quality)
+        except ValueError:
+            weights[media] = 1.0
+    return weights.get("application/json", 0.0) > weights.get("text/event-stream", 0.0)

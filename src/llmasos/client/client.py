@@ -6,7 +6,7 @@ message), `NetworkError` (no answer), `OfflineError` (not asked); all are `LLMas
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import aclosing, closing
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
@@ -133,7 +133,9 @@ class Client(_Calls):
     def chat(self, messages: Messages, *, model: str, **fields: Any) -> ChatCompletion:
         return self._wire.chat_reply(self._http.json("POST", *self._chat(messages, model, fields)))
 
-    def stream_chat(self, messages: Messages, *, model: str, **fields: Any) -> Iterator[ChatCompletionChunk]:
+    def stream_chat(
+        self, messages: Messages, *, model: str, **fields: Any
+    ) -> Generator[ChatCompletionChunk, None, None]:
         """Closing the iterator ends the request. Raises NetworkError if the stream breaks off."""
         reader = self._wire.stream_reader()
         call = self._chat(messages, model, {**fields, "stream": True})
@@ -148,7 +150,9 @@ class Client(_Calls):
     ) -> TextCompletion:
         return self._parsed(TextCompletion, self._http.json("POST", *self._completion(prompt, model, fields)))
 
-    def stream_complete(self, prompt: str | Sequence[int], *, model: str, **fields: Any) -> Iterator[TextCompletion]:
+    def stream_complete(
+        self, prompt: str | Sequence[int], *, model: str, **fields: Any
+    ) -> Generator[TextCompletion, None, None]:
         done = False
         call = self._completion(prompt, model, {**fields, "stream": True})
         with closing(self._http.events("POST", *call)) as events:
@@ -196,7 +200,9 @@ class AsyncClient(_Calls):
     async def chat(self, messages: Messages, *, model: str, **fields: Any) -> ChatCompletion:
         return self._wire.chat_reply(await self._http.json("POST", *self._chat(messages, model, fields)))
 
-    async def stream_chat(self, messages: Messages, *, model: str, **fields: Any) -> AsyncIterator[ChatCompletionChunk]:
+    async def stream_chat(
+        self, messages: Messages, *, model: str, **fields: Any
+    ) -> AsyncGenerator[ChatCompletionChunk, None]:
         reader = self._wire.stream_reader()
         call = self._chat(messages, model, {**fields, "stream": True})
         async with aclosing(self._http.events("POST", *call)) as events:
@@ -213,7 +219,7 @@ class AsyncClient(_Calls):
 
     async def stream_complete(
         self, prompt: str | Sequence[int], *, model: str, **fields: Any
-    ) -> AsyncIterator[TextCompletion]:
+    ) -> AsyncGenerator[TextCompletion, None]:
         done = False
         call = self._completion(prompt, model, {**fields, "stream": True})
         async with aclosing(self._http.events("POST", *call)) as events:

@@ -381,6 +381,7 @@ class Model(WireResponse):
     object: Literal["model"] = "model"
     created: int = 0
     owned_by: str = ""
+    context_length: int | None = Field(None, description="Extension: prompt and new tokens together, at most.")
 
 
 class ModelList(WireResponse):

@@ -1,0 +1,82 @@
+"""What every request passes through: an id, a check of its host, a limit on its body, and a net under all of it."""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llmasos.client.http import is_loopback
+from llmasos.serve.problems import error_response, log, unexpected
+
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class Gate:
+    """ASGI middleware. `x-request-id` is taken from the request where it is harmless text, else made, and sent back.
+
+    `loopback_only` refuses requests whose Host header is no loopback name: a web page whose own name was pointed at
+    127.0.0.1 (DNS rebinding) can't reach an open server through its visitor's browser.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, loopback_only: bool) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+        self.loopback_only = loopback_only
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            if self.loopback_only and not is_loopback(_host(headers.get("host", ""))):
+                message = f"The host {headers.get('host', '')!r} is not this machine's loopback name."
+                await error_response(403, message, code="forbidden_host")(scope, receive, send_with_id)
+                return
+            await self.app(scope, self._limited(headers, receive), send_with_id)
+        except Exception:
+            problem = unexpected(request_id)
+            if started:
+                log.error("request %s had been answered in part; its connection is dropped", request_id)
+                raise
+            await error_response(**problem)(scope, receive, send_with_id)
+
+    def _limited(self, headers: Headers, receive: Receive) -> Receive:
+        """`receive` that raises status 413 as soon as the body is known to be too long."""
+        declared = headers.get("content-length", "")
+        size = int(declared) if declared.isascii() and declared.isdigit() else 0
+        num_received = 0
+
+        async def limited() -> Message:
+            nonlocal num_received
+            message = await receive() if size <= self.max_body_bytes else {"type": "http.request"}
+            if message["type"] == "http.request":
+                num_received += len(message.get("body", b""))
+                if max(size, num_received) > self.max_body_bytes:
+                    raise HTTPException(
+                        413, f"The body is longer than {self.max_body_bytes} bytes, this server's limit."
+                    )
+            return message
+
+        return limited
+
+
+def _host(header: str) -> str:
+    """The name in a Host header, without the port; brackets of an IPv6 address stay."""
+    return header if header.endswith("]") else header.rpartition(":")[0] or header

@@ -1,0 +1,220 @@
+"""From requests on the wire to what a model takes: token ids and SamplingParams. Refuses by name what can't be done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llmasos.client.types import (
+    ChatCompletionRequest,
+    ChatMessage,
+    CompletionRequest,
+    EmbeddingRequest,
+    SamplingRequest,
+    TextPart,
+)
+from llmasos.errors import ContextOverflowError, InvalidInputError, UnsupportedError
+from llmasos.inference.request import SamplingParams
+from llmasos.serve.lane import ServedModel
+
+MAX_STOPS = 16
+MAX_INPUTS = 2048
+"""Inputs of one embeddings request (OpenAI's limit)."""
+_COMPLETION_DEFAULT_MAX_TOKENS = 16  # OpenAI's
+_SAMPLING = ("n", "temperature", "top_p", "presence_penalty", "frequency_penalty", "seed")
+_EXTENSIONS = ("top_k", "min_p", "typical_p", "repetition_penalty", "ignore_eos")
+_BEAMS = ("num_beams", "length_penalty", "early_stopping")
+
+
+def chat_prompt_ids(model: ServedModel, request: ChatCompletionRequest) -> list[int]:
+    """The conversation through the model's template, as tokens. Blocking."""
+    _check_generates(model)
+    if request.response_format and request.response_format.type != "text":
+        raise UnsupportedError(
+            f"response_format of type {request.response_format.type!r} is not supported yet.", param="response_format"
+        )
+    messages = [template_message(message, i) for i, message in enumerate(request.messages)]
+    tools = _template_tools(request)
+    prompt = model.chat_prompt(messages, tools)
+    if tools and prompt == model.chat_prompt(messages, None):
+        raise UnsupportedError(
+            f"The chat template of {model.name} has no place for tools.",
+            hint="Choose a model trained to use tools.",
+            param="tools",
+        )
+    return model.tokenizer.encode(_unicode(prompt, "messages"), add_special_tokens=False)
+
+
+def template_message(message: ChatMessage, index: int) -> dict[str, Any]:
+    """A message as chat templates expect it: text content, `developer` as `system`, tool arguments as an object."""
+    entry = message.model_dump(exclude_none=True, include={"name", "tool_call_id", "reasoning_content"})
+    entry["role"] = "system" if message.role == "developer" else message.role
+    entry["content"] = _content(message, index)
+    if message.tool_calls:
+        entry["tool_calls"] = [_template_call(call.model_dump()) for call in message.tool_calls]
+    elif message.content is None and message.role != "assistant":
+        raise InvalidInputError(f"Message {index} ({message.role}) has no content.", param=f"messages.{index}.content")
+    return entry
+
+
+def _content(message: ChatMessage, index: int) -> str:
+    if not isinstance(message.content, list):
+        return message.content or ""
+    texts = []
+    for i, part in enumerate(message.content):
+        if not isinstance(part, TextPart):
+            where = f"messages.{index}.content.{i}"
+            raise UnsupportedError(f"Content of type {part.type!r} is not supported yet.", param=where)
+        texts.append(part.text)
+    return "\n".join(texts)
+
+
+def _template_call(call: dict[str, Any]) -> dict[str, Any]:
+    try:
+        arguments = json.loads(call["function"]["arguments"])
+    except ValueError:
+        return call  # text that the model wrote wrongly goes back to it as it was
+    if isinstance(arguments, dict):
+        call["function"]["arguments"] = arguments
+    return call
+
+
+def _template_tools(request: ChatCompletionRequest) -> list[dict[str, Any]] | None:
+    choice = request.tool_choice
+    if choice not in (None, "none", "auto"):
+        shown = choice if isinstance(choice, str) else "a named function"
+        raise UnsupportedError(
+            f"tool_choice: {shown} is not supported yet.", hint="Use auto or none.", param="tool_choice"
+        )
+    if request.parallel_tool_calls is False:
+        raise UnsupportedError("parallel_tool_calls: false is not supported yet.", param="parallel_tool_calls")
+    if choice == "auto" and not request.tools:
+        raise InvalidInputError("tool_choice is given without tools.", param="tool_choice")
+    if choice == "none" or not request.tools:
+        return None
+    return [tool.model_dump(exclude_none=True) for tool in request.tools]
+
+
+def chat_params(model: ServedModel, request: ChatCompletionRequest, num_prompt_tokens: int) -> SamplingParams:
+    if request.top_logprobs and not request.logprobs:
+        raise InvalidInputError("top_logprobs needs logprobs: true.", param="top_logprobs")
+    asked = {request.max_tokens, request.max_completion_tokens} - {None}
+    if len(asked) > 1:
+        raise InvalidInputError("max_tokens and max_completion_tokens differ; send one.", param="max_tokens")
+    room = model.context_length - num_prompt_tokens
+    if not asked and room < 1:
+        raise ContextOverflowError(num_prompt_tokens, 1, model.context_length)
+    logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    return _params(model, request, max_tokens=asked.pop() if asked else room, logprobs=logprobs)
+
+
+def completion_prompts(model: ServedModel, request: CompletionRequest) -> list[list[int]]:
+    """The prompts as tokens. Blocking."""
+    _check_generates(model)
+    return [_ids(model, prompt, "prompt") for prompt in batch(request.prompt, "prompt")]
+
+
+def completion_params(model: ServedModel, request: CompletionRequest) -> SamplingParams:
+    echo_logprobs = request.logprobs if request.echo else None
+    if echo_logprobs is not None and request.stream:
+        raise UnsupportedError(
+            "echo together with logprobs can't be streamed.", hint="Set stream: false.", param="echo"
+        )
+    max_tokens = _COMPLETION_DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    return _params(model, request, max_tokens=max_tokens, logprobs=request.logprobs, prompt_logprobs=echo_logprobs)
+
+
+def embedding_texts(model: ServedModel, request: EmbeddingRequest) -> tuple[list[str], int]:
+    """The inputs as texts, and how many tokens they are. Blocking."""
+    inputs = batch(request.input, "input")
+    if len(inputs) > MAX_INPUTS:
+        raise InvalidInputError(f"input holds {len(inputs)} entries; at most {MAX_INPUTS} are allowed.", param="input")
+    texts, num_tokens = [], 0
+    for entry in inputs:
+        if not entry:
+            raise InvalidInputError("input holds an empty entry.", param="input")
+        ids = _ids(model, entry, "input")
+        texts.append(entry if isinstance(entry, str) else _text_of(model, ids))
+        num_tokens += len(ids)
+    return texts, num_tokens
+
+
+def _text_of(model: ServedModel, ids: list[int]) -> str:
+    """The text that these tokens stand for. Ids made by another model's tokeniser rarely survive the way back."""
+    text = model.tokenizer.decode(ids)
+    if ids not in (model.tokenizer.encode(text), model.tokenizer.encode(text, add_special_tokens=False)):
+        raise InvalidInputError(
+            f"These token ids are not how {model.name} writes a text.", hint="Send the text itself.", param="input"
+        )
+    return text
+
+
+def batch(value: str | list[str] | list[int] | list[list[int]], param: str) -> Sequence[str | list[int]]:
+    """One entry or several, as a list of entries. Raises InvalidInputError when there is none."""
+    if isinstance(value, str):
+        return [value]
+    if not value:
+        raise InvalidInputError(f"{param} is empty.", param=param)
+    if isinstance(value[0], int):
+        return [[int(i) for i in value]]
+    return value
+
+
+def _ids(model: ServedModel, entry: str | list[int], param: str) -> list[int]:
+    if isinstance(entry, str):
+        ids = model.tokenizer.encode(_unicode(entry, param))
+    else:
+        ids = entry
+        _check_ids(model, ids, param)
+    return ids
+
+
+def _params(model: ServedModel, request: SamplingRequest, **more: Any) -> SamplingParams:
+    options: dict[str, Any] = {k: v for k in _SAMPLING + _EXTENSIONS + _BEAMS if (v := getattr(request, k)) is not None}
+    if request.stream_options is not None and not request.stream:
+        raise InvalidInputError("stream_options needs stream: true.", param="stream_options")
+    if request.stop:
+        options["stop"] = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
+        if len(options["stop"]) > MAX_STOPS:
+            raise InvalidInputError(f"stop holds more than {MAX_STOPS} strings.", param="stop")
+    if request.stop_token_ids:
+        _check_ids(model, request.stop_token_ids, "stop_token_ids")
+        options["stop_token_ids"] = tuple(request.stop_token_ids)
+    if request.logit_bias:
+        options["logit_bias"] = _logit_bias(model, request.logit_bias)
+    return SamplingParams.of(**options, **more)
+
+
+def _logit_bias(model: ServedModel, bias: Mapping[str, float]) -> dict[int, float]:
+    result = {}
+    for key, value in bias.items():
+        if not (key.isascii() and key.isdigit() and len(key) < 10):
+            raise InvalidInputError(f"logit_bias has the key {key!r}, which is no token id.", param="logit_bias")
+        if not -100 <= value <= 100:
+            raise InvalidInputError(
+                f"logit_bias of token {key} is {value}, not between -100 and 100.", param="logit_bias"
+            )
+        result[int(key)] = float(value)
+    _check_ids(model, list(result), "logit_bias")
+    return result
+
+
+def _check_ids(model: ServedModel, ids: Sequence[int], param: str) -> None:
+    size = model.tokenizer.vocab_size
+    if bad := [i for i in ids if not 0 <= i < size]:
+        raise InvalidInputError(f"{param}: {bad[0]} is no token id of {model.name}, which has {size}.", param=param)
+
+
+def _check_generates(model: ServedModel) -> None:
+    if model.is_encoder:
+        raise UnsupportedError(f"{model.name} makes embeddings, not text.", hint="Use /v1/embeddings.", param="model")
+
+
+def _unicode(text: str, param: str) -> str:
+    """Refuses half surrogate pairs, which JSON can carry and a tokeniser can't."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as e:
+        raise InvalidInputError(f"{param} holds {e.object[e.start]!r}, which is not Unicode text.", param=param) from e
+    return text

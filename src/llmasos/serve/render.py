@@ -1,0 +1,95 @@
+"""From what a model gives back to the wire. Every field that is set is sent; every field that is not is left out."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from pydantic import BaseModel
+
+from llmasos.client.types import (
+    ChatLogprobs,
+    ChatTokenLogprob,
+    CompletionLogprobs,
+    EmbeddingUsage,
+    PromptTokensDetails,
+    TopLogprob,
+    Usage,
+)
+from llmasos.errors import ServerError
+from llmasos.inference.request import FinishReason, TokenLogprob
+from llmasos.serve.lane import ServedTokenizer
+
+
+def dump(model: BaseModel) -> str:
+    return model.model_dump_json(exclude_unset=True)
+
+
+def event(model: BaseModel) -> str:
+    return f"data: {dump(model)}\n\n"
+
+
+def finish(reason: FinishReason | None) -> Literal["stop", "length"] | None:
+    """The wire has no word for an aborted answer, and one cut short must not look finished."""
+    if reason == "abort":
+        raise ServerError("The generation was stopped before it was complete.", hint="Try again.")
+    return reason
+
+
+def usage(num_prompt_tokens: int, num_output_tokens: int) -> Usage:
+    return Usage(
+        prompt_tokens=num_prompt_tokens,
+        completion_tokens=num_output_tokens,
+        total_tokens=num_prompt_tokens + num_output_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=0),
+    )
+
+
+def embedding_usage(num_tokens: int) -> EmbeddingUsage:
+    return EmbeddingUsage(prompt_tokens=num_tokens, total_tokens=num_tokens)
+
+
+def chat_logprobs(tokenizer: ServedTokenizer, positions: Iterable[TokenLogprob]) -> ChatLogprobs:
+    def one(token_id: int, token: str, logprob: float) -> dict[str, object]:
+        return {"token": token, "logprob": logprob, "bytes": list(tokenizer.token_bytes(token_id))}
+
+    content = [
+        ChatTokenLogprob.model_validate(
+            one(p.token_id, p.token, p.logprob)
+            | {"top_logprobs": [TopLogprob.model_validate(one(*alternative)) for alternative in p.top]}
+        )
+        for p in positions
+    ]
+    return ChatLogprobs(content=content)
+
+
+def completion_logprobs(positions: Sequence[tuple[str, TokenLogprob | None]], offset: int = 0) -> CompletionLogprobs:
+    """`positions`: each token's text and its log-probabilities; none for the first token of an echoed prompt.
+
+    `offset` is where the first token starts in the choice's text.
+    """
+    result = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+    tops: list[dict[str, float] | None] = []
+    for token, position in positions:
+        result.tokens.append(token)
+        result.text_offset.append(offset)
+        offset += len(token)
+        result.token_logprobs.append(position.logprob if position else None)
+        tops.append(_top(position) if position else None)
+    result.top_logprobs = tops
+    return result
+
+
+def _top(position: TokenLogprob) -> dict[str, float]:
+    """Alternatives by their text, the chosen token always among them. Of two with one text the likelier counts."""
+    top: dict[str, float] = {}
+    for _, token, logprob in position.top:
+        top.setdefault(token, logprob)
+    top.setdefault(position.token, position.logprob)
+    return top
+
+
+def embedding_base64(vector: Sequence[float]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode("ascii")

@@ -1,0 +1,233 @@
+"""The HTTP server: `create_app` makes an ASGI application of loaded models, `serve` loads models and runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import signal
+import socket
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from llmasos import __version__
+from llmasos.client.http import is_loopback
+from llmasos.client.types import ChatCompletionChunk, TextCompletion
+from llmasos.errors import InvalidInputError, ServerError
+from llmasos.serve import problems
+from llmasos.serve.gate import Gate
+from llmasos.serve.lane import Models, ServedModel
+from llmasos.serve.openai import create_router
+
+if TYPE_CHECKING:
+    from llmasos.inference.llm import LLM
+
+MAX_BODY_BYTES = 32 * 2**20
+SHUTDOWN_SECONDS = 10
+"""What is still running this long after the signal to stop is cancelled."""
+
+
+class Health(BaseModel):
+    status: str = "ok"
+    models: list[str]
+
+
+class Version(BaseModel):
+    name: str = "llmasos"
+    version: str = __version__
+
+
+def create_app(
+    llms: Mapping[str, LLM] | LLM | Mapping[str, ServedModel] | ServedModel,
+    *,
+    aliases: Mapping[str, str] | None = None,
+    loopback_only: bool = False,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    max_waiting: int = 256,
+) -> FastAPI:
+    """An ASGI application that serves `llms` under their names.
+
+    `aliases` maps further names, which are accepted and not listed, to served ones. `loopback_only` refuses requests
+    with a Host header from elsewhere. Beyond `max_waiting` requests per model the answer is 503. The models stay the
+    caller's: nothing closes them.
+    """
+    named: Mapping[str, Any] = llms if isinstance(llms, Mapping) else {llms.name: llms}
+    models = Models(named, aliases, max_waiting=max_waiting)
+    app = FastAPI(
+        title="LLMasOS",
+        version=__version__,
+        description="Language models over OpenAI's API.",
+        docs_url=None,  # these pages load scripts from elsewhere
+        redoc_url=None,
+    )
+    problems.install(app)
+    app.add_middleware(Gate, max_body_bytes=max_body_bytes, loopback_only=loopback_only)
+    app.include_router(create_router(models))
+
+    @app.get("/healthz", tags=["Server"], summary="Is the server up?")
+    async def healthz() -> Health:
+        return Health(models=models.names)
+
+    @app.get("/version", tags=["Server"], summary="Which version is this?")
+    async def version() -> Version:
+        return Version()
+
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's schema, with the streamed models and without its own 422 answers, which are 400 here."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        for path in schema["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        schemas = schema["components"]["schemas"]
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        streamed = [(ChatCompletionChunk, "serialization"), (TextCompletion, "serialization")]
+        _, extra = models_json_schema(streamed, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
+        for name, definition in extra["$defs"].items():
+            schemas.setdefault(name, definition)
+        app.openapi_schema = schema
+    return app.openapi_schema
+
+
+def serve(
+    models: Sequence[str] | Mapping[str, str],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    insecure: bool = False,
+    load: Callable[[str], LLM] | None = None,
+    on_ready: Callable[[str], None] | None = None,
+    **options: Any,
+) -> None:
+    """Load `models` (references, or served name to reference) and serve them until SIGINT or SIGTERM.
+
+    The address is taken before anything is loaded; port 0 picks a free one. `on_ready` gets the base URL, e.g.
+    `http://127.0.0.1:8000/v1`. `load` turns a reference into a model (default: LLM.from_pretrained); `options` go to
+    `create_app`. Raises ServerError when the address can't be had, or is not loopback without `insecure`.
+    """
+    if not models:
+        raise InvalidInputError("No model to serve was named.", hint="llmasos serve smollm2-135m-instruct")
+    check_exposure(host, insecure=insecure)
+    with listen(host, port) as listener, contextlib.ExitStack() as stack:
+        llms, aliases = _load(models, load or _from_pretrained, stack)
+        app = create_app(llms, aliases=aliases, loopback_only=is_loopback(host), **options)
+        run(app, listener, on_ready)
+
+
+def check_exposure(host: str, *, insecure: bool) -> None:
+    """Raises ServerError for an address that others can reach, unless that is wanted: there are no keys yet."""
+    if not is_loopback(host) and not insecure:
+        raise ServerError(
+            f"{host!r} can be reached by other machines, and this server asks nobody for a key.",
+            hint="Use --host 127.0.0.1, or --insecure if everyone who can reach it may use it.",
+        )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ServerError that says why the address can't be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (OSError, UnicodeError, OverflowError) as e:
+        raise ServerError(f"The address {host}:{port} can't be used: {e}.", hint="Try --host 127.0.0.1.") from e
+    listener = socket.socket(family, kind, protocol)
+    try:
+        if hasattr(socket, "SO_REUSEADDR") and not hasattr(socket, "SO_EXCLUSIVEADDRUSE"):
+            # Without it a server can't come back for a minute; on Windows it would let two share a port.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except (OSError, OverflowError) as e:
+        listener.close()
+        raise _bind_error(host, port, e) from e
+    return listener
+
+
+def _bind_error(host: str, port: int, e: Exception) -> ServerError:
+    number = e.errno if isinstance(e, OSError) else None
+    if number == errno.EADDRINUSE:
+        return ServerError(
+            f"Port {port} is in use on {host}.", hint=f"Stop what uses it, or choose another: --port {port + 1}."
+        )
+    if number == errno.EACCES:
+        return ServerError(
+            f"Port {port} may not be used by this user.", hint="Choose one above 1023, e.g. --port 8000."
+        )
+    return ServerError(f"The address {host}:{port} can't be used: {e}.", hint="Try --host 127.0.0.1 --port 8000.")
+
+
+def _from_pretrained(reference: str) -> LLM:
+    from llmasos.inference.llm import LLM
+
+    return LLM.from_pretrained(reference)
+
+
+def _load(
+    models: Sequence[str] | Mapping[str, str], load: Callable[[str], LLM], stack: contextlib.ExitStack
+) -> tuple[dict[str, LLM], dict[str, str]]:
+    """Models by served name, and the references that were typed as aliases. `stack` closes the models."""
+    llms: dict[str, LLM] = {}
+    aliases: dict[str, str] = {}
+    names: Sequence[tuple[str | None, str]]
+    names = list(models.items()) if isinstance(models, Mapping) else [(None, reference) for reference in models]
+    for name, reference in names:
+        llm = load(reference)
+        stack.callback(llm.close)
+        served = name or llm.name
+        if served in llms:
+            raise InvalidInputError(f"Two models would be served as {served!r}.", hint="Give each its own name.")
+        llms[served] = llm
+        aliases[reference] = served
+    return llms, aliases
+
+
+def run(app: FastAPI, listener: socket.socket, on_ready: Callable[[str], None] | None = None) -> None:
+    """Serve `app` until SIGINT or SIGTERM; then requests in flight get SHUTDOWN_SECONDS to end."""
+    host, port = listener.getsockname()[:2]
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+    server = _Server(config, lambda: on_ready and on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"))
+    server.run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Returns after a signal instead of raising it again: a server that was asked to stop has not failed."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], Any]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread may set handlers
+            return
+        handled = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self.handle_exit) for number in handled}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,93 @@
+"""Answers that end when their reader does: server-sent events, and waiting for work while watching the connection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+T = TypeVar("T")
+
+DONE = "data: [DONE]\n\n"
+
+
+class Disconnected(Exception):
+    """The client closed the connection before its answer was ready."""
+
+
+async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled as soon as the client goes away (then Disconnected is raised).
+
+    Returns only when `work` has really ended, so nothing runs on unseen. The request's body must have been read.
+    """
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(_disconnect(receive))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Disconnected
+        return task.result()
+    finally:
+        for one in (watcher, task):
+            one.cancel()
+        await asyncio.gather(watcher, task, return_exceptions=True)
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(Response):
+    """Sends `first` and then what `events` yields (ready-made `data: ...` text); closes it when the client goes away.
+
+    `first` was taken from `events` before the status line had to be sent, so that an early error has its own status.
+    A later one becomes the last event, made by `error_event`. A slow reader does not hold the model: events wait in
+    memory, bounded by the tokens that were asked for.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, first: str, events: AsyncGenerator[str, None], error_event: Callable[[Exception], str]) -> None:
+        # Proxies must pass events on one by one (X-Accel-Buffering is nginx's word for it).
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._first, self._events, self._error_event = first, events, error_event
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await until_disconnect(receive, self._send_all(send))
+        except Disconnected:
+            pass
+        finally:
+            await self._events.aclose()
+
+    async def _send_all(self, send: Send) -> None:
+        queue: asyncio.Queue[str | None] = asyncio.Queue()
+        queue.put_nowait(self._first)
+        producer = asyncio.ensure_future(self._produce(queue))
+        try:
+            open_ = True
+            while open_:
+                ready = [await queue.get()]
+                while not queue.empty():
+                    ready.append(queue.get_nowait())
+                open_ = ready[-1] is not None
+                body = "".join(text for text in ready if text is not None).encode()
+                await send({"type": "http.response.body", "body": body, "more_body": open_})
+        finally:
+            producer.cancel()
+            await asyncio.gather(producer, return_exceptions=True)
+
+    async def _produce(self, queue: asyncio.Queue[str | None]) -> None:
+        try:
+            async for text in self._events:
+                queue.put_nowait(text)
+        except Exception as e:
+            queue.put_nowait(self._error_event(e))
+        finally:
+            queue.put_nowait(None)

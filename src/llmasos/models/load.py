@@ -24,7 +24,7 @@ from llmasos.models.config import ModelConfig
 from llmasos.models.decoder import Decoder
 from llmasos.models.families import config_from_hf, config_to_hf, family_of
 from llmasos.models.families.gguf import GGUF_WEIGHTS, config_from_gguf
-from llmasos.models.families.mapping import source_of, to_hf
+from llmasos.models.families.mapping import source_of, spellings, to_hf
 from llmasos.models.lowbit import FOUR_BIT, BlockEmbedding, Blocks, Int4Linear, Int8Linear
 from llmasos.settings import settings
 
@@ -47,6 +47,8 @@ class LoadedModel:
     path: Path
     generation: dict[str, Any] = field(default_factory=dict)
     """Sampling defaults of generation_config.json."""
+    pooling: dict[str, Any] = field(default_factory=dict)
+    """How a sentence-embedding folder says its vectors are pooled: kind, normalize."""
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write config.json, safetensors and tokenizer as Hugging Face keeps them; transformers loads the folder.
@@ -151,6 +153,7 @@ def load_model(
         tokenizer=_tokenizer(path) if with_tokenizer else None,
         path=path,
         generation=_generation(path),
+        pooling=_pooling(path) if config.is_encoder else {},
     )
 
 
@@ -176,6 +179,12 @@ def _tokenizer(path: Path) -> Tokenizer | None:
 def _generation(path: Path) -> dict[str, Any]:
     file = path / "generation_config.json"
     return read_json(file) if path.is_dir() and file.is_file() else {}
+
+
+def _pooling(path: Path) -> dict[str, Any]:
+    from llmasos.models.encoder import pooling_defaults
+
+    return pooling_defaults(path)
 
 
 def _build(config: ModelConfig) -> nn.Module:
@@ -235,14 +244,13 @@ class _Filler:
         """Checkpoint names behind one of our parameters and how they join. Raises FormatError if one is missing."""
         if self.is_gguf:
             return self._gguf_names(parameter), lambda parts: parts[0] if len(parts) == 1 else torch.cat(parts)
-        names, how = source_of(family_of(self.config), parameter)
+        names, how = source_of(family_of(self.config), self.config, parameter)
         found = tuple(self._stored(name) for name in names)
         return found, lambda parts: how.join(parts, self.config)
 
     def _stored(self, name: str) -> str:
         """The name as this checkpoint spells it: checkpoints of bare models leave the prefix out."""
-        prefix = family_of(self.config).prefix
-        for spelled in (name, name.removeprefix(prefix), prefix + name):
+        for spelled in spellings(family_of(self.config), name):
             if spelled in self.checkpoint.tensors:
                 return spelled
         raise self._missing(name)

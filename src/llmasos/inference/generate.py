@@ -1,0 +1,232 @@
+"""The plain generation loop: packed prompts in, chunks out, over a contiguous cache.
+
+A row of the cache is a slot: every completion takes one and gives it to the next prompt in line when it is done. Correct
+before fast: whatever is made faster later must give this loop's tokens.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from llmasos.errors import ContextOverflowError
+from llmasos.inference.request import Chunk, FinishReason, SamplingParams, TokenLogprob
+from llmasos.inference.sampler import Sampler, token_logprob
+from llmasos.inference.stopping import StopStrings
+from llmasos.models.attention import ContiguousCache
+
+if TYPE_CHECKING:
+    from llmasos.models.load import LoadedModel
+    from llmasos.text import StreamDecoder
+
+DEFAULT_MAX_TOKENS = 256
+MAX_ROWS = 32
+PREFILL_TOKENS = 2048
+"""Prompt tokens that one forward pass takes at most."""
+
+
+def resolve_max_tokens(num_prompt: int, params: SamplingParams, context_length: int) -> int:
+    """New tokens that a request may make. Raises ContextOverflowError with the counts; nothing is cut silently."""
+    room = context_length - num_prompt
+    wanted = params.max_tokens
+    if wanted is None:
+        wanted = max(1, min(DEFAULT_MAX_TOKENS, room))
+    if wanted > room:
+        raise ContextOverflowError(num_prompt, wanted, context_length)
+    return wanted
+
+
+@dataclass(frozen=True)
+class Job:
+    """One prompt to complete. `max_tokens` is resolved against the context."""
+
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Event:
+    """A chunk of job number `job`, and when it was made (seconds, monotonic)."""
+
+    job: int
+    chunk: Chunk
+    time: float
+
+
+@dataclass
+class _Running:
+    """One completion on its way, in one row of the cache."""
+
+    job: int
+    index: int
+    row: int
+    max_tokens: int
+    sampler: Sampler
+    decoder: StreamDecoder | None
+    stops: StopStrings
+    ids: list[int] = field(default_factory=list)
+
+
+class Generation:
+    """Iterate to run the jobs to their end. `lock` is held for one forward pass at a time, so that several generations
+    on one model take turns; `cancelled` is asked before each pass."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        jobs: Sequence[Job],
+        *,
+        lock: threading.Lock,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.model, self.jobs, self.lock, self.cancelled = model, list(jobs), lock, cancelled
+        self.module, self.tokenizer = model.module, model.tokenizer
+        self._eos = self.tokenizer.eos_token_ids if self.tokenizer else frozenset()
+        active = [i for i, job in enumerate(self.jobs) if job.max_tokens > 0]
+        self._waiting = deque(active)
+        self._running: list[_Running] = []
+        sizes = [self.jobs[i] for i in active]
+        num_rows = min(sum(j.params.n for j in sizes), max([MAX_ROWS, *(j.params.n for j in sizes)]))
+        self._free = list(range(num_rows))[::-1]
+        if active:
+            self._cache = ContiguousCache(
+                model.config,
+                num_rows,
+                device=self.module.device,
+                dtype=self.module.dtype,
+                capacity=min(max(len(j.prompt) + j.max_tokens for j in sizes), 64 + max(len(j.prompt) for j in sizes)),
+            )
+
+    def __iter__(self) -> Iterator[Event]:
+        for i, job in enumerate(self.jobs):
+            if job.max_tokens == 0:
+                for index in range(job.params.n):
+                    yield self._event(i, Chunk(index, "", finish_reason="length"))
+        while self._waiting or self._running:
+            if self.cancelled():
+                yield from self._abort()
+                return
+            with self.lock, torch.inference_mode():
+                ready = self._prefill(new) if (new := self._admit()) else self._decode()
+                tokens = _choose(ready)
+                chunks = [self._advance(s, row, token) for (s, row), token in zip(ready, tokens, strict=True)]
+            for (sequence, _), chunk in zip(ready, chunks, strict=True):
+                yield self._event(sequence.job, chunk)
+
+    def _event(self, job: int, chunk: Chunk) -> Event:
+        return Event(job, chunk, time.perf_counter())
+
+    def _abort(self) -> Iterator[Event]:
+        for s in self._running:
+            yield self._event(s.job, Chunk(s.index, self._rest(s), finish_reason="abort"))
+        for job in self._waiting:
+            for index in range(self.jobs[job].params.n):
+                yield self._event(job, Chunk(index, "", finish_reason="abort"))
+
+    def _admit(self) -> list[list[_Running]]:
+        """Waiting jobs that find rows now, each as its completions; prompts of one pass stay within PREFILL_TOKENS."""
+        admitted: list[list[_Running]] = []
+        tokens = 0
+        while self._waiting:
+            number = self._waiting[0]
+            job = self.jobs[number]
+            if job.params.n > len(self._free) or (admitted and tokens + len(job.prompt) > PREFILL_TOKENS):
+                break
+            self._waiting.popleft()
+            tokens += len(job.prompt)
+            admitted.append([self._start(number, index) for index in range(job.params.n)])
+        return admitted
+
+    def _start(self, number: int, index: int) -> _Running:
+        job, row = self.jobs[number], self._free.pop()
+        self._cache.lengths[row] = 0
+        return _Running(
+            job=number,
+            index=index,
+            row=row,
+            max_tokens=job.max_tokens,
+            sampler=Sampler(job.params, job.prompt, index),
+            decoder=self.tokenizer.stream() if self.tokenizer else None,
+            stops=StopStrings(job.params.stop, include=job.params.include_stop),
+        )
+
+    def _prefill(self, admitted: list[list[_Running]]) -> list[tuple[_Running, Tensor]]:
+        """Run the prompts; the completions of one prompt share its pass and then copy its row."""
+        prompts = [list(self.jobs[group[0].job].prompt) for group in admitted]
+        rows = [group[0].row for group in admitted]
+        while len(prompts) == 1 and len(prompts[0]) > PREFILL_TOKENS:
+            self._forward(rows, [prompts[0][:PREFILL_TOKENS]])
+            prompts[0] = prompts[0][PREFILL_TOKENS:]
+        hidden = self._forward(rows, prompts)
+        ends = torch.tensor([len(p) for p in prompts]).cumsum(0) - 1
+        logits = self.module.logits(hidden[ends.to(hidden.device)])
+        ready = []
+        for group, row in zip(admitted, logits, strict=True):
+            copies = [s.row for s in group[1:]]
+            self._cache.reorder(copies, [group[0].row] * len(copies))
+            self._running += group
+            ready += [(s, row) for s in group]
+        return ready
+
+    def _decode(self) -> list[tuple[_Running, Tensor]]:
+        hidden = self._forward([s.row for s in self._running], [[s.ids[-1]] for s in self._running])
+        return list(zip(self._running, self.module.logits(hidden), strict=True))
+
+    def _forward(self, rows: list[int], tokens: list[list[int]]) -> Tensor:
+        positions = self._cache.plan(rows, [len(t) for t in tokens])
+        packed = torch.tensor([i for t in tokens for i in t], device=self.module.device)
+        hidden: Tensor = self.module(packed, positions, self._cache)
+        self._cache.advance()
+        return hidden
+
+    def _advance(self, s: _Running, logits: Tensor, token: int) -> Chunk:
+        """Make `token` part of the completion; its last chunk frees the row."""
+        params = s.sampler.params
+        s.ids.append(token)
+        reason, stop_reason = self._ended_by(s, token)
+        text = ""
+        if s.decoder is not None and reason is None:
+            text = s.stops.push(s.decoder.push(token))
+            if s.stops.stopped is not None:
+                reason, stop_reason = "stop", s.stops.stopped
+        if reason is None and len(s.ids) >= s.max_tokens:
+            reason = "length"
+        if reason is not None:
+            text += self._rest(s)
+            self._running.remove(s)
+            self._free.append(s.row)
+        logprobs: tuple[TokenLogprob, ...] = ()
+        if params.logprobs is not None:
+            logprobs = (token_logprob(logits, token, params.logprobs, self._name),)
+        return Chunk(s.index, text, (token,), logprobs, reason, stop_reason)
+
+    def _ended_by(self, s: _Running, token: int) -> tuple[FinishReason | None, int | None]:
+        if token in s.sampler.params.stop_token_ids:
+            return "stop", token
+        if token in self._eos and not s.sampler.params.ignore_eos:
+            return "stop", None
+        return None, None
+
+    def _rest(self, s: _Running) -> str:
+        """Text that was held back: half a character, or what might have become a stop string."""
+        if s.decoder is None or s.stops.stopped is not None:
+            return ""
+        return s.stops.push(s.decoder.flush()) + s.stops.flush()
+
+    def _name(self, token: int) -> str:
+        return self.tokenizer.token(token) if self.tokenizer else str(token)
+
+
+def _choose(ready: list[tuple[_Running, Tensor]]) -> list[int]:
+    """The next token of each; one argmax over the batch where that is all there is to do."""
+    if all(s.sampler.trivial for s, _ in ready):
+        return [int(i) for i in torch.stack([row for _, row in ready]).argmax(-1).tolist()]
+    return [s.sampler.choose(row, s.ids) for s, row in ready]

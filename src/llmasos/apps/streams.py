@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import anyio
@@ -60,16 +60,17 @@ class StreamResponse(Response):
     async def _produce(self, sink: MemoryObjectSendStream[Any]) -> None:
         with sink:
             try:
-                if isinstance(self._items, AsyncIterator):
-                    await _pump_async(self._items, sink)
+                if isinstance(self._items, AsyncIterable):
+                    await _pump_async(aiter(self._items), sink)
                 else:
                     await self._in_thread(functools.partial(_pump, iter(self._items), sink))
             except (Exception, SystemExit) as e:
                 try:
                     await sink.send(_Failure(e))  # the reader decides between status and event
-                except (anyio.BrokenResourceError, asyncio.CancelledError):
+                except (anyio.BrokenResourceError, asyncio.CancelledError) as unread:
                     problems.of_exception(e, self._route.name)  # nobody reads any more: the log is all there is
-                    raise
+                    if isinstance(unread, asyncio.CancelledError):
+                        raise
 
     @staticmethod
     async def _stop_when_gone(receive: Receive, scope: anyio.CancelScope) -> None:
@@ -138,7 +139,7 @@ def _pump(items: Iterator[Any], sink: MemoryObjectSendStream[Any]) -> None:
 
 
 async def _pump_async(items: AsyncIterator[Any], sink: MemoryObjectSendStream[Any]) -> None:
-    # A task of its own: anyio cancels again at every await, which would break off what the generator awaits to clean up.
+    # A task of its own: anyio cancels again at every await and would break off what the generator awaits to clean up.
     # Here it is cancelled once, and not at all when it is closing already.
     closing = asyncio.Event()
     task = asyncio.create_task(_iterate(items, sink, closing))

@@ -11,11 +11,13 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pydantic import Field
+
 from llmasos.client.providers.openai import event_json, parsed
 from llmasos.client.providers.table import Provider
 from llmasos.client.sse import Event
-from llmasos.client.types import ChatCompletion, ChatCompletionChunk, ChatFinishReason
-from llmasos.errors import InvalidInputError, UnsupportedError
+from llmasos.client.types import ChatCompletion, ChatCompletionChunk, ChatFinishReason, WireResponse
+from llmasos.errors import InvalidInputError, ProviderError, UnsupportedError
 
 DEFAULT_MAX_TOKENS = 4096
 """The API wants a number; this is what every Claude model can write."""
@@ -67,31 +69,72 @@ class AnthropicWire:
         return "/messages", request | _tools(body)
 
     def chat_reply(self, data: Any) -> ChatCompletion:
-        blocks: Iterable[Any] = data.get("content") or () if isinstance(data, dict) else ()
+        message = parsed(_Message, data, self.provider.name)
         calls = [
-            {"id": b["id"], "type": "function", "function": {"name": b["name"], "arguments": json.dumps(b["input"])}}
-            for b in blocks
-            if b.get("type") == "tool_use"
+            {"id": b.id, "type": "function", "function": {"name": b.name, "arguments": json.dumps(b.input)}}
+            for b in message.content
+            if b.type == "tool_use"
         ]
-        message = {
+        reply = {
             "role": "assistant",
-            "content": "".join(b["text"] for b in blocks if b.get("type") == "text") or None,
-            "reasoning_content": "".join(b["thinking"] for b in blocks if b.get("type") == "thinking") or None,
+            "content": "".join(b.text for b in message.content if b.type == "text") or None,
+            "reasoning_content": "".join(b.thinking for b in message.content if b.type == "thinking") or None,
             "tool_calls": calls or None,
         }
-        reply = data if isinstance(data, dict) else {}
-        reason = FINISH.get(reply.get("stop_reason") or "end_turn", "stop")
         completion = {
-            "id": reply.get("id"),
-            "model": reply.get("model"),
+            "id": message.id,
+            "model": message.model,
             "created": int(time.time()),
-            "choices": [{"index": 0, "message": message, "finish_reason": reason}],
-            "usage": _usage(reply.get("usage") or {}),
+            "choices": [{"index": 0, "message": reply, "finish_reason": _finish(message.stop_reason)}],
+            "usage": _usage(message.usage),
         }
         return parsed(ChatCompletion, completion, self.provider.name)
 
     def stream_reader(self) -> AnthropicStreamReader:
         return AnthropicStreamReader(self.provider.name)
+
+
+class _Usage(WireResponse):
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+
+
+class _Block(WireResponse):
+    """A piece of content of any kind."""
+
+    type: str
+    text: str = ""
+    thinking: str = ""
+    id: str = ""
+    name: str = ""
+    input: Any = None
+
+
+class _Message(WireResponse):
+    id: str
+    model: str
+    content: list[_Block] = Field(default_factory=list)
+    stop_reason: str | None = None
+    usage: _Usage = _Usage()
+
+
+class _Delta(WireResponse):
+    type: str = ""
+    text: str = ""
+    thinking: str = ""
+    partial_json: str = ""
+    stop_reason: str | None = None
+
+
+class _Event(WireResponse):
+    type: str
+    index: int = 0
+    message: _Message | None = None
+    content_block: _Block | None = None
+    delta: _Delta | None = None
+    usage: _Usage | None = None
 
 
 class AnthropicStreamReader:
@@ -101,49 +144,47 @@ class AnthropicStreamReader:
         self.provider = provider
         self.done = False
         self._id = self._model = ""
-        self._usage: dict[str, Any] = {}
+        self._usage = _Usage()
         self._call_of_block: dict[int, int] = {}
 
     def read(self, event: Event) -> list[ChatCompletionChunk]:
-        data = event_json(event, self.provider)
-        kind = data.get("type")
-        if kind == "message_start":
-            message = data.get("message") or {}
-            self._id, self._model = message.get("id", ""), message.get("model", "")
-            self._usage |= message.get("usage") or {}
+        found = parsed(_Event, event_json(event, self.provider), self.provider)
+        if found.type == "message_start" and found.message:
+            self._id, self._model, self._usage = found.message.id, found.message.model, found.message.usage
             return [self._chunk({"role": "assistant", "content": ""})]
-        if kind == "content_block_start":
-            return self._block_start(data["index"], data["content_block"])
-        if kind == "content_block_delta":
-            return self._block_delta(data["index"], data["delta"])
-        if kind == "message_delta":
-            self._usage |= {k: v for k, v in (data.get("usage") or {}).items() if v is not None}
-            reason = FINISH.get(data["delta"].get("stop_reason") or "end_turn", "stop")
-            return [self._chunk({}, finish_reason=reason)]
-        if kind == "message_stop":
+        if found.type == "content_block_start" and found.content_block:
+            return self._block_start(found.index, found.content_block)
+        if found.type == "content_block_delta" and found.delta:
+            return self._block_delta(found.index, found.delta)
+        if found.type == "message_delta" and found.delta:
+            newer = found.usage.model_dump(exclude_none=True) if found.usage else {}
+            self._usage = self._usage.model_copy(update=newer)
+            return [self._chunk({}, finish_reason=_finish(found.delta.stop_reason))]
+        if found.type == "message_stop":
             self.done = True
             return [self._chunk(None, usage=_usage(self._usage))]
         return []  # ping, content_block_stop and kinds yet to come carry nothing for us
 
-    def _block_start(self, index: int, block: dict[str, Any]) -> list[ChatCompletionChunk]:
-        if block.get("type") == "text" and block.get("text"):
-            return [self._chunk({"content": block["text"]})]
-        if block.get("type") != "tool_use":
+    def _block_start(self, index: int, block: _Block) -> list[ChatCompletionChunk]:
+        if block.type == "text" and block.text:
+            return [self._chunk({"content": block.text})]
+        if block.type != "tool_use":
             return []
         call = self._call_of_block[index] = len(self._call_of_block)
-        function = {"name": block["name"], "arguments": ""}
+        function = {"name": block.name, "arguments": ""}
         return [
-            self._chunk({"tool_calls": [{"index": call, "id": block["id"], "type": "function", "function": function}]})
+            self._chunk({"tool_calls": [{"index": call, "id": block.id, "type": "function", "function": function}]})
         ]
 
-    def _block_delta(self, index: int, delta: dict[str, Any]) -> list[ChatCompletionChunk]:
-        kind = delta.get("type")
-        if kind == "text_delta":
-            return [self._chunk({"content": delta["text"]})]
-        if kind == "thinking_delta":
-            return [self._chunk({"reasoning_content": delta["thinking"]})]
-        if kind == "input_json_delta" and delta["partial_json"]:
-            function = {"arguments": delta["partial_json"]}
+    def _block_delta(self, index: int, delta: _Delta) -> list[ChatCompletionChunk]:
+        if delta.type == "text_delta":
+            return [self._chunk({"content": delta.text})]
+        if delta.type == "thinking_delta":
+            return [self._chunk({"reasoning_content": delta.thinking})]
+        if delta.type == "input_json_delta" and delta.partial_json:
+            if index not in self._call_of_block:
+                raise ProviderError(f"{self.provider} sent arguments of a tool call that it did not start.")
+            function = {"arguments": delta.partial_json}
             return [self._chunk({"tool_calls": [{"index": self._call_of_block[index], "function": function}]})]
         return []
 
@@ -154,11 +195,15 @@ class AnthropicStreamReader:
         return parsed(ChatCompletionChunk, chunk, self.provider)
 
 
-def _usage(usage: Mapping[str, Any]) -> dict[str, Any]:
+def _finish(reason: str | None) -> ChatFinishReason:
+    return FINISH.get(reason or "end_turn", "stop")
+
+
+def _usage(usage: _Usage) -> dict[str, Any]:
     """Anthropic counts cached prompt tokens apart from `input_tokens`; chat completions count them in."""
-    cached = usage.get("cache_read_input_tokens") or 0
-    prompt = (usage.get("input_tokens") or 0) + cached + (usage.get("cache_creation_input_tokens") or 0)
-    output = usage.get("output_tokens") or 0
+    cached = usage.cache_read_input_tokens or 0
+    prompt = (usage.input_tokens or 0) + cached + (usage.cache_creation_input_tokens or 0)
+    output = usage.output_tokens or 0
     return {
         "prompt_tokens": prompt,
         "completion_tokens": output,

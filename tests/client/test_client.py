@@ -1,0 +1,216 @@
+import email.utils
+import json
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+
+from llmasos.client import AsyncClient, Client
+from llmasos.client import http as client_http
+from llmasos.errors import NetworkError, OfflineError, ProviderError
+
+CHAT = {
+    "id": "1",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "m",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "Paris"}, "finish_reason": "stop"}],
+    "usage": {
+        "prompt_tokens": 3,
+        "completion_tokens": 1,
+        "total_tokens": 4,
+        "prompt_tokens_details": {"cached_tokens": 2},
+    },
+}
+
+
+class Server:
+    """Answers requests with what `answers` yields, the last one for ever; keeps the requests."""
+
+    def __init__(self, *answers) -> None:
+        self.answers = list(answers)
+        self.requests: list[httpx.Request] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        if not isinstance(answer, tuple):
+            return httpx.Response(200, json=answer)
+        status, headers, body = answer
+        return httpx.Response(status, headers=headers, content=body)
+
+    def client(self, **options) -> Client:
+        return Client("http://127.0.0.1:1/v1", transport=httpx.MockTransport(self), **options)
+
+    def async_client(self, **options) -> AsyncClient:
+        return AsyncClient("http://127.0.0.1:1/v1", transport=httpx.MockTransport(self), **options)
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Pauses that were asked for, without waiting."""
+    found: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        found.append(seconds)
+
+    monkeypatch.setattr(client_http.time, "sleep", found.append)
+    monkeypatch.setattr(client_http.asyncio, "sleep", sleep)
+    return found
+
+
+def events(*data: object) -> bytes:
+    return b"".join(b"data: " + (d if isinstance(d, bytes) else json.dumps(d).encode()) + b"\n\n" for d in data)
+
+
+def chunk(text: str, reason: str | None = None) -> dict[str, object]:
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": reason}
+    return {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
+
+
+def test_a_chat_gives_the_typed_answer_and_sends_only_what_was_given() -> None:
+    server = Server(CHAT)
+    answer = server.client(api_key="k").chat("Capital?", model="m", temperature=0, stop=None)
+    assert answer.choices[0].message.content == "Paris"
+    assert answer.usage is not None and answer.usage.prompt_tokens_details.cached_tokens == 2
+    [request] = server.requests
+    assert str(request.url) == "http://127.0.0.1:1/v1/chat/completions"
+    assert request.headers["authorization"] == "Bearer k"
+    assert json.loads(request.content) == {
+        "model": "m",
+        "messages": [{"role": "user", "content": "Capital?"}],
+        "temperature": 0,
+    }
+
+
+def test_a_stream_gives_chunks_until_done() -> None:
+    server = Server((200, {}, events(chunk("Pa"), chunk("ris", "stop"), b"[DONE]")))
+    texts = [c.choices[0].delta.content for c in server.client().stream_chat("?", model="m")]
+    assert texts == ["Pa", "ris"]
+
+
+def test_a_stream_that_breaks_off_is_an_error_after_its_text() -> None:
+    server = Server((200, {}, events(chunk("Pa"))))
+    stream = server.client().stream_chat("?", model="m")
+    assert next(stream).choices[0].delta.content == "Pa"
+    with pytest.raises(NetworkError, match="before the answer was complete"):
+        next(stream)
+
+
+def test_an_error_inside_a_stream_is_raised_with_its_message() -> None:
+    server = Server((200, {}, events(chunk("Pa"), {"error": {"message": "out of paper"}})))
+    with pytest.raises(ProviderError, match="out of paper"):
+        list(server.client().stream_chat("?", model="m"))
+
+
+async def test_the_async_client_does_the_same(pauses: list[float]) -> None:
+    server = Server((503, {}, b"busy"), CHAT)
+    async with server.async_client() as client:
+        assert (await client.chat("?", model="m")).choices[0].message.content == "Paris"
+        server.answers = [(200, {}, events(chunk("Pa"), chunk("ris", "stop")))]
+        assert [c.choices[0].delta.content async for c in client.stream_chat("?", model="m")] == ["Pa", "ris"]
+        server.answers = [{"object": "list", "data": [{"id": "m"}]}]
+        assert [m.id for m in await client.models()] == ["m"]
+        server.answers = [(400, {}, b'{"error": {"message": "bad"}}')]
+        with pytest.raises(ProviderError, match="bad"):
+            await client.embed("x", model="m")
+    assert len(pauses) == 1
+
+
+def test_retries_honour_retry_after_then_double_then_give_up(pauses: list[float]) -> None:
+    server = Server((429, {"retry-after": "7"}, b""), (500, {}, b""), (502, {}, b""), CHAT)
+    assert server.client(max_retries=3).chat("?", model="m").choices[0].message.content == "Paris"
+    assert pauses[0] == 7 and 0.75 <= pauses[1] <= 1 and 1.5 <= pauses[2] <= 2
+    server = Server((429, {}, b'{"error": {"message": "slow down", "type": "x"}}'))
+    with pytest.raises(ProviderError, match="429: slow down") as caught:
+        server.client(max_retries=1).chat("?", model="m")
+    assert caught.value.status == 429 and len(server.requests) == 2
+
+
+def test_a_pause_longer_than_a_minute_is_left_to_the_caller(pauses: list[float]) -> None:
+    server = Server((429, {"retry-after": "3600"}, b""))
+    with pytest.raises(ProviderError):
+        server.client().chat("?", model="m")
+    assert pauses == [] and len(server.requests) == 1
+
+
+def test_retry_after_may_be_a_date() -> None:
+    soon = email.utils.formatdate(time.time() + 30, usegmt=True)
+    assert 25 < client_http.retry_after({"retry-after": soon}) <= 30
+    assert client_http.retry_after({"retry-after": "Sun, 06 Nov 1994 08:49:37 GMT"}) == 0
+    assert client_http.retry_after({"retry-after": "soon"}) is None
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422, 507])
+def test_what_would_fail_again_is_not_tried_again(status: int, pauses: list[float]) -> None:
+    server = Server((status, {}, b'{"error": {"message": "no"}}'))
+    with pytest.raises(ProviderError, match=f"{status}: no") as caught:
+        server.client().chat("?", model="m")
+    assert caught.value.status == status and len(server.requests) == 1
+
+
+def test_a_server_that_is_not_there_is_retried_and_then_named(pauses: list[float]) -> None:
+    server = Server(httpx.ConnectError("refused"))
+    with pytest.raises(NetworkError, match=r"127\.0\.0\.1:1 could not be reached"):
+        server.client().chat("?", model="m")
+    assert len(server.requests) == 3
+
+
+def test_a_request_that_may_have_been_started_is_not_sent_twice(pauses: list[float]) -> None:
+    for error, message in ((httpx.ReadTimeout("t"), "within 5 s"), (httpx.ReadError("cut"), "broke: cut")):
+        server = Server(error)
+        with pytest.raises(NetworkError, match=message):
+            server.client(timeout=5).chat("?", model="m")
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("body", [b"<html>hello</html>", b'{"choices": 1}', b"[]", b"null", b'{"id": "x"}'])
+def test_an_answer_of_another_form_is_a_typed_error(body: bytes) -> None:
+    with pytest.raises(ProviderError):
+        Server((200, {}, body)).client().chat("?", model="m")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ('{"error": {"message": "a"}}', "a"),
+        ('{"error": "b"}', "b"),
+        ('{"message": "c"}', "c"),
+        ('{"detail": "d"}', "d"),
+        ('{"error": {"type": "t"}}', '{"type": "t"}'),
+        ("<h1>Bad\n Gateway</h1>", "<h1>Bad Gateway</h1>"),
+        ("", ""),
+    ],
+)
+def test_messages_are_found_in_every_usual_error_body(body: str, message: str) -> None:
+    assert client_http.error_message(body) == message
+
+
+def test_offline_mode_refuses_the_outside_and_allows_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMASOS_OFFLINE", "1")
+    server = Server(CHAT)
+    outside = Client("https://example.com/v1", transport=httpx.MockTransport(server))
+    with pytest.raises(OfflineError, match=r"example\.com"):
+        outside.chat("?", model="m")
+    assert server.requests == []
+    for host in ("127.0.0.1", "localhost", "[::1]"):
+        with Client(f"http://{host}:1/v1", transport=httpx.MockTransport(server)) as client:
+            client.chat("?", model="m")
+    assert len(server.requests) == 3
+
+
+def test_a_proxy_of_the_environment_is_not_used_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.invalid:3128")
+    assert client_http.Target("http://127.0.0.1:1/v1", "x").options()["trust_env"] is False
+    assert client_http.Target("http://example.com/v1", "x").options()["trust_env"] is True
+
+
+def test_importing_the_client_package_loads_neither_torch_nor_httpx() -> None:
+    code = "import llmasos.client.providers, sys; sys.exit(bool({'torch', 'httpx', 'pydantic'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    code = "from llmasos.client import Client; import sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,150 @@
+"""A deterministic stand-in for LLM: its tokens are bytes, and it answers with the prompt's last words."""
+
+import asyncio
+import contextlib
+import threading
+
+import httpx
+import uvicorn
+
+from llmasos.errors import ContextOverflowError, NoChatTemplateError
+from llmasos.inference.request import Chunk, Completion, RequestMetrics, RequestOutput, TokenLogprob
+from llmasos.serve.server import create_app, listen
+
+EOS = 256
+
+
+class FakeTokenizer:
+    vocab_size = 257
+
+    def encode(self, text, *, add_special_tokens=True):
+        return list(text.encode())
+
+    def decode(self, ids, *, skip_special_tokens=True):
+        return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
+
+    def token_bytes(self, id):
+        return bytes([id]) if id < 256 else b""
+
+
+class FakeLLM:
+    """Answers `<the last line of the prompt>!`. `delay`: seconds per token. A prompt with "boom" fails at that word's
+    place: at once, or (`boom late`) after two tokens."""
+
+    is_encoder = False
+
+    def __init__(self, name="fake", *, delay=0.0, context_length=1000, template=True, takes_tools=True):
+        self.name, self.delay, self.context_length = name, delay, context_length
+        self.tokenizer = FakeTokenizer()
+        self.has_chat_template, self.takes_tools = template, takes_tools
+        self.num_running = self.max_running = self.num_tokens = self.num_cancelled = 0
+        self.prompts = []
+        self.params = []
+        self.closed = False
+
+    def chat_prompt(self, messages, tools=None):
+        if not self.has_chat_template:
+            raise NoChatTemplateError(f"{self.name} has no chat template.", hint="Use /v1/completions.")
+        head = f"tools: {[t['function']['name'] for t in tools]}\n" if tools and self.takes_tools else ""
+        return head + "\n".join(f"{m['role']}: {m['content']}{m.get('tool_calls', '')}" for m in messages)
+
+    def _answer(self, prompt, params, index):
+        """Token ids of one completion, and why it ends."""
+        text = self.tokenizer.decode(prompt).split("\n")[-1].removeprefix("user: ") + "!"
+        if params.temperature > 0 and params.seed is not None:
+            text += str(params.seed)
+        if params.logit_bias:
+            text = chr(max(params.logit_bias, key=params.logit_bias.get)) * 5
+        if index:
+            text += f"#{index}"
+        ids = list(text.encode())
+        limit = self.context_length - len(prompt) if params.max_tokens is None else params.max_tokens
+        if len(prompt) + limit > self.context_length:
+            raise ContextOverflowError(len(prompt), limit, self.context_length)
+        reason, stop = "stop", None
+        for word in params.stop:
+            if word in text:
+                text, stop = text[: text.index(word)], word
+                ids = list(text.encode())
+        if len(ids) > limit:
+            ids, reason = ids[:limit], "length"
+        return ids, reason, stop
+
+    def _logprob(self, token_id, count):
+        token = self.tokenizer.decode([token_id])
+        top = [(token_id, token, -0.5), (ord("~"), "~", -1.5), (ord("^"), "^", -2.5)][:count]
+        return TokenLogprob(token_id, token, -0.5, tuple(top))
+
+    async def acomplete(self, prompts, params):
+        outputs = []
+        for prompt in prompts:
+            chunks = [chunk async for chunk in self.astream_complete(prompt, params)]
+            completions = []
+            for index in range(params.n):
+                mine = [c for c in chunks if c.index == index]
+                logprobs = tuple(lp for c in mine for lp in c.logprobs) if params.logprobs is not None else None
+                ids = tuple(i for c in mine for i in c.token_ids)
+                text = "".join(c.text for c in mine)
+                completions.append(Completion(index, text, ids, mine[-1].finish_reason, mine[-1].stop_reason, logprobs))
+            prompt_logprobs = None
+            if params.prompt_logprobs is not None:
+                prompt_logprobs = (None, *(self._logprob(i, params.prompt_logprobs) for i in prompt[1:]))
+            metrics = RequestMetrics(0.1, 0.1, sum(len(c.token_ids) for c in completions))
+            text = self.tokenizer.decode(prompt)
+            outputs.append(RequestOutput(text, tuple(prompt), tuple(completions), metrics, prompt_logprobs))
+        return outputs
+
+    async def astream_complete(self, prompt, params):
+        self.params.append(params)
+        text = self.tokenizer.decode(prompt)
+        self.prompts.append(text)
+        self.num_running += 1
+        self.max_running = max(self.max_running, self.num_running)
+        try:
+            if "boom" in text and "late" not in text:
+                raise RuntimeError("the secret cause")
+            for index in range(params.n):
+                ids, reason, stop = self._answer(prompt, params, index)
+                for i, token_id in enumerate(ids):
+                    await asyncio.sleep(self.delay)
+                    self.num_tokens += 1
+                    if "boom" in text and i == 2:
+                        raise RuntimeError("the secret cause")
+                    logprobs = (self._logprob(token_id, params.logprobs),) if params.logprobs is not None else ()
+                    yield Chunk(index, self.tokenizer.decode([token_id]), (token_id,), logprobs)
+                yield Chunk(index, "", (), (), reason, stop)
+        except (asyncio.CancelledError, GeneratorExit):
+            self.num_cancelled += 1
+            raise
+        finally:
+            self.num_running -= 1
+
+    async def aembed(self, texts):
+        self.prompts += texts
+        return [[len(text) * 1.0, 0.5, -0.25] for text in texts]
+
+    def close(self):
+        self.closed = True
+
+
+@contextlib.contextmanager
+def live_server(llms, **options):
+    """A real uvicorn server on a free loopback port; gives its base URL (ending in /v1)."""
+    listener = listen("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    app = create_app(llms, **options)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def asgi_client(llms, **options):
+    """An httpx client that talks to the application without a socket."""
+    transport = httpx.ASGITransport(create_app(llms, **options))
+    return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")

@@ -120,10 +120,15 @@ class ModelConfig:
 
     # encoders
     num_token_types: int = 0
+    masked_lm: bool = False
+    """Has the head that fills masks."""
     num_labels: int = 0
+    """Classes of the sequence classification head; 0: no such head."""
     labels: tuple[str, ...] = ()
+    classifier_activation: Literal["tanh", "relu"] = "tanh"
     pad_token_id: int | None = None
     pooler: bool = False
+    """Has BERT's pooler: a dense layer and tanh on the first token."""
 
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Keys of the original config that change no arithmetic (token ids, dropout, names); written back on save."""

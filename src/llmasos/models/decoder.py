@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from llmasos.models.attention import Attend
 from llmasos.models.config import ModelConfig
-from llmasos.models.layers import MLP, Norm, Rope
+from llmasos.models.layers import MLP, Norm, Rope, embedding
 
 RopeTables = dict[bool, tuple[Tensor, Tensor]]
 
@@ -119,9 +119,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         embedding_size = config.embedding_size or config.hidden_size
-        self.embed = nn.Embedding(config.vocab_size, embedding_size)
+        self.embed = embedding(config.vocab_size, embedding_size)
         if config.position == "learned":
-            self.position = nn.Embedding(config.context_length + config.position_offset, config.hidden_size)
+            self.position = embedding(config.context_length + config.position_offset, config.hidden_size)
         if embedding_size != config.hidden_size:
             self.project_in = nn.Linear(embedding_size, config.hidden_size, bias=False)
             self.project_out = nn.Linear(config.hidden_size, embedding_size, bias=False)

@@ -40,7 +40,9 @@ class Norm(nn.Module):
         self.unit_offset = config.norm_unit_offset
         shape = (heads, width) if heads else (width,)
         self.weight = None if self.kind == "nonparametric" else nn.Parameter(torch.ones(shape))
-        self.bias = nn.Parameter(torch.zeros(shape)) if self.kind == "layernorm" and config.norm_bias else None
+        # norms of single heads have no bias (StableLM)
+        has_bias = self.kind == "layernorm" and config.norm_bias and not heads
+        self.bias = nn.Parameter(torch.zeros(shape)) if has_bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "rmsnorm":
@@ -50,8 +52,7 @@ class Norm(nn.Module):
             if weight is None:  # OLMo computes the statistics in float32
                 return F.layer_norm(x.float(), (self.width,), eps=self.eps).to(x.dtype)
             return F.layer_norm(x, (self.width,), weight, bias, self.eps)
-        out = F.layer_norm(x, (self.width,), eps=self.eps) * self.weight
-        return out if self.bias is None else out + self.bias
+        return F.layer_norm(x, (self.width,), eps=self.eps) * self.weight
 
     def _rms(self, x: Tensor) -> Tensor:
         assert self.weight is not None
@@ -68,31 +69,47 @@ class Rope:
     def __init__(self, dim: int, theta: float, interleaved: bool, scaling: RopeScaling | None, context: int) -> None:
         self.dim, self.theta, self.interleaved = dim, theta, interleaved
         self.scaling, self.context = scaling, context
-        self._tables: dict[tuple[bool, int, torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._trained = (scaling.original_context or context) if scaling is not None else 0
+        self._kind = scaling.kind if scaling is not None else ""
+        self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def tables(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines for positions [T], each [T, 1, R]."""
         end = int(positions.max()) + 1
-        stretched = self.scaling is not None and self.scaling.kind in ("dynamic", "longrope") and end > self._trained()
-        # dynamic NTK depends on the exact length; every other kind has one table that is cut to size
-        exact = stretched and self.scaling is not None and self.scaling.kind == "dynamic"
-        size = end if exact else max(256, 1 << (end - 1).bit_length())
-        key = (stretched, size, positions.device, dtype)
-        if key not in self._tables:
-            self._tables = {key: self._build(size, end if stretched else 0, positions.device, dtype)}
+        if self._kind in ("dynamic", "longrope") and end > self._trained:
+            return self._stretched(positions, dtype)
+        key = (positions.device, dtype)
+        if key not in self._tables or self._tables[key][0].shape[0] < end:
+            # tables outlive this call: made in inference mode, they could not serve a backward pass later
+            with torch.inference_mode(False):
+                every = torch.arange(max(256, 1 << (end - 1).bit_length()), device=positions.device)
+                self._tables[key] = self._angles(every, dtype)
         cos, sin = self._tables[key]
         return cos[positions], sin[positions]
 
-    def _trained(self) -> int:
-        assert self.scaling is not None
-        return self.scaling.original_context or self.context
+    def _stretched(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Frequencies that depend on the length of a sequence. Positions that go up by one belong to one sequence, so
+        that a sequence turns the same alone and packed with others."""
+        breaks = positions.diff() != 1
+        lasts = F.pad(breaks, (0, 1), value=True).nonzero()[:, 0]
+        lengths = positions[lasts][F.pad(breaks.cumsum(0), (1, 0))] + 1
+        over = lengths > self._trained
+        # longrope knows two sets of frequencies, dynamic one for every length
+        kinds = over.long() if self._kind == "longrope" else lengths * over
+        shape = (positions.shape[0], 1, self.dim)
+        cos, sin = (torch.empty(shape, dtype=dtype, device=positions.device) for _ in range(2))
+        for kind in kinds.unique().tolist():
+            at = kinds == kind
+            cos[at], sin[at] = self._angles(positions[at], dtype, kind)
+        return cos, sin
 
-    def _build(self, size: int, stretched_to: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _angles(self, positions: Tensor, dtype: torch.dtype, stretched_to: int = 0) -> tuple[Tensor, Tensor]:
+        """Computed in float32, whatever the model's dtype."""
         inverse, factor = rope_frequencies(self.dim, self.theta, self.scaling, self.context, stretched_to)
-        angles = torch.outer(torch.arange(size, dtype=torch.float32), inverse)
+        angles = torch.outer(positions.float(), inverse.to(positions.device))
         angles = angles.repeat_interleave(2, -1) if self.interleaved else torch.cat([angles, angles], -1)
         cos, sin = angles.cos() * factor, angles.sin() * factor
-        return cos[:, None].to(device, dtype), sin[:, None].to(device, dtype)
+        return cos[:, None].to(dtype), sin[:, None].to(dtype)
 
     def rotate(self, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
         """x [T, H, D]; the first R of D dimensions rotate."""
@@ -165,17 +182,24 @@ def _yarn(inverse: Tensor, dim: int, theta: float, s: RopeScaling, context: int)
     if s.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
-    ramp = ((torch.arange(dim // 2).float() - low) / max(high - low, 0.001)).clamp(0, 1)
+    width = high - low if high != low else 0.001
+    ramp = ((torch.arange(dim // 2).float() - low) / width).clamp(0, 1)
     return inverse / s.factor * ramp + inverse * (1 - ramp), factor
 
 
 def _longrope(exponent: Tensor, theta: float, s: RopeScaling, context: int, stretched_to: int) -> tuple[Tensor, float]:
     factors = torch.tensor(s.long_factor if stretched_to else s.short_factor)
-    scale = s.factor if s.factor > 1 else context / (s.original_context or context)
     factor = s.attention_factor
     if factor is None:
-        factor = 1.0 if scale <= 1 else math.sqrt(1 + math.log(scale) / math.log(s.original_context or context))
+        trained = s.original_context or context
+        factor = 1.0 if s.factor <= 1 else math.sqrt(1 + math.log(s.factor) / math.log(trained))
     return 1.0 / (factors * theta**exponent), factor
+
+
+def embedding(num: int, width: int) -> nn.Embedding:
+    """A table whose content is left to loading or training. nn.Embedding's own initialisation, run on the meta device,
+    imports torch's whole compiler: a second and 75 MB."""
+    return nn.Embedding.from_pretrained(torch.empty(num, width), freeze=False)
 
 
 class MLP(nn.Module):

@@ -7,10 +7,10 @@ from typing import Any
 
 from llmasos.errors import UnknownArchitectureError
 from llmasos.models.config import ModelConfig
-from llmasos.models.families import llama
+from llmasos.models.families import bert, llama
 from llmasos.models.families.mapping import Family
 
-FAMILIES: tuple[Family, ...] = (*llama.FAMILIES,)
+FAMILIES: tuple[Family, ...] = (*llama.FAMILIES, *bert.FAMILIES)
 
 _BY_ARCHITECTURE = {name: family for family in FAMILIES for name in family.architectures}
 _BY_NAME = {family.name: family for family in FAMILIES}

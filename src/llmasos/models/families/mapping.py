@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ class Join:
 
     join: Callable[[Sequence[Tensor], ModelConfig], Tensor]
     split: Callable[[Tensor, ModelConfig], Sequence[Tensor]]
+    heads: Callable[[ModelConfig], int] | None = None
+    """Number of modules where each head has its own (StableLM's query-key norms)."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Source:
     """Hugging Face modules behind one of our modules."""
 
     parts: tuple[str, ...]
+    """`{i}` stands for the layer; a part with `{h}` (and the only one) for as many modules as `how.heads` says."""
     how: Join
 
 
@@ -45,6 +48,12 @@ class Family:
     weights: Mapping[str, Source]
     prefix: str = ""
     """What checkpoints of the bare model (without head) leave out of every name."""
+    bare: tuple[str, ...] = ()
+    """Those of the architectures that are bare models: saved without the prefix."""
+    older_names: Mapping[str, str] = field(default_factory=dict)
+    """Ends of tensor names -> how older checkpoints spell them (BERT's LayerNorm.gamma)."""
+    aliases: tuple[tuple[str, str], ...] = ()
+    """Other beginnings of names: (ours, theirs), e.g. of a text model inside a multimodal one."""
     ignored: str = r"$^"
     """Regular expression of checkpoint tensors that hold no weights (mask buffers, rotary tables)."""
 
@@ -67,6 +76,9 @@ QKV = Join(lambda parts, c: torch.cat(list(parts)), lambda t, c: t.split(qkv_siz
 """Three modules, rows one after the other."""
 GATE_UP = Join(lambda parts, c: torch.cat(list(parts)), _halve)
 """Two modules of equal size, rows one after the other."""
+QUERY_HEADS = Join(lambda parts, c: torch.stack(list(parts)), lambda t, c: t.unbind(), lambda c: c.num_heads)
+KEY_HEADS = Join(lambda parts, c: torch.stack(list(parts)), lambda t, c: t.unbind(), lambda c: c.num_kv_heads)
+"""One module per head."""
 
 
 def _conv1d(tensor: Tensor) -> Tensor:
@@ -92,21 +104,36 @@ def gate_up(*names: str) -> Source:
 _LAYER = re.compile(r"(?<=layers\.)\d+")
 
 
-def source_of(family: Family, parameter: str) -> tuple[tuple[str, ...], Join]:
+def source_of(family: Family, config: ModelConfig, parameter: str) -> tuple[tuple[str, ...], Join]:
     """Hugging Face tensor names behind one of our parameters, e.g. `layers.3.attn.qkv.weight`, and how they join."""
     module, leaf = parameter.rsplit(".", 1)
     layer = _LAYER.search(module)
     pattern = _LAYER.sub("{i}", module)
     source = family.weights[pattern]
     number = layer.group() if layer else ""
-    return tuple(f"{part.replace('{i}', number)}.{leaf}" for part in source.parts), source.how
+    parts = [part.replace("{i}", number) for part in source.parts]
+    if source.how.heads is not None:
+        parts = [parts[0].replace("{h}", str(head)) for head in range(source.how.heads(config))]
+    return tuple(f"{part}.{leaf}" for part in parts), source.how
+
+
+def spellings(family: Family, name: str) -> Iterator[str]:
+    """The ways in which checkpoints write one tensor name, the usual one first."""
+    starts = [name, name.removeprefix(family.prefix), family.prefix + name]
+    starts += [theirs + name.removeprefix(ours) for ours, theirs in family.aliases if name.startswith(ours)]
+    for spelled in starts:
+        yield spelled
+        for end, older in family.older_names.items():
+            if spelled.endswith(end):
+                yield spelled.removesuffix(end) + older
 
 
 def to_hf(family: Family, config: ModelConfig, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Our parameters under Hugging Face's names."""
+    bare = config.architecture in family.bare
     for parameter, tensor in state.items():
         if parameter.startswith("head.") and config.tie_embeddings and parameter == "head.weight":
             continue
-        names, how = source_of(family, parameter)
+        names, how = source_of(family, config, parameter)
         for name, part in zip(names, how.split(tensor, config), strict=True):
-            yield name, part.contiguous()
+            yield name.removeprefix(family.prefix) if bare else name, part.contiguous()

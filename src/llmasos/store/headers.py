@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from llmasos.errors import FormatError
-from llmasos.formats.gguf import parse_gguf_header
-from llmasos.formats.safetensors import parse_safetensors_header
-from llmasos.formats.types import NeedMoreBytes, TensorInfo
 
 if TYPE_CHECKING:
+    from llmasos.formats.types import TensorInfo
     from llmasos.models.config import ModelConfig
 
 _FIRST = 1 << 18
@@ -58,6 +56,8 @@ def read_facts(names: Iterable[str], open_file: Opener) -> Facts:
 
 def read_tensors(facts: Facts, open_file: Opener) -> list[TensorInfo]:
     """Names, types and sizes of all tensors, from the header of every weight file."""
+    from llmasos.formats.safetensors import parse_safetensors_header
+
     found: list[TensorInfo] = []
     for name in facts.weights:
         header = _gguf(name, open_file) if facts.format == "gguf" else _grow(name, open_file, parse_safetensors_header)
@@ -66,11 +66,15 @@ def read_tensors(facts: Facts, open_file: Opener) -> list[TensorInfo]:
 
 
 def _gguf(name: str, open_file: Opener) -> Any:
+    from llmasos.formats.gguf import parse_gguf_header
+
     return _grow(name, open_file, parse_gguf_header)
 
 
 def _grow(name: str, open_file: Opener, parse: Callable[..., Any]) -> Any:
     """Parse a header of unknown length: read on as long as the parser asks for more."""
+    from llmasos.formats.types import NeedMoreBytes
+
     with open_file(name) as f:
         data = f.read(_FIRST)
         while True:

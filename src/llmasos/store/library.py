@@ -359,7 +359,9 @@ def _carry_out(plan: ImportPlan, library: Library, on_progress: OnProgress | Non
             upstream=_cache_upstream(plan),
             files=files,
         )
-        settle(staging, plan.folder, card)
+        with disk_errors(plan.folder):
+            write_card(staging, card)
+            os.replace(staging, plan.folder)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -376,13 +378,6 @@ def _place(file: ImportedFile, target: Path) -> None:
             target.hardlink_to(file.source)
         except OSError:  # a file system without hard links, or a file of another user (protected_hardlinks)
             target.symlink_to(file.source)
-
-
-def settle(staging: Path, folder: Path, card: Card) -> None:
-    """The last step of every installation: the card, then one rename."""
-    with disk_errors(folder):
-        write_card(staging, card)
-        os.replace(staging, folder)
 
 
 def _cache_upstream(plan: ImportPlan) -> Upstream:

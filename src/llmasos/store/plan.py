@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmasos.errors import InvalidInputError, LLMasOSError, NetworkError, NotFoundError, OfflineError
-from llmasos.formats.types import TensorInfo
 from llmasos.store.catalog import Resolved, resolve
 from llmasos.store.headers import Facts, opener, read_facts, read_tensors
 from llmasos.store.library import Library, files_at
@@ -25,6 +24,7 @@ from llmasos.store.sources import list_source
 from llmasos.store.transfer import UnsupportedRange, check_online
 
 if TYPE_CHECKING:
+    from llmasos.formats.types import TensorInfo
     from llmasos.models.config import ModelConfig
 
 DEFAULT_CONTEXT = 4096  # tokens, or the model's context if that is shorter

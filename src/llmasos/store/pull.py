@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 from llmasos.errors import (
@@ -22,10 +23,10 @@ from llmasos.errors import (
     OfflineError,
     StoreError,
 )
-from llmasos.store.card import Card, CardFile, check_name
+from llmasos.store.card import CARD_NAME, Card, CardFile, check_name, write_card
 from llmasos.store.catalog import Resolved, SourceRef, looks_like_model, resolve
 from llmasos.store.headers import Facts, opener, read_facts
-from llmasos.store.library import Library, discard, import_model, model_lock, settle
+from llmasos.store.library import Library, discard, import_model, model_lock
 from llmasos.store.sources import Listing, list_source
 from llmasos.store.transfer import Meter, OnProgress, check_online, disk_errors, file_sha256
 
@@ -139,22 +140,27 @@ def _pull_from_any(resolved: Resolved, name: str, library: Library, meter: Meter
 
 def _install(listing: Listing, resolved: Resolved, name: str, library: Library, meter: Meter) -> Card:
     facts = read_facts([file.path for file in listing.files], listing.open) if listing.files else None
-    partial = partial_folder(library.home, name, listing.source)
-    _check_disk(listing, partial, library)
-    with disk_errors(partial):
-        partial.mkdir(parents=True, exist_ok=True)
-    files = listing.obtain(partial, meter)
+    unfinished = partial_folder(library.home, name, listing.source)
+    _check_disk(listing, unfinished, library)
+    with disk_errors(unfinished):
+        unfinished.mkdir(parents=True, exist_ok=True)
+    files = listing.obtain(unfinished, meter)
     facts = facts or read_facts([file.path for file in listing.files], opener(files))
     card = _card(listing, resolved, name, facts, files, meter)
     staging, folder = library.root / f".staging-{name}", library.root / name
-    with disk_errors(staging):
+    try:
+        with disk_errors(staging):
+            write_card(files, card)  # while a full disk still costs nothing: from here on there are only renames
+            shutil.rmtree(staging, ignore_errors=True)
+            library.root.mkdir(parents=True, exist_ok=True)
+            _move(files, staging, [*(file.path for file in card.files), CARD_NAME])
+            if folder.exists():
+                discard(folder)  # it lacks files: `_installed` has looked
+            os.replace(staging, folder)
+    except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
-        library.root.mkdir(parents=True, exist_ok=True)
-        _move(files, staging, [file.path for file in card.files])
-        if folder.exists():
-            discard(folder)  # it lacks files: `_installed` has looked
-    settle(staging, folder, card)
-    shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(unfinished, ignore_errors=True)
     meter.note(f"{name} is installed", phase="done")
     return card
 
@@ -164,10 +170,10 @@ def partial_folder(home: Path, name: str, source: str) -> Path:
     return home / "cache" / "partial" / f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
 
 
-def _check_disk(listing: Listing, partial: Path, library: Library) -> None:
+def _check_disk(listing: Listing, unfinished: Path, library: Library) -> None:
     if listing.disk_bytes is None:
         return
-    there = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file()) if partial.exists() else 0
+    there = sum(path.stat().st_size for path in unfinished.rglob("*") if path.is_file())
     needed, free = max(0, listing.disk_bytes - there) + DISK_MARGIN, disk_free(library.home)
     if needed > free:
         raise DiskFullError(
@@ -196,7 +202,7 @@ def _card(listing: Listing, resolved: Resolved, name: str, facts: Facts, files: 
     meter.begin(sum((files / file.path).stat().st_size for file in listing.files if not file.sha256))
     for file in listing.files:
         path = files / file.path
-        sha256 = file.sha256 or file_sha256(path, on_bytes=lambda done, p=file.path: meter.at(p, done, phase="check"))  # type: ignore[misc]
+        sha256 = file.sha256 or file_sha256(path, on_bytes=partial(meter.at, file.path, phase="check"))
         entries.append(CardFile(path=file.path, size=path.stat().st_size, sha256=sha256))
     entry = resolved.entry
     return Card(

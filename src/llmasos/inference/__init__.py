@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 __all__ = ["LLM", "RequestOutput", "SamplingParams", "Score", "generate_text"]
 
 
-def generate_text(model: LLM, prompt: str | list[str], *, max_length: int | None = None, **options: Any) -> str | list[str]:
+def generate_text(
+    model: LLM, prompt: str | list[str], *, max_length: int | None = None, **options: Any
+) -> str | list[str]:
     """Continue a prompt with a model from `get_model`; the same as `model.generate_text`."""
     return model.generate_text(prompt, max_length=max_length, **options)
 

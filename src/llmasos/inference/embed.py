@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from llmasos.errors import InvalidInputError, UnsupportedError
 from llmasos.inference.request import TokenLogprob
 from llmasos.inference.sampler import token_logprob
 from llmasos.models.attention import Varlen, layer_specs
-from llmasos.models.encoder import POOLINGS, pool
+from llmasos.models.encoder import Pooling, pool, starts_of
 
 if TYPE_CHECKING:
     from llmasos.models.load import LoadedModel
@@ -52,21 +52,19 @@ def embed(
     *,
     lock: threading.Lock,
     pooling: str | None = None,
-    normalize: bool | None = None,
+    normalize: bool = True,
 ) -> list[list[float]]:
-    """Pooled hidden states, one vector of D floats per text."""
-    kind = pooling or model.pooling.get("kind") or ("mean" if model.config.is_encoder else "last")
-    unit = model.pooling.get("normalize", True) if normalize is None else normalize
-    if kind not in POOLINGS:
-        raise InvalidInputError(f"pooling={kind!r} is not known.", hint=f"Use {', '.join(POOLINGS)}.", param="pooling")
+    """Pooled hidden states, one vector of D floats per text. Raises UnsupportedError for an unknown pooling."""
     if any(not text for text in ids):
         raise InvalidInputError("A text to embed has no tokens.", hint="Leave empty texts out.", param="input")
+    usual = model.pooling.get("pooling", "mean") if model.config.is_encoder else "last"
+    kind = cast(Pooling, pooling or usual)
     vectors: list[list[float]] = []
     for run in batches(ids):
         texts = [ids[i] for i in run]
         with lock, torch.inference_mode():
-            pooled = pool(model.module, hidden_states(model, texts), [len(t) for t in texts], kind)
-            vectors += (torch.nn.functional.normalize(pooled, dim=-1) if unit else pooled).tolist()
+            hidden = hidden_states(model, texts)
+            vectors += pool(hidden, [len(t) for t in texts], kind, normalize=normalize).tolist()
     return vectors
 
 
@@ -98,14 +96,17 @@ def fill_mask(
 ) -> list[list[tuple[str, float]]]:
     """The likeliest words at every mask token of one text, with probabilities."""
     mask = model.tokenizer.mask_token_id if model.tokenizer else None
-    if mask is None or not getattr(model.module, "has_mlm_head", False):
+    if mask is None or not model.config.masked_lm:
         raise UnsupportedError(
-            f"A {model.config.architecture} can't fill masks.", hint="Use a masked language model such as bert-base-uncased."
+            f"A {model.config.architecture} can't fill masks.",
+            hint="Use a masked language model such as bert-base-uncased.",
         )
     places = [i for i, token in enumerate(ids) if token == mask]
     if not places:
         assert model.tokenizer is not None
-        raise InvalidInputError("The text has no mask token.", hint=f"Write {model.tokenizer.token(mask)} where a word is missing.")
+        raise InvalidInputError(
+            "The text has no mask token.", hint=f"Write {model.tokenizer.token(mask)} where a word is missing."
+        )
     with lock, torch.inference_mode():
         logits = model.module.mlm_logits(hidden_states(model, [ids])[places])
         top = logits.float().softmax(-1).topk(min(top_k, logits.shape[-1]))
@@ -120,14 +121,15 @@ def classify(model: LoadedModel, ids: Sequence[Sequence[int]], *, lock: threadin
     """Label probabilities of each text."""
     if not model.config.num_labels:
         raise UnsupportedError(
-            f"A {model.config.architecture} has no classification head.", hint="Use a model fine-tuned for classification."
+            f"A {model.config.architecture} has no classification head.",
+            hint="Use a model fine-tuned for classification.",
         )
     labels = model.config.labels or tuple(f"LABEL_{i}" for i in range(model.config.num_labels))
     results: list[dict[str, float]] = []
     for run in batches(ids):
         texts = [ids[i] for i in run]
-        starts = torch.tensor([0, *(len(t) for t in texts)]).cumsum(0)[:-1]
+        starts = starts_of([len(t) for t in texts], model.module.device)
         with lock, torch.inference_mode():
-            logits = model.module.classify(hidden_states(model, texts), starts.to(model.module.device))
+            logits = model.module.classify(hidden_states(model, texts), starts)
             results += [dict(zip(labels, row, strict=True)) for row in logits.float().softmax(-1).tolist()]
     return results

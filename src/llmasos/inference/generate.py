@@ -1,7 +1,7 @@
 """The plain generation loop: packed prompts in, chunks out, over a contiguous cache.
 
-A row of the cache is a slot: every completion takes one and gives it to the next prompt in line when it is done. Correct
-before fast: whatever is made faster later must give this loop's tokens.
+A row of the cache is a slot: every completion takes one and gives it to the next prompt in line when it is done.
+Correct before fast: whatever is made faster later must give this loop's tokens.
 """
 
 from __future__ import annotations
@@ -191,6 +191,8 @@ class Generation:
         """Make `token` part of the completion; its last chunk frees the row."""
         params = s.sampler.params
         s.ids.append(token)
+        reason: FinishReason | None
+        stop_reason: str | int | None
         reason, stop_reason = self._ended_by(s, token)
         text = ""
         if s.decoder is not None and reason is None:

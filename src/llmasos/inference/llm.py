@@ -1,20 +1,22 @@
 """LLM: the Python front door to one model, local (here) or behind an API (`remote`), with the same methods.
 
-Text in, new text out: `generate`, `chat`, `stream`. Full results: `complete`, `complete_chat`, `stream_complete`. Numbers:
-`embed`, `score`. Each has an asynchronous twin with an `a` in front, whose cancellation stops the model at its next token.
+Text in, new text out: `generate`, `chat`, `stream`. Full results: `complete`, `complete_chat`, `stream_complete`.
+Numbers: `embed`, `score`. Each has an asynchronous twin with an `a` in front, whose cancellation stops the model at its
+next token.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from llmasos.errors import ContextOverflowError, InvalidInputError, UnsupportedError
 from llmasos.inference.request import (
@@ -55,8 +57,6 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        import math
-
         return math.exp(-self.logprob / len(self.logprobs))
 
 
@@ -86,9 +86,11 @@ class LLM:
         none, int8, int4. Raises NotFoundError, NetworkError, OfflineError, FormatError, DeviceError,
         InsufficientMemoryError, InvalidInputError.
         """
-        from llmasos.inference.remote import RemoteLLM, is_remote
+        from llmasos.client.providers import is_remote
 
         if isinstance(name_or_path, str) and is_remote(name_or_path):
+            from llmasos.inference.remote import RemoteLLM
+
             return RemoteLLM(name_or_path)
         from llmasos.models.load import load_model
         from llmasos.store import ensure
@@ -137,6 +139,12 @@ class LLM:
 
     # text in, new text out
 
+    @overload
+    def generate(self, prompt: str, *, max_length: int | None = None, echo: bool = False, **options: Any) -> str: ...
+    @overload
+    def generate(
+        self, prompt: list[str], *, max_length: int | None = None, echo: bool = False, **options: Any
+    ) -> list[str]: ...
     def generate(
         self,
         prompt: str | list[str],
@@ -158,11 +166,7 @@ class LLM:
         texts = [(out.prompt if echo else "") + out.text for out in outputs]
         return texts[0] if isinstance(prompt, str) else texts
 
-    def generate_text(
-        self, prompt: str | list[str], *, max_length: int | None = None, echo: bool = False, **options: Any
-    ) -> str | list[str]:
-        """The same as `generate`."""
-        return self.generate(prompt, max_length=max_length, echo=echo, **options)
+    generate_text = generate
 
     def chat(self, messages: str | Messages, *, tools: list[Any] | None = None, **options: Any) -> str:
         """The model's answer to a conversation, or to one user message. Raises NoChatTemplateError."""
@@ -178,7 +182,9 @@ class LLM:
         """SamplingParams from keyword options over this model's defaults."""
         if max_length is not None:
             if options.get("max_tokens") is not None:
-                raise InvalidInputError("max_length and max_tokens were both given.", hint="Give one.", param="max_length")
+                raise InvalidInputError(
+                    "max_length and max_tokens were both given.", hint="Give one.", param="max_length"
+                )
             if max_length <= num_prompt:
                 raise InvalidInputError(
                     f"max_length={max_length} counts prompt and new tokens; the prompt alone has {num_prompt}.",
@@ -236,19 +242,27 @@ class LLM:
 
     # numbers
 
+    @overload
+    def embed(
+        self, texts: str, *, pooling: str | None = None, normalize: bool = True, truncate: bool = False
+    ) -> list[float]: ...
+    @overload
+    def embed(
+        self, texts: list[str], *, pooling: str | None = None, normalize: bool = True, truncate: bool = False
+    ) -> list[list[float]]: ...
     def embed(
         self,
         texts: str | list[str],
         *,
         pooling: str | None = None,
-        normalize: bool | None = None,
+        normalize: bool = True,
         truncate: bool = False,
     ) -> list[float] | list[list[float]]:
         """Embeddings as lists of floats: one for a string, one each for a list.
 
-        `pooling`: mean, cls, pooler or last; default: what the model's folder says, else mean (encoders), last token
-        (decoders). `normalize` to unit length: default as the folder says, else yes. A text beyond the context is an
-        error with the counts, or cut with `truncate`.
+        `pooling`: mean, cls, last or max; default: what the model's folder says, else mean (encoders), last token
+        (decoders). `normalize` gives unit length. A text beyond the context is an error with the counts, or cut with
+        `truncate`.
         """
         from llmasos.inference.embed import embed
 
@@ -257,6 +271,10 @@ class LLM:
         vectors = embed(self.model, ids, lock=self._lock, pooling=pooling, normalize=normalize)
         return vectors[0] if isinstance(texts, str) else vectors
 
+    @overload
+    def score(self, texts: str, *, prompt: str = "") -> Score: ...
+    @overload
+    def score(self, texts: list[str], *, prompt: str = "") -> list[Score]: ...
     def score(self, texts: str | list[str], *, prompt: str = "") -> Score | list[Score]:
         """Log-likelihood of each text, after `prompt` where one is given. The first token of a text without prompt and
         without BOS token has nothing to be predicted from and is not scored."""
@@ -322,12 +340,14 @@ class LLM:
         job = self._encode_chat(messages, tools)
         return (await self._acomplete([job], self._params_for([job], params)))[0]
 
-    async def astream(self, prompt: str | Messages, **options: Any) -> AsyncIterator[Chunk]:
+    async def astream(self, prompt: str | Messages, **options: Any) -> AsyncGenerator[Chunk, None]:
         async with aclosing(self._astep(self.stream(prompt, **options))) as chunks:
             async for chunk in chunks:
                 yield chunk
 
-    async def astream_complete(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncIterator[Chunk]:
+    async def astream_complete(
+        self, prompt: Prompt, params: SamplingParams | None = None
+    ) -> AsyncGenerator[Chunk, None]:
         async with aclosing(self._astep(self.stream_complete(prompt, params))) as chunks:
             async for chunk in chunks:
                 yield chunk
@@ -341,7 +361,7 @@ class LLM:
     async def _in_worker(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, call)
 
-    async def _astep(self, items: Iterator[T]) -> AsyncIterator[T]:
+    async def _astep(self, items: Iterator[T]) -> AsyncGenerator[T, None]:
         """Advance a blocking iterator in the worker, one item at a time; leaving early closes it."""
         done = object()
         try:
@@ -441,9 +461,7 @@ class LLM:
         metrics = RequestMetrics(seconds, 0.0, sum(len(c.token_ids) for c in completions))
         return RequestOutput(job[0], job[1], completions, metrics, self._prompt_logprobs(job[1], params))
 
-    def _collect(
-        self, job: _Encoded, params: SamplingParams, events: list[Event], started: float
-    ) -> RequestOutput:
+    def _collect(self, job: _Encoded, params: SamplingParams, events: list[Event], started: float) -> RequestOutput:
         completions = []
         for index in range(params.n):
             chunks = [e.chunk for e in events if e.chunk.index == index]
@@ -463,9 +481,7 @@ class LLM:
         metrics = RequestMetrics(events[0].time - started, events[-1].time - events[0].time, num_tokens)
         return RequestOutput(job[0], job[1], tuple(completions), metrics, self._prompt_logprobs(job[1], params))
 
-    def _prompt_logprobs(
-        self, ids: tuple[int, ...], params: SamplingParams
-    ) -> tuple[TokenLogprob | None, ...] | None:
+    def _prompt_logprobs(self, ids: tuple[int, ...], params: SamplingParams) -> tuple[TokenLogprob | None, ...] | None:
         if params.prompt_logprobs is None:
             return None
         from llmasos.inference.embed import score_tokens
@@ -493,7 +509,9 @@ class LLM:
         size = self.model.config.vocab_size
         for i in ids:
             if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < size:
-                raise InvalidInputError(f"{i!r} is not a token id of {self.name}: they are 0 to {size - 1}.", param="prompt")
+                raise InvalidInputError(
+                    f"{i!r} is not a token id of {self.name}: they are 0 to {size - 1}.", param="prompt"
+                )
         return tuple(ids)
 
     def _encode_chat(self, messages: str | Messages, tools: list[Any] | None = None) -> _Encoded:
@@ -544,5 +562,3 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 
 def _as_messages(messages: str | Messages) -> Messages:
     return [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-
-

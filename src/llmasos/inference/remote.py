@@ -20,7 +20,7 @@ from dataclasses import MISSING, Field, dataclass, fields
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 from llmasos.client.client import AsyncClient, Client
-from llmasos.client.providers import Endpoint, parse
+from llmasos.client.providers import Endpoint, is_remote, parse
 from llmasos.client.types import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -45,6 +45,8 @@ from llmasos.inference.request import (
 
 if TYPE_CHECKING:
     import httpx
+
+__all__ = ["RemoteCompletion", "RemoteLLM", "is_remote"]
 
 MAX_PARALLEL = 8
 """Requests at a time, where several prompts need one each."""
@@ -128,15 +130,17 @@ class RemoteLLM:
 
     # -- full results
 
-    def complete(self, prompts: Prompts, params: SamplingParams) -> list[RequestOutput]:
+    def complete(self, prompts: Prompts, params: SamplingParams | None = None) -> list[RequestOutput]:
         return self._complete(_prompts(prompts), self._fields(params))
 
     def complete_chat(
-        self, messages: str | Sequence[Message], params: SamplingParams, *, tools: Any = None
+        self, messages: str | Sequence[Message], params: SamplingParams | None = None, *, tools: Any = None
     ) -> RequestOutput:
         return self._chat(messages, self._fields(params), tools)
 
-    def stream_complete(self, prompt: str | Sequence[int], params: SamplingParams) -> Generator[Chunk, None, None]:
+    def stream_complete(
+        self, prompt: str | Sequence[int], params: SamplingParams | None = None
+    ) -> Generator[Chunk, None, None]:
         return self._stream(prompt if isinstance(prompt, str) else list(prompt), self._fields(params))
 
     # -- the same for asyncio: cancelling ends the request
@@ -171,23 +175,37 @@ class RemoteLLM:
             answer = await client.embed(_prompts(texts), model=self.model, encoding_format="float")
         return _vectors(texts, answer.data, normalize)
 
-    async def acomplete(self, prompts: Prompts, params: SamplingParams) -> list[RequestOutput]:
+    async def acomplete(self, prompts: Prompts, params: SamplingParams | None = None) -> list[RequestOutput]:
         return await self._acomplete(_prompts(prompts), self._fields(params))
 
     async def acomplete_chat(
-        self, messages: str | Sequence[Message], params: SamplingParams, *, tools: Any = None
+        self, messages: str | Sequence[Message], params: SamplingParams | None = None, *, tools: Any = None
     ) -> RequestOutput:
         return await self._achat(messages, self._fields(params), tools)
 
-    def astream_complete(self, prompt: str | Sequence[int], params: SamplingParams) -> AsyncGenerator[Chunk, None]:
+    def astream_complete(
+        self, prompt: str | Sequence[int], params: SamplingParams | None = None
+    ) -> AsyncGenerator[Chunk, None]:
         return self._astream(prompt if isinstance(prompt, str) else list(prompt), self._fields(params))
 
     # -- what an API does not give
 
-    def score(self, *args: Any, **options: Any) -> NoReturn:
+    def score(self, texts: Any, *, prompt: str = "") -> NoReturn:
         raise self._lacks("score", "log-likelihoods of a given text")
 
-    def chat_prompt(self, messages: Sequence[Message], tools: Any = None) -> NoReturn:
+    async def ascore(self, texts: Any, *, prompt: str = "") -> NoReturn:
+        self.score(texts, prompt=prompt)
+
+    def fill_mask(self, text: str, *, top_k: int = 5) -> NoReturn:
+        raise self._lacks("fill_mask", "words for a mask")
+
+    def classify(self, texts: Any) -> NoReturn:
+        raise self._lacks("classify", "label probabilities")
+
+    def save_pretrained(self, folder: Any) -> NoReturn:
+        raise self._lacks("save_pretrained", "its weights")
+
+    def chat_prompt(self, messages: Any, tools: Any = None) -> NoReturn:
         raise self._lacks("chat_prompt", "the text its template makes of a conversation")
 
     @property
@@ -224,8 +242,10 @@ class RemoteLLM:
         params = SamplingParams.of(**options)
         return self._wire_fields({name: getattr(params, name) for name in options})
 
-    def _fields(self, params: SamplingParams) -> dict[str, Any]:
+    def _fields(self, params: SamplingParams | None = None) -> dict[str, Any]:
         """Request fields of everything that is not at its default, and of the temperature, whose default varies."""
+        if params is None:
+            return {}
         changed = {
             option.name: getattr(params, option.name)
             for option in fields(params)

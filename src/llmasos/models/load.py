@@ -10,7 +10,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -139,9 +139,9 @@ def load_model(
             hint='Use quantization="none".',
             param="quantization",
         )
-    config = read_config(path)
     checkpoint = open_checkpoint(path)
     try:
+        config = _as_stored(read_config(path), checkpoint)
         module = _build(config)
         _Filler(config, checkpoint, where, kind, quantization).fill(module)
     finally:
@@ -155,6 +155,13 @@ def load_model(
         generation=_generation(path),
         pooling=_pooling(path) if config.is_encoder else {},
     )
+
+
+def _as_stored(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
+    """Encoders trained for embeddings are often saved without the pooler that their class has."""
+    if config.pooler and not any(name.endswith("pooler.dense.weight") for name in checkpoint.tensors):
+        return replace(config, pooler=False)
+    return config
 
 
 def gguf_in(path: Path) -> Path:

@@ -30,6 +30,8 @@ class AttentionSpec:
     causal: bool = True
     slopes: tuple[float, ...] = ()
     """ALiBi slope of each query head (arXiv:2108.12409)."""
+    alibi_scale: float = 1.0
+    alibi_bf16: bool = False
 
     @property
     def plain(self) -> bool:
@@ -45,7 +47,7 @@ class Attend(Protocol):
 
 def layer_specs(config: ModelConfig) -> list[AttentionSpec]:
     """The attention arithmetic of every layer."""
-    slopes = alibi_slopes(config.num_heads, config.alibi_scale) if config.position == "alibi" else ()
+    slopes = alibi_slopes(config.num_heads) if config.position == "alibi" else ()
     return [
         AttentionSpec(
             scale=config.scale / (i + 1 if config.scale_by_layer else 1),
@@ -53,17 +55,28 @@ def layer_specs(config: ModelConfig) -> list[AttentionSpec]:
             softcap=config.attention_softcap,
             causal=config.causal,
             slopes=slopes,
+            alibi_scale=config.alibi_scale,
+            alibi_bf16=config.alibi_bf16,
         )
         for i in range(config.num_layers)
     ]
 
 
-def alibi_slopes(num_heads: int, scale: float = 1.0) -> tuple[float, ...]:
+def alibi_slopes(num_heads: int) -> tuple[float, ...]:
     """Geometric slopes of ALiBi; head counts that are no power of two take every other slope of the next power."""
     base = 2 ** math.floor(math.log2(num_heads))
     slopes = [2 ** (-8 * (i + 1) / base) for i in range(base)]
     slopes += [2 ** (-4 * (2 * i + 1) / base) for i in range(num_heads - base)]
-    return tuple(slope * scale for slope in slopes)
+    return tuple(slopes)
+
+
+def _alibi(spec: AttentionSpec, distance: Tensor, k_pos: Tensor) -> Tensor:
+    """What ALiBi adds to the scores: `distance` [.., T, S] and k_pos [S] -> [.., H, T or 1, S] in float32."""
+    slopes = torch.tensor(spec.slopes, device=k_pos.device)[:, None, None]
+    if spec.alibi_bf16:
+        # counted from the first key instead of from the query: the same to a softmax but for what rounding makes of it
+        return (slopes.bfloat16() * k_pos).float() * spec.alibi_scale
+    return slopes * distance.unsqueeze(-3) * -spec.alibi_scale
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, q_pos: Tensor, k_pos: Tensor) -> Tensor:
@@ -79,8 +92,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, q_pos: Tenso
         scores = torch.tanh(scores / spec.softcap) * spec.softcap
     distance = q_pos[:, None] - k_pos[None, :]
     if spec.slopes:
-        slopes = torch.tensor(spec.slopes, device=q.device).view(k.shape[1], groups, 1, 1)
-        scores = scores - slopes * distance
+        scores = scores + _alibi(spec, distance, k_pos).unflatten(0, (k.shape[1], groups))
     if hidden := _hidden(distance, spec):
         scores = scores.masked_fill(hidden[0], float("-inf"))
     out = scores.softmax(-1).to(v.dtype) @ v.permute(1, 0, 2)[:, None]
@@ -236,10 +248,12 @@ class ContiguousCache:
         scores = (queries @ past_k.transpose(-1, -2)).float() * spec.scale
         if spec.softcap:
             scores = torch.tanh(scores / spec.softcap) * spec.softcap
-        distance = self._positions[:, None] - torch.arange(low, self._length, device=q.device)[None]
+        k_pos = torch.arange(low, self._length, device=q.device)
+        distance = self._positions[:, None] - k_pos
         if spec.slopes:
-            slopes = torch.tensor(spec.slopes, device=q.device).view(1, past_k.shape[1], -1, 1)
-            scores = scores - slopes * distance[:, None, None]
+            # [B or none, H, 1, S] beside scores [B, K, H / K, S]
+            bias = _alibi(spec, distance[:, None], k_pos).squeeze(-2)
+            scores = scores + bias.unflatten(-2, (past_k.shape[1], -1))
         if batch > 1 and (hidden := _hidden(distance, spec)):
             scores = scores.masked_fill(hidden[0][:, None, None], float("-inf"))
         return (scores.softmax(-1).to(past_v.dtype) @ past_v).reshape(batch, num_heads, width)

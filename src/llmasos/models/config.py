@@ -103,6 +103,8 @@ class ModelConfig:
     """One per layer; empty: all full, or all sliding if sliding_window is set."""
     alibi_scale: float = 1.0
     """Multiplies the ALiBi slopes (Falcon: head_dim ** -0.5)."""
+    alibi_bf16: bool = False
+    """Slope times position of the key is rounded to bfloat16, whatever the model's dtype (Falcon)."""
     causal: bool = True
 
     # MLP

@@ -46,6 +46,8 @@ class Family:
     write: Callable[[ModelConfig], dict[str, Any]]
     """The keys of config.json that carry arithmetic; saved over the original config's other keys."""
     weights: Mapping[str, Source]
+    variant: Callable[[ModelConfig], Mapping[str, Source]] = lambda config: {}
+    """Rows over those of `weights`, for models of this family that name a module differently (Falcon-40B's norms)."""
     prefix: str = ""
     """What checkpoints of the bare model (without head) leave out of every name."""
     bare: tuple[str, ...] = ()
@@ -109,7 +111,7 @@ def source_of(family: Family, config: ModelConfig, parameter: str) -> tuple[tupl
     module, leaf = parameter.rsplit(".", 1)
     layer = _LAYER.search(module)
     pattern = _LAYER.sub("{i}", module)
-    source = family.weights[pattern]
+    source = family.variant(config).get(pattern) or family.weights[pattern]
     number = layer.group() if layer else ""
     parts = [part.replace("{i}", number) for part in source.parts]
     if source.how.heads is not None:

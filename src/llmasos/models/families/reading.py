@@ -35,7 +35,11 @@ def activation(name: str) -> Activation:
     return _ACTIVATIONS[name]
 
 
-def activation_name(kind: Activation) -> str:
+def activation_name(kind: Activation, written: object = None) -> str:
+    """Hugging Face's name: the one `written` in the original config while it still means this (gelu_new and
+    gelu_pytorch_tanh are one function that transformers rounds in two ways), else the usual one."""
+    if isinstance(written, str) and _ACTIVATIONS.get(written) == kind:
+        return written
     return _ACTIVATION_NAMES.get(kind, kind)
 
 

@@ -71,7 +71,8 @@ class Web:
                 entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 1}
             siblings.append(entry)
         info = {"id": repo, "sha": COMMIT, "cardData": {"license": licence}, "siblings": siblings}
-        self.add(f"/api/models/{repo}/revision/main?blobs=true", info, content_type="application/json")
+        for revision in ("main", COMMIT):
+            self.add(f"/api/models/{repo}/revision/{revision}?blobs=true", info, content_type="application/json")
         return {name: self.add(f"/{repo}/resolve/{COMMIT}/{name}", data) for name, data in files.items()}
 
     def add_wheel(self, project: str, version: str, data: bytes, *, html: bool = False, sha256: str = "") -> Resource:

@@ -17,7 +17,7 @@ from typing import Literal, overload
 from llmasos.errors import BusyError, FormatError, InvalidInputError, LLMasOSError, NotFoundError, StoreError
 from llmasos.settings import settings
 from llmasos.store.card import CARD_NAME, Card, CardFile, Upstream, check_name, read_card, tidy_name, write_card
-from llmasos.store.catalog import model_stem, resolve
+from llmasos.store.catalog import Resolved, model_stem, parse_source, resolve
 from llmasos.store.headers import opener, read_facts
 from llmasos.store.sources import SHARD, choose_files
 from llmasos.store.transfer import Meter, OnProgress, disk_errors, file_sha256
@@ -133,9 +133,25 @@ class Library:
             if not any(mark in name for mark in "/:"):
                 raise
         try:
-            yield resolve(name).name
+            resolved = resolve(name)
         except LLMasOSError:
             return
+        if resolved.entry or resolved.sources[0].kind in ("hf", "pypi"):
+            yield resolved.name  # names from paths and addresses do not tell two models apart
+
+    def resolve(self, ref: str | Path) -> Resolved:
+        """`catalog.resolve`, where the name of an installed model stands for the source that it came from."""
+        try:
+            return resolve(ref)
+        except NotFoundError:
+            try:
+                folder = self.folder(str(ref))
+                source = parse_source(_describe(folder).source)
+            except LLMasOSError:
+                pass
+            else:
+                return Resolved(str(ref), folder.name, (source,))
+            raise
 
     def remove(self, name: str) -> int:
         """Delete a model and return the bytes freed. Files that it links to stay where they are."""
@@ -180,7 +196,12 @@ def _describe(folder: Path) -> Card:
         return Card(name=folder.name, error=e.message if isinstance(e, LLMasOSError) else str(e))
     config, files = facts.config, [CardFile(path=n, size=(folder / n).stat().st_size, sha256="") for n in names]
     return Card(
-        name=folder.name, format=facts.format, architecture=config.architecture, family=config.family, files=files
+        name=folder.name,
+        format=facts.format,
+        architecture=config.architecture,
+        family=config.family,
+        source=f"file:{folder}",
+        files=files,
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmasos.errors import InvalidInputError, LLMasOSError, NetworkError, NotFoundError, OfflineError
-from llmasos.store.catalog import Resolved, resolve
+from llmasos.store.catalog import Resolved
 from llmasos.store.headers import Facts, opener, read_facts, read_tensors
 from llmasos.store.library import Library, files_at
 from llmasos.store.pull import DISK_MARGIN, disk_free, size
@@ -113,8 +113,8 @@ def plan(
         raise InvalidInputError(
             f"A plan for {context} tokens and {concurrency} requests makes no sense.", hint="Both must be at least 1."
         )
-    resolved = resolve(ref)
     library = Library()
+    resolved = library.resolve(ref)
     found = _local(ref, resolved, library) or _remote(resolved)
     config = found.facts.config
     context = context or min(config.context_length, DEFAULT_CONTEXT)
@@ -231,14 +231,14 @@ class _Found:
 def _local(ref: str | Path, resolved: Resolved, library: Library) -> _Found | None:
     """A model of this machine: installed, or at a path."""
     licence: str | None = None
-    if resolved.sources[0].kind == "file":
+    if library.has(str(ref)):
+        card = library.get(str(ref))
+        path, source, licence = library.path(str(ref)), card.source, card.licence
+    elif resolved.sources[0].kind == "file":
         path = Path(resolved.sources[0].path)
         if not path.exists():
             raise NotFoundError(f"{path} does not exist.", hint="Give a model's folder, .gguf or .safetensors file.")
         source = str(path)
-    elif library.has(resolved.name):
-        card = library.get(resolved.name)
-        path, source, licence = library.path(resolved.name), card.source, card.licence
     else:
         return None
     folder = path if path.is_dir() else path.parent

@@ -24,7 +24,7 @@ from llmasos.errors import (
     StoreError,
 )
 from llmasos.store.card import CARD_NAME, Card, CardFile, check_name, write_card
-from llmasos.store.catalog import Resolved, SourceRef, looks_like_model, resolve
+from llmasos.store.catalog import Resolved, SourceRef, looks_like_model
 from llmasos.store.headers import Facts, opener, read_facts
 from llmasos.store.library import Library, discard, import_model, model_lock
 from llmasos.store.sources import Listing, list_source
@@ -41,8 +41,8 @@ def pull(ref: str | Path, *, name: str | None = None, on_progress: OnProgress | 
     `name` overrides the name in the library. Raises NotFoundError, NetworkError (which lists every source and why),
     OfflineError, ChecksumError, DiskFullError, BusyError, UnknownArchitectureError, PickleRefusedError.
     """
-    resolved = resolve(ref)
     library, meter = Library(), Meter(on_progress)
+    resolved = library.resolve(ref)
     target = check_name(name or resolved.name)
     _say_notice(resolved, meter, on_progress)
     if card := _installed(library, target, resolved):
@@ -65,26 +65,18 @@ def ensure(ref: str | Path, *, on_progress: OnProgress | None = None) -> Path:
     """
     path = Path(ref).expanduser()
     library = Library()
-    if isinstance(ref, str) and not str(ref).startswith(("file:", ".", "/", "~")) and library.has(ref):
-        _say_notice_of(ref, on_progress)
+    if isinstance(ref, str) and library.has(ref):
+        _say_notice(library.resolve(ref), Meter(on_progress), on_progress)
         return library.path(ref)
     if looks_like_model(path):
         return path.absolute()
-    resolved = resolve(ref)
+    resolved = library.resolve(ref)
     if resolved.sources[0].kind == "file":
         path = Path(resolved.sources[0].path)
         if not path.exists():
             raise NotFoundError(f"{path} does not exist.", hint="Give a model's folder, .gguf or .safetensors file.")
         return path
     return library.path(pull(ref, on_progress=on_progress).name)
-
-
-def _say_notice_of(ref: str, on_progress: OnProgress | None) -> None:
-    try:
-        resolved = resolve(ref)
-    except LLMasOSError:
-        return  # the name of something imported: no entry, no notice
-    _say_notice(resolved, Meter(on_progress), on_progress)
 
 
 def _say_notice(resolved: Resolved, meter: Meter, on_progress: OnProgress | None) -> None:

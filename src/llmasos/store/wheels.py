@@ -344,7 +344,7 @@ class _Member(io.BufferedIOBase):
 
     def read(self, size: int | None = -1, /) -> bytes:
         try:
-            return self._file.read(size)
+            return self._file.read(-1 if size is None else size)
         except _DAMAGE as e:
             raise _damaged(*self._what, e) from e
 

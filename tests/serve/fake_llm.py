@@ -8,7 +8,7 @@ import httpx
 import uvicorn
 
 from llmasos.errors import ContextOverflowError, NoChatTemplateError
-from llmasos.inference.request import Chunk, Completion, RequestMetrics, RequestOutput, TokenLogprob
+from llmasos.inference.request import Chunk, Completion, RequestMetrics, RequestOutput, SamplingParams, TokenLogprob
 from llmasos.serve.server import create_app, listen
 
 EOS = 256
@@ -33,14 +33,18 @@ class FakeLLM:
 
     is_encoder = False
 
-    def __init__(self, name="fake", *, delay=0.0, context_length=1000, template=True, takes_tools=True):
+    def __init__(self, name="fake", *, delay=0.0, context_length=1000, template=True, takes_tools=True, defaults=()):
         self.name, self.delay, self.context_length = name, delay, context_length
         self.tokenizer = FakeTokenizer()
         self.has_chat_template, self.takes_tools = template, takes_tools
         self.num_running = self.max_running = self.num_tokens = self.num_cancelled = 0
+        self.defaults = dict(defaults)
         self.prompts = []
-        self.params = []
+        self.params_seen = []
         self.closed = False
+
+    def params(self, **options):
+        return SamplingParams.of(**({"temperature": 0.0} | self.defaults | options))
 
     def chat_prompt(self, messages, tools=None):
         if not self.has_chat_template:
@@ -95,7 +99,7 @@ class FakeLLM:
         return outputs
 
     async def astream_complete(self, prompt, params):
-        self.params.append(params)
+        self.params_seen.append(params)
         text = self.tokenizer.decode(prompt)
         self.prompts.append(text)
         self.num_running += 1

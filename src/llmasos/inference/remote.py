@@ -117,16 +117,25 @@ class RemoteLLM:
         return self._stream(prompt, self._given(options))
 
     @overload
-    def embed(self, texts: str, *, pooling: str | None = None, normalize: bool = True) -> list[float]: ...
-    @overload
-    def embed(self, texts: list[str], *, pooling: str | None = None, normalize: bool = True) -> list[list[float]]: ...
     def embed(
-        self, texts: str | list[str], *, pooling: str | None = None, normalize: bool = True
+        self, texts: str, *, pooling: str | None = None, normalize: bool | None = None, truncate: bool = False
+    ) -> list[float]: ...
+    @overload
+    def embed(
+        self, texts: list[str], *, pooling: str | None = None, normalize: bool | None = None, truncate: bool = False
+    ) -> list[list[float]]: ...
+    def embed(
+        self,
+        texts: str | list[str],
+        *,
+        pooling: str | None = None,
+        normalize: bool | None = None,
+        truncate: bool = False,
     ) -> list[float] | list[list[float]]:
-        """One vector per text, of length 1 with `normalize`."""
-        self._check_embeds(pooling)
+        """One vector per text, of length 1 unless `normalize` is False."""
+        self._check_embeds(pooling, truncate)
         answer = self._client.embed(_prompts(texts), model=self.model, encoding_format="float")
-        return _vectors(texts, answer.data, normalize)
+        return _vectors(texts, answer.data, normalize is not False)
 
     # -- full results
 
@@ -162,18 +171,25 @@ class RemoteLLM:
         return self._astream(prompt, self._given(options))
 
     @overload
-    async def aembed(self, texts: str, *, pooling: str | None = None, normalize: bool = True) -> list[float]: ...
+    async def aembed(
+        self, texts: str, *, pooling: str | None = None, normalize: bool | None = None, truncate: bool = False
+    ) -> list[float]: ...
     @overload
     async def aembed(
-        self, texts: list[str], *, pooling: str | None = None, normalize: bool = True
+        self, texts: list[str], *, pooling: str | None = None, normalize: bool | None = None, truncate: bool = False
     ) -> list[list[float]]: ...
     async def aembed(
-        self, texts: str | list[str], *, pooling: str | None = None, normalize: bool = True
+        self,
+        texts: str | list[str],
+        *,
+        pooling: str | None = None,
+        normalize: bool | None = None,
+        truncate: bool = False,
     ) -> list[float] | list[list[float]]:
-        self._check_embeds(pooling)
+        self._check_embeds(pooling, truncate)
         async with self._async_client() as client:
             answer = await client.embed(_prompts(texts), model=self.model, encoding_format="float")
-        return _vectors(texts, answer.data, normalize)
+        return _vectors(texts, answer.data, normalize is not False)
 
     async def acomplete(self, prompts: Prompts, params: SamplingParams | None = None) -> list[RequestOutput]:
         return await self._acomplete(_prompts(prompts), self._fields(params))
@@ -268,7 +284,9 @@ class RemoteLLM:
             sent["logit_bias"] = {str(k): v for k, v in sent["logit_bias"].items()}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in sent.items()}
 
-    def _check_embeds(self, pooling: str | None) -> None:
+    def _check_embeds(self, pooling: str | None, truncate: bool) -> None:
+        if truncate:
+            raise self._lacks("truncate", "a way to cut texts at its context")
         if pooling is not None:
             raise self._lacks("pooling", "a choice of pooling")
         if not self.endpoint.provider.embeddings:

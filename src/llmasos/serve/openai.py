@@ -191,17 +191,18 @@ async def _complete(lane: Lane, body: CompletionRequest) -> Response:
     outputs = await lane.complete(prompts, prepare.completion_params(lane.model, body))
     echoes = _echoes(lane, body, prompts)
     choices = []
-    for i, (ids, echo, output) in enumerate(zip(prompts, echoes, outputs, strict=True)):
+    for i, (echo, output) in enumerate(zip(echoes, outputs, strict=True)):
         for one in output.outputs:
             choices.append(
                 CompletionChoice(
                     index=i * len(output.outputs) + one.index,
                     text=echo + one.text,
                     finish_reason=render.finish(one.finish_reason),
-                    logprobs=_completion_logprobs(lane, body, ids, output, one),
+                    logprobs=_completion_logprobs(lane, body, output, one),
                 )
             )
-    usage = render.usage(sum(map(len, prompts)), sum(output.num_output_tokens for output in outputs))
+    num_prompt_tokens = sum(len(output.prompt_token_ids) for output in outputs)
+    usage = render.usage(num_prompt_tokens, sum(output.num_output_tokens for output in outputs))
     return _json(TextCompletion(**_head("cmpl", "text_completion", body.model), choices=choices, usage=usage))
 
 
@@ -214,15 +215,13 @@ def _echoes(lane: Lane, body: CompletionRequest, prompts: list[list[int]]) -> li
     return [one if isinstance(one, str) else decode(one, skip_special_tokens=False) for one in given]
 
 
-def _completion_logprobs(
-    lane: Lane, body: CompletionRequest, ids: list[int], output: RequestOutput, one: Completion
-) -> Any:
+def _completion_logprobs(lane: Lane, body: CompletionRequest, output: RequestOutput, one: Completion) -> Any:
     if body.logprobs is None:
         return None
     positions: list[tuple[str, TokenLogprob | None]] = []
     if body.echo:
         decode = lane.model.tokenizer.decode
-        for token_id, logprob in zip(ids, output.prompt_logprobs or (), strict=True):
+        for token_id, logprob in zip(output.prompt_token_ids, output.prompt_logprobs or (), strict=True):
             positions.append((logprob.token if logprob else decode([token_id], skip_special_tokens=False), logprob))
     positions += [(logprob.token, logprob) for logprob in one.logprobs or ()]
     return render.completion_logprobs(positions)

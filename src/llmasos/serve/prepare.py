@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from llmasos.client.types import (
@@ -183,7 +184,9 @@ def _params(model: ServedModel, request: SamplingRequest, **more: Any) -> Sampli
         options["stop_token_ids"] = tuple(request.stop_token_ids)
     if request.logit_bias:
         options["logit_bias"] = _logit_bias(model, request.logit_bias)
-    return SamplingParams.of(**options, **more)
+    # The model's own defaults (generation_config.json) where it has some, else OpenAI's temperature of 1.
+    defaults = model.params(num_beams=request.num_beams or 1)
+    return replace(defaults, **{"temperature": defaults.temperature or 1.0, **options, **more})
 
 
 def _logit_bias(model: ServedModel, bias: Mapping[str, float]) -> dict[int, float]:

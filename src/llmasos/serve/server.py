@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -18,8 +19,9 @@ from pydantic.json_schema import models_json_schema
 
 from llmasos import __version__
 from llmasos.client.http import is_loopback
+from llmasos.client.providers import is_remote
 from llmasos.client.types import ChatCompletionChunk, TextCompletion
-from llmasos.errors import InvalidInputError, ServerError
+from llmasos.errors import InvalidInputError, ServerError, UnsupportedError
 from llmasos.serve import problems
 from llmasos.serve.gate import Gate
 from llmasos.serve.lane import Models, ServedModel
@@ -136,6 +138,8 @@ def check_exposure(host: str, *, insecure: bool) -> None:
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises ServerError that says why the address can't be had."""
+    if not 0 <= port <= 65535:
+        raise ServerError(f"Port {port} can't be used: ports are 0 to 65535.", hint="Try --port 8000.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -171,7 +175,17 @@ def _bind_error(host: str, port: int, e: Exception) -> ServerError:
 def _from_pretrained(reference: str) -> LLM:
     from llmasos.inference.llm import LLM
 
-    return LLM.from_pretrained(reference)
+    if is_remote(reference):
+        raise UnsupportedError(f"{reference!r} is already behind an API; only local models are served.")
+    llm = LLM.from_pretrained(reference)
+    assert isinstance(llm, LLM)
+    return llm
+
+
+def _served_name(reference: str) -> str:
+    """A path is served under the last part of it: clients need not know where files lie."""
+    path = Path(reference)
+    return path.name.removesuffix(".gguf") if path.exists() else reference
 
 
 def _load(
@@ -185,7 +199,7 @@ def _load(
     for name, reference in names:
         llm = load(reference)
         stack.callback(llm.close)
-        served = name or llm.name
+        served = name or _served_name(reference)
         if served in llms:
             raise InvalidInputError(f"Two models would be served as {served!r}.", hint="Give each its own name.")
         llms[served] = llm

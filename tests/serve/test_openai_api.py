@@ -1,0 +1,406 @@
+"""The API as raw HTTP, with a fake model: what the official client does not show."""
+
+import json
+
+import httpx
+import pytest
+from fake_llm import FakeLLM, asgi_client
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llmasos.serve import create_app
+
+HI = [{"role": "user", "content": "hi"}]
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+
+
+async def post(path, body, llm=None, **options):
+    async with asgi_client(llm or FakeLLM(), **options) as client:
+        return (
+            await client.post(path, json=body)
+            if not isinstance(body, bytes)
+            else await client.post(path, content=body, headers={"content-type": "application/json"})
+        )
+
+
+async def chat(llm=None, **fields):
+    return await post("/v1/chat/completions", {"model": "fake", "messages": HI, **fields}, llm)
+
+
+async def complete(llm=None, **fields):
+    return await post("/v1/completions", {"model": "fake", "prompt": "hi", **fields}, llm)
+
+
+def events(response):
+    assert response.headers["content-type"].startswith("text/event-stream")
+    blocks = response.text.removesuffix("\n\n").split("\n\n")
+    assert all(block.startswith("data: ") for block in blocks)
+    return [block.removeprefix("data: ") for block in blocks]
+
+
+def error(response, status=400):
+    assert response.status_code == status, response.text
+    body = response.json()["error"]
+    assert set(body) == {"message", "type", "param", "code"}
+    return body
+
+
+async def test_a_chat_answer_has_every_documented_field() -> None:
+    body = (await chat()).json()
+    assert body.pop("id").startswith("chatcmpl-") and body.pop("created") > 1_700_000_000
+    assert body == {
+        "object": "chat.completion",
+        "model": "fake",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "hi!", "refusal": None},
+                "finish_reason": "stop",
+                "logprobs": None,
+            }
+        ],
+        "usage": {
+            "prompt_tokens": len("user: hi"),
+            "completion_tokens": 3,
+            "total_tokens": len("user: hi") + 3,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        },
+    }
+
+
+async def test_a_chat_stream_has_role_text_end_usage_and_done_in_this_order() -> None:
+    response = await chat(stream=True, stream_options={"include_usage": True})
+    *chunks, last = events(response)
+    assert last == "[DONE]" and response.headers["cache-control"] == "no-cache"
+    parsed = [json.loads(chunk) for chunk in chunks]
+    assert len({c["id"] for c in parsed}) == 1 and {c["object"] for c in parsed} == {"chat.completion.chunk"}
+    deltas = [c["choices"][0]["delta"] for c in parsed[:-1]]
+    assert deltas == [{"role": "assistant", "content": ""}, {"content": "h"}, {"content": "i"}, {"content": "!"}, {}]
+    assert [c["choices"][0]["finish_reason"] for c in parsed[:-1]] == [None] * 4 + ["stop"]
+    assert all(c["usage"] is None for c in parsed[:-1])
+    assert parsed[-1]["choices"] == [] and parsed[-1]["usage"]["total_tokens"] == len("user: hi") + 3
+
+
+async def test_without_include_usage_no_chunk_speaks_of_usage() -> None:
+    assert all("usage" not in json.loads(e) for e in events(await chat(stream=True))[:-1])
+
+
+async def test_streamed_text_equals_the_whole_text_for_every_choice() -> None:
+    fields = {"n": 3, "seed": 5, "temperature": 0.7, "stop": ["#2"], "logprobs": True}
+    whole = (await chat(**fields)).json()["choices"]
+    texts, tokens = {}, {}
+    for chunk in events(await chat(stream=True, **fields))[:-1]:
+        [choice] = json.loads(chunk)["choices"]
+        texts[choice["index"]] = texts.get(choice["index"], "") + choice["delta"].get("content", "")
+        tokens.setdefault(choice["index"], []).extend((choice.get("logprobs") or {"content": []})["content"])
+    assert [texts[c["index"]] for c in whole] == [c["message"]["content"] for c in whole] == ["hi!5", "hi!5#1", "hi!5"]
+    assert [tokens[c["index"]] for c in whole] == [c["logprobs"]["content"] for c in whole]
+
+
+async def test_chat_logprobs_have_bytes_and_alternatives() -> None:
+    first = (await chat(logprobs=True, top_logprobs=2)).json()["choices"][0]["logprobs"]["content"][0]
+    assert first == {
+        "token": "h",
+        "logprob": -0.5,
+        "bytes": [104],
+        "top_logprobs": [
+            {"token": "h", "logprob": -0.5, "bytes": [104]},
+            {"token": "~", "logprob": -1.5, "bytes": [126]},
+        ],
+    }
+    assert (await chat(logprobs=True)).json()["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == []
+
+
+async def test_every_parameter_reaches_the_model() -> None:
+    llm = FakeLLM()
+    fields = {
+        "n": 2, "temperature": 0.5, "top_p": 0.9, "presence_penalty": 0.1, "frequency_penalty": 0.2, "seed": 7,
+        "top_k": 3, "min_p": 0.05, "typical_p": 0.8, "repetition_penalty": 1.1, "ignore_eos": True,
+        "length_penalty": 0.5,
+    }  # fmt: skip
+    more = {"stop": "X", "stop_token_ids": [1], "logit_bias": {"65": -100}, "max_completion_tokens": 9}
+    assert (await chat(llm, **fields, **more)).status_code == 200
+    [params] = llm.params_seen
+    assert {name: getattr(params, name) for name in fields} == fields
+    assert (params.stop, params.stop_token_ids, params.logit_bias, params.max_tokens) == (("X",), (1,), {65: -100.0}, 9)
+
+
+async def test_defaults_are_openais_unless_the_model_has_its_own() -> None:
+    plain, own = FakeLLM(), FakeLLM(defaults={"temperature": 0.6, "top_k": 20})
+    for llm in (plain, own):
+        await chat(llm)
+        await chat(llm, temperature=0)
+        await complete(llm)
+    assert [p.temperature for p in plain.params_seen] == [1.0, 0, 1.0]
+    assert [(p.temperature, p.top_k) for p in own.params_seen] == [(0.6, 20), (0, 20), (0.6, 20)]
+    assert [p.max_tokens for p in plain.params_seen] == [1000 - len("user: hi"), 1000 - len("user: hi"), 16]
+
+
+async def test_messages_reach_the_template_in_its_own_form() -> None:
+    llm = FakeLLM()
+    call = {"id": "c", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "2"},
+    ]
+    assert (await chat(llm, messages=messages, tools=[TOOL])).status_code == 200
+    [prompt] = llm.prompts
+    assert prompt.startswith("tools: ['add']\nsystem: Be brief.\nuser: a\nb\nassistant: [{")
+    assert "'arguments': {'a': 1}" in prompt
+    await chat(llm, tools=[TOOL], tool_choice="none")
+    assert llm.prompts[-1] == "user: hi"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "word"),
+    [
+        ({"response_format": {"type": "json_object"}}, "response_format", "json_object"),
+        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice", "required"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "add"}}}, "tool_choice", "named"),
+        ({"tools": [TOOL], "parallel_tool_calls": False}, "parallel_tool_calls", "false"),
+        ({"tool_choice": "auto"}, "tool_choice", "without tools"),
+        ({"functions": [{"name": "f"}]}, "functions", "not supported"),
+        ({"service_tier": "flex"}, "service_tier", "'auto'"),
+        ({"temprature": 1}, "temprature", "Unknown field"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "stream: true"),
+        ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage", "Unknown field"),
+        ({"top_logprobs": 3}, "top_logprobs", "logprobs: true"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "20"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "differ"),
+        ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"max_tokens": "7"}, "max_tokens", "'7'"),
+        ({"temperature": 2.5}, "temperature", "2.5"),
+        ({"n": 0}, "n", "greater than or equal to 1"),
+        ({"seed": 2**63}, "seed", "less than"),
+        ({"stop": ["a"] * 17}, "stop", "16"),
+        ({"stop": [""]}, "stop", "non-empty"),
+        ({"stop": [1]}, "stop", "string"),
+        ({"logit_bias": {"x": 1}}, "logit_bias", "'x'"),
+        ({"logit_bias": {"5": 101}}, "logit_bias", "101"),
+        ({"logit_bias": {"257": 1}}, "logit_bias", "257"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids", "-1"),
+        ({"messages": []}, "messages", "at least 1"),
+        ({"messages": "hi"}, "messages", "list"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role", "wizard"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content", "no content"),
+        ({"messages": [{"content": "x"}]}, "messages.0.role", "required"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "string"),
+        ({"messages": [{"role": "user", "content": "x", "mood": 1}]}, "messages.0.mood", "Unknown field"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]},
+            "messages.0.content.0",
+            "image_url",
+        ),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "not Unicode"),
+    ],
+)
+async def test_what_is_wrong_in_a_chat_is_named(fields, param, word) -> None:
+    body = json.dumps({"model": "fake", "messages": HI} | fields).encode()
+    found = error(await post("/v1/chat/completions", body))
+    assert found["param"] == param and word in found["message"] and found["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "word"),
+    [
+        ({"best_of": 2}, "best_of", "not supported"),
+        ({"suffix": "x"}, "suffix", "not supported"),
+        ({"prompt": []}, "prompt", "empty"),
+        ({"prompt": None}, "prompt", "string"),
+        ({"prompt": [1, "a"]}, "prompt", "integer"),
+        ({"prompt": [[1], [300]]}, "prompt", "300"),
+        ({"prompt": [1, -1]}, "prompt", "-1"),
+        ({"echo": True, "logprobs": 1, "stream": True}, "echo", "streamed"),
+        ({"logprobs": True}, "logprobs", "integer"),
+    ],
+)
+async def test_what_is_wrong_in_a_completion_is_named(fields, param, word) -> None:
+    found = error(await complete(**fields))
+    assert found["param"] == param and word in found["message"]
+
+
+async def test_a_missing_field_bad_json_and_no_body_are_told_apart() -> None:
+    assert error(await post("/v1/completions", {"model": "fake"}))["code"] == "missing_required_parameter"
+    assert error(await post("/v1/completions", b'{"model": '))["code"] == "invalid_json"
+    assert "JSON" in error(await post("/v1/completions", b""))["message"]
+    assert error(await post("/v1/completions", b"[" * 100_000))["type"] == "invalid_request_error"
+    async with asgi_client(FakeLLM()) as client:  # a web form can't send JSON without the browser asking first
+        error(
+            await client.post(
+                "/v1/completions", content=b'{"model": "fake", "prompt": "x"}', headers={"content-type": "text/plain"}
+            )
+        )
+
+
+async def test_too_long_a_prompt_is_400_with_the_counts() -> None:
+    for path, body in (
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 1200}]}),
+        ("/v1/chat/completions", {"messages": HI, "max_tokens": 1200}),
+        ("/v1/completions", {"prompt": "x" * 995}),
+        ("/v1/completions", {"prompt": "x" * 995, "stream": True}),
+    ):
+        found = error(await post(path, {"model": "fake", **body}))
+        assert found["code"] == "context_length_exceeded" and "1000" in found["message"]
+
+
+async def test_models_that_can_not_do_it_say_so() -> None:
+    assert error(await chat(FakeLLM(template=False)))["code"] == "no_chat_template"
+    assert error(await chat(FakeLLM(takes_tools=False), tools=[TOOL]))["param"] == "tools"
+    encoder = FakeLLM()
+    encoder.is_encoder = True
+    assert "/v1/embeddings" in error(await chat(encoder))["message"]
+    assert "/v1/embeddings" in error(await complete(encoder, stream=True))["message"]
+
+
+async def test_an_unknown_model_is_404_and_lists_the_served_ones() -> None:
+    for path, body in (
+        ("chat/completions", {"messages": HI}),
+        ("completions", {"prompt": "x"}),
+        ("embeddings", {"input": "x"}),
+    ):
+        found = error(await post(f"/v1/{path}", {"model": "gpt-9", **body}), 404)
+        assert found["code"] == "model_not_found" and found["param"] == "model" and "fake" in found["message"]
+
+
+async def test_completions_of_several_prompts_are_numbered_prompt_by_prompt() -> None:
+    for prompts in (["a", "b"], [[97], [98]]):
+        body = (await complete(prompt=prompts, n=2, echo=True)).json()
+        assert [(c["index"], c["text"]) for c in body["choices"]] == [
+            (0, "aa!"),
+            (1, "aa!#1"),
+            (2, "bb!"),
+            (3, "bb!#1"),
+        ]
+        assert body["usage"]["prompt_tokens"] == 2 and body["usage"]["completion_tokens"] == 12
+        texts = {}
+        for chunk in events(await complete(prompt=prompts, n=2, echo=True, stream=True))[:-1]:
+            [choice] = json.loads(chunk)["choices"]
+            texts[choice["index"]] = texts.get(choice["index"], "") + choice["text"]
+        assert texts == {c["index"]: c["text"] for c in body["choices"]}
+
+
+async def test_a_list_of_numbers_is_one_prompt() -> None:
+    assert [c["text"] for c in (await complete(prompt=[104, 111])).json()["choices"]] == ["ho!"]
+
+
+async def test_echo_with_logprobs_scores_the_prompt_without_new_tokens() -> None:
+    body = (await complete(prompt="abc", echo=True, logprobs=2, max_tokens=0)).json()
+    [choice] = body["choices"]
+    assert choice["text"] == "abc" and choice["finish_reason"] == "length"
+    assert choice["logprobs"] == {
+        "tokens": ["a", "b", "c"],
+        "token_logprobs": [None, -0.5, -0.5],
+        "top_logprobs": [None, {"b": -0.5, "~": -1.5}, {"c": -0.5, "~": -1.5}],
+        "text_offset": [0, 1, 2],
+    }
+    assert body["usage"]["completion_tokens"] == 0
+
+
+async def test_completion_logprobs_always_hold_the_chosen_token_streamed_or_not() -> None:
+    whole = (await complete(logprobs=0)).json()["choices"][0]["logprobs"]
+    assert whole["top_logprobs"] == [{"h": -0.5}, {"i": -0.5}, {"!": -0.5}] and whole["text_offset"] == [0, 1, 2]
+    streamed = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    for chunk in events(await complete(logprobs=0, stream=True))[:-1]:
+        for name, values in json.loads(chunk)["choices"][0]["logprobs"].items():
+            streamed[name] += values
+    assert streamed == whole
+
+
+async def embed(**fields):
+    return await post("/v1/embeddings", {"model": "fake", **fields})
+
+
+async def test_embeddings_take_every_form_of_input_and_count_its_tokens() -> None:
+    for inputs, sizes in (("abc", [3]), (["abc", "d"], [3, 1]), ([97, 98], [2]), ([[97], [98, 99]], [1, 2])):
+        body = (await embed(input=inputs)).json()
+        assert [e["embedding"] for e in body["data"]] == [[float(n), 0.5, -0.25] for n in sizes]
+        assert [e["index"] for e in body["data"]] == list(range(len(sizes)))
+        assert body["usage"] == {"prompt_tokens": sum(sizes), "total_tokens": sum(sizes)}
+    assert (await embed(input="abc", encoding_format="base64")).json()["data"][0]["embedding"] == "AABAQAAAAD8AAIC+"
+
+
+async def test_embedding_input_that_can_not_be_honoured_is_refused() -> None:
+    assert (await embed(input="x", dimensions=3)).status_code == 200
+    assert error(await embed(input="x", dimensions=2))["param"] == "dimensions"
+    for inputs in ([], "", ["a", ""], ["a"] * 2049, [200], [[97], []]):  # 200 alone is no UTF-8
+        assert error(await embed(input=inputs))["param"] == "input"
+
+
+async def test_models_are_listed_by_served_name_and_found_by_alias() -> None:
+    llm = FakeLLM()
+    async with asgi_client({"org/small": llm, "same": llm}, aliases={"gpt-4": "org/small"}) as client:
+        body = (await client.get("/v1/models")).json()
+        assert [m["id"] for m in body["data"]] == ["org/small", "same"] and body["object"] == "list"
+        assert body["data"][0]["object"] == "model" and body["data"][0]["context_length"] == 1000
+        assert (await client.get("/v1/models/org/small")).json()["id"] == "org/small"
+        assert error(await client.get("/v1/models/none"), 404)["code"] == "model_not_found"
+        answer = await client.post("/v1/chat/completions", json={"model": "gpt-4", "messages": HI})
+        assert answer.json()["model"] == "gpt-4"
+
+
+async def test_unknown_paths_and_methods_have_the_same_error_body() -> None:
+    async with asgi_client(FakeLLM()) as client:
+        assert error(await client.get("/v1/nothing"), 404)["code"] == "not_found"
+        assert error(await client.get("/v1/completions"), 405)["code"] == "method_not_allowed"
+
+
+async def test_openapi_describes_every_route_and_every_streamed_object() -> None:
+    async with asgi_client(FakeLLM()) as client:
+        schema = (await client.get("/openapi.json")).json()
+    v1 = {f"/v1/{path}" for path in ("models", "models/{model}", "chat/completions", "completions", "embeddings")}
+    assert set(schema["paths"]) == v1 | {"/healthz", "/version"}
+    schemas = schema["components"]["schemas"]
+    for path in ("chat/completions", "completions", "embeddings"):
+        operation = schema["paths"][f"/v1/{path}"]["post"]
+        name = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].split("/")[-1]
+        assert schemas[name]["examples"] and schemas[name]["additionalProperties"] is False
+        assert {"200", "400", "404", "413", "500", "503"} <= set(operation["responses"]) and "422" not in operation[
+            "responses"
+        ]
+        assert "$ref" in operation["responses"]["200"]["content"]["application/json"]["schema"]
+    references = set(json.dumps(schema).split('"#/components/schemas/')[1:])
+    assert {r.split('"')[0] for r in references} <= set(schemas)
+    assert {"ChatCompletionChunk", "ErrorBody"} <= set(schemas)
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=4)
+    | st.sampled_from(["user", "text", "a"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = [
+    "n",
+    "stop",
+    "stream",
+    "stream_options",
+    "seed",
+    "logit_bias",
+    "tools",
+    "tool_choice",
+    "logprobs",
+    "top_logprobs",
+]
+FIELDS += ["max_tokens", "echo", "temperature", "user", "response_format", "top_k", "num_beams", "messages", "prompt"]
+FIELDS += ["input", "dimensions", "metadata", "x"]
+APP = create_app(FakeLLM())
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.sampled_from(["chat/completions", "completions", "embeddings"]),
+    st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=3),
+)
+async def test_no_body_makes_the_server_fail(path, more) -> None:
+    base = {"model": "fake", "messages": HI, "prompt": "hi", "input": "hi"}
+    keep = {"chat/completions": "messages", "completions": "prompt", "embeddings": "input"}[path]
+    body = json.dumps({"model": "fake", keep: base[keep]} | more).encode()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(APP), base_url="http://127.0.0.1") as client:
+        response = await client.post(f"/v1/{path}", content=body, headers={"content-type": "application/json"})
+    assert response.status_code in (200, 400), response.text

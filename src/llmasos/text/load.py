@@ -69,16 +69,16 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
 
 def _from_folder(folder: Path) -> Tokenizer:
     config = _json(folder / "tokenizer_config.json")
-    if (folder / "tokenizer.json").is_file():
-        backend, defaults = _tokenizer_json(folder / "tokenizer.json"), dict[str, str]()
-        complete = True
+    complete = (folder / "tokenizer.json").is_file()
+    if complete:
+        backend, names = _tokenizer_json(folder / "tokenizer.json"), dict[str, str]()
     else:
-        backend, defaults = _from_vocabulary(folder, config)
-        complete = False
-    names = defaults | _special_names(folder, config)
+        backend, names = _from_vocabulary(folder, config)
+    names |= _special_names(folder, config)
     _add_declared(backend, folder, config, strict=not complete)
     special = add_special(backend, names)
-    if "add_bos_token" in config or "add_eos_token" in config:  # transformers lets these overrule tokenizer.json
+    if not complete and ("add_bos_token" in config or "add_eos_token" in config):
+        # tokenizer.json says itself what is put around a text; transformers ignores these switches beside it, too
         bos, eos = (names.get(role) if config.get(f"add_{role}_token") else None for role in ("bos", "eos"))
         frame(backend, bos=bos, eos=eos)
     model, generation = _json(folder / "config.json"), _json(folder / "generation_config.json")
@@ -241,7 +241,7 @@ def _chat_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     files += [(path.stem, path) for path in sorted(folder.glob("additional_chat_templates/*.jinja"))]
     for name, path in files:
         if path.is_file():
-            templates[name] = path.read_bytes().decode("utf-8")
+            templates[name] = path.read_text(encoding="utf-8")
     return templates
 
 

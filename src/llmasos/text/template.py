@@ -25,7 +25,7 @@ import jinja2.sandbox
 from llmasos.errors import InvalidInputError
 from llmasos.text.schema import json_schema
 
-MAX_STEPS = 2_000_000  # loop turns and calls in one rendering; real templates need a few per message
+MAX_STEPS = 2_000_000  # in one rendering; a loop turn is one, a call ten; real templates need some dozens per message
 MAX_CHARACTERS = 50_000_000
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names that clients and templates use for the same thing
@@ -238,8 +238,8 @@ class _Budget:
     def __init__(self) -> None:
         self.steps, self.characters = MAX_STEPS, MAX_CHARACTERS
 
-    def spend_step(self) -> None:
-        self.steps -= 1
+    def spend_steps(self, count: int) -> None:
+        self.steps -= count
         if self.steps < 0:
             raise InvalidInputError(
                 f"The chat template was stopped after {MAX_STEPS:,} steps.",
@@ -265,7 +265,7 @@ def _too_large() -> InvalidInputError:
 def _counted(context: jinja2.runtime.Context, items: Any) -> Iterator[Any]:
     budget: _Budget = context.parent[_BUDGET]
     for item in items:
-        budget.spend_step()
+        budget.spend_steps(1)
         yield item
 
 
@@ -297,7 +297,7 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def call(  # names as in Jinja, whose own callers pass them by position
         __self, __context: jinja2.runtime.Context, __obj: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        __context.parent[_BUDGET].spend_step()
+        __context.parent[_BUDGET].spend_steps(10)
         if any(isinstance(arg, int) and abs(arg) > MAX_CHARACTERS for arg in (*args, *kwargs.values())) and isinstance(
             getattr(__obj, "__self__", None), str
         ):

@@ -204,7 +204,7 @@ class Tokenizer:
             if name != "default":
                 path = folder / "additional_chat_templates" / f"{name}.jinja"
                 path.parent.mkdir(exist_ok=True)
-            path.write_text(source, encoding="utf-8", newline="")
+            path.write_text(source, encoding="utf-8")
         generation = folder / "generation_config.json"
         if len(self.eos_token_ids) > 1 and not generation.exists():
             _write(generation, {"eos_token_id": [self.eos_token_id, *sorted(self.eos_token_ids - {self.eos_token_id})]})

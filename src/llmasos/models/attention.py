@@ -114,15 +114,19 @@ def _hidden(distance: Tensor, spec: AttentionSpec) -> list[Tensor]:
 def _prefill(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, start: int) -> Tensor:
     """Queries at positions start.. against keys at 0..; one sequence. The fused kernel where the case allows it."""
     num_tokens, num_keys = q.shape[0], k.shape[0]
-    windowed = bool(spec.window) and num_keys > spec.window
-    if not spec.plain or windowed or (start and spec.causal and num_tokens > 1):
-        q_pos = torch.arange(start, start + num_tokens, device=q.device)
-        return attention(q, k, v, spec, q_pos, torch.arange(num_keys, device=q.device))
+    q_pos = torch.arange(start, start + num_tokens, device=q.device)
+    k_pos = torch.arange(num_keys, device=q.device)
+    if not spec.plain:
+        return attention(q, k, v, spec, q_pos, k_pos)
+    causal, visible = spec.causal and num_tokens > 1, None
+    if (spec.window and num_keys > spec.window) or (start and causal):
+        visible, causal = ~_hidden(q_pos[:, None] - k_pos, spec)[0], False
     out = F.scaled_dot_product_attention(
         q.transpose(0, 1)[None],
         k.transpose(0, 1)[None],
         v.transpose(0, 1)[None],
-        is_causal=spec.causal and num_tokens > 1,
+        attn_mask=visible,
+        is_causal=causal,
         scale=spec.scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )
@@ -162,7 +166,7 @@ class ContiguousCache:
         self.lengths = [0] * num_rows
         self._shape = (config.num_kv_heads, config.head_dim)
         self._limit = config.context_length
-        self._options = {"device": device, "dtype": dtype}
+        self._device, self._dtype = device, dtype
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
         self._rows: list[int] = []
@@ -174,7 +178,7 @@ class ContiguousCache:
 
     def _empty(self, num_rows: int) -> Tensor:
         heads, width = self._shape
-        return torch.zeros(num_rows, heads, self._capacity, width, **self._options)  # type: ignore[call-overload, no-any-return]
+        return torch.zeros(num_rows, heads, self._capacity, width, device=self._device, dtype=self._dtype)
 
     def plan(self, rows: Sequence[int], num_new: Sequence[int]) -> Tensor:
         """Announce which rows the packed tokens belong to. Returns the positions of the new tokens, [T]."""
@@ -183,19 +187,17 @@ class ContiguousCache:
         assert needed <= self._limit, "the caller checks the context length"
         if needed > self._capacity:
             self._grow(needed)
-        device = self._options["device"]
         if all(n == 1 for n in num_new):
             positions = torch.tensor([self.lengths[r] for r in rows])
             self._decode_plan(positions)
-            return positions.to(device)
+            return positions.to(self._device)
         starts = [self.lengths[r] for r in rows]
-        return torch.cat([torch.arange(s, s + n) for s, n in zip(starts, num_new, strict=True)]).to(device)
+        return torch.cat([torch.arange(s, s + n) for s, n in zip(starts, num_new, strict=True)]).to(self._device)
 
     def _decode_plan(self, positions: Tensor) -> None:
-        device = self._options["device"]
-        self._index = torch.tensor(self._rows, device=device)
+        self._index = torch.tensor(self._rows, device=self._device)
         self._length = int(positions.max()) + 1
-        self._positions = positions.to(device)
+        self._positions = positions.to(self._device)
         self._all_rows = self._rows == list(range(len(self.lengths)))
 
     def _grow(self, needed: int) -> None:
@@ -267,8 +269,8 @@ class ContiguousCache:
         """Row rows[i] becomes a copy of what row sources[i] was (beam search, n completions of one prompt)."""
         if list(rows) == list(sources):
             return
-        target = torch.tensor(rows, device=self._options["device"])
-        source = torch.tensor(sources, device=self._options["device"])
+        target = torch.tensor(rows, device=self._device)
+        source = torch.tensor(sources, device=self._device)
         end = max(self.lengths[s] for s in sources)
         for store in (self._keys, self._values):
             for tensor in store:

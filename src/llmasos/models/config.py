@@ -71,6 +71,8 @@ class ModelConfig:
     rope_interleaved: bool = False
     """Pairs are neighbours (GPT-J, GGUF's LLaMA layout) instead of halves (GPT-NeoX, Hugging Face's LLaMA)."""
     rope_scaling: RopeScaling | None = None
+    rope_float32: bool = False
+    """Rotations multiply in float32 (OLMo) instead of the stream's dtype."""
     nope_layers: tuple[int, ...] = ()
     """Layers without rotary positions (SmolLM3)."""
 
@@ -80,6 +82,8 @@ class ModelConfig:
     norm_bias: bool = True
     norm_unit_offset: bool = False
     """RMSNorm multiplies by (1 + weight) (Gemma)."""
+    norm_late_rounding: bool = False
+    """RMSNorm rounds to the stream's dtype after the weight (OLMo 2) instead of before."""
     embedding_norm: bool = False
     final_norm: bool = True
 

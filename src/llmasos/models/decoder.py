@@ -156,8 +156,9 @@ class Decoder(nn.Module):
         x = self.embed_tokens(tokens, positions)
         tables: RopeTables = {}
         if self.config.position == "rope":
+            dtype = torch.float32 if self.config.rope_float32 else x.dtype
             for sliding in set(self._sliding):
-                tables[sliding] = self._ropes[sliding].tables(positions, x.dtype)
+                tables[sliding] = self._ropes[sliding].tables(positions, dtype)
         for layer, sliding in zip(self.layers, self._sliding, strict=True):
             x = layer(x, self._ropes[sliding], tables.get(sliding), attend)
         return self.final_norm(x) if self.config.final_norm else x

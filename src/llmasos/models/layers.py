@@ -37,7 +37,7 @@ class Norm(nn.Module):
     def __init__(self, config: ModelConfig, width: int, *, heads: int = 0) -> None:
         super().__init__()
         self.kind, self.eps, self.width = config.norm, config.norm_eps, width
-        self.unit_offset = config.norm_unit_offset
+        self.unit_offset, self.late_rounding = config.norm_unit_offset, config.norm_late_rounding
         shape = (heads, width) if heads else (width,)
         self.weight = None if self.kind == "nonparametric" else nn.Parameter(torch.ones(shape))
         # norms of single heads have no bias (StableLM)
@@ -52,7 +52,7 @@ class Norm(nn.Module):
             if weight is None:  # OLMo computes the statistics in float32
                 return F.layer_norm(x.float(), (self.width,), eps=self.eps).to(x.dtype)
             return F.layer_norm(x, (self.width,), weight, bias, self.eps)
-        return F.layer_norm(x, (self.width,), eps=self.eps) * self.weight
+        return (F.layer_norm(x.float(), (self.width,), eps=self.eps) * self.weight).to(x.dtype)
 
     def _rms(self, x: Tensor) -> Tensor:
         assert self.weight is not None
@@ -60,6 +60,8 @@ class Norm(nn.Module):
         scale = torch.rsqrt(values.square().mean(-1, keepdim=True).add_(self.eps))
         if self.unit_offset:
             return (values * scale * (1.0 + self.weight.float())).to(x.dtype)
+        if self.late_rounding:
+            return (values * scale * self.weight).to(x.dtype)
         return (values * scale).to(x.dtype) * self.weight
 
 
@@ -74,7 +76,7 @@ class Rope:
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def tables(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines for positions [T], each [T, 1, R]."""
+        """Cosines and signed sines for positions [T], each [T, 1, R]."""
         end = int(positions.max()) + 1
         if self._kind in ("dynamic", "longrope") and end > self._trained:
             return self._stretched(positions, dtype)
@@ -107,20 +109,20 @@ class Rope:
         """Computed in float32, whatever the model's dtype."""
         inverse, factor = rope_frequencies(self.dim, self.theta, self.scaling, self.context, stretched_to)
         angles = torch.outer(positions.float(), inverse.to(positions.device))
-        angles = angles.repeat_interleave(2, -1) if self.interleaved else torch.cat([angles, angles], -1)
         cos, sin = angles.cos() * factor, angles.sin() * factor
+        # each dimension meets its partner times sine, negative for the first of a pair
+        if self.interleaved:
+            cos, sin = torch.stack([cos, cos], -1).flatten(-2), torch.stack([-sin, sin], -1).flatten(-2)
+        else:
+            cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
         return cos[:, None].to(dtype), sin[:, None].to(dtype)
 
     def rotate(self, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-        """x [T, H, D]; the first R of D dimensions rotate."""
+        """x [T, H, D]; the first R of D dimensions rotate. Rounds where Hugging Face's models round."""
         cos, sin = tables
         part = x if self.dim == x.shape[-1] else x[..., : self.dim]
-        if self.interleaved:
-            turned = torch.stack([-part[..., 1::2], part[..., ::2]], -1).flatten(-2)
-        else:
-            low, high = part.chunk(2, -1)
-            turned = torch.cat([-high, low], -1)
-        out = torch.addcmul(part * cos, turned, sin)
+        partner = part.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) if self.interleaved else part.roll(self.dim // 2, -1)
+        out = (part * cos).add_(partner * sin).to(x.dtype)
         return out if self.dim == x.shape[-1] else torch.cat([out, x[..., self.dim :]], -1)
 
 

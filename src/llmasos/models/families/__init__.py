@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmasos.errors import UnknownArchitectureError
+from llmasos.errors import FormatError, UnknownArchitectureError
 from llmasos.models.config import ModelConfig
-from llmasos.models.families import bert, llama
+from llmasos.models.families import bert, gemma, gpt, llama
 from llmasos.models.families.mapping import Family
 
-FAMILIES: tuple[Family, ...] = (*llama.FAMILIES, *bert.FAMILIES)
+FAMILIES: tuple[Family, ...] = (*gpt.FAMILIES, *llama.FAMILIES, *gemma.FAMILIES, *bert.FAMILIES)
 
 _BY_ARCHITECTURE = {name: family for family in FAMILIES for name in family.architectures}
 _BY_NAME = {family.name: family for family in FAMILIES}
@@ -30,17 +30,32 @@ def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
     FormatError for a config that lacks or contradicts what its family needs."""
     for name in hf.get("architectures") or []:
         if name in _BY_ARCHITECTURE:
-            return _BY_ARCHITECTURE[name].read(hf)
+            return _read(_BY_ARCHITECTURE[name], hf)
     if not hf.get("architectures") and hf.get("model_type") in _BY_NAME:
-        return _BY_NAME[hf["model_type"]].read(hf)
+        return _read(_BY_NAME[hf["model_type"]], hf)
     name = (hf.get("architectures") or [hf.get("model_type") or "none given"])[0]
     raise UnknownArchitectureError(
         f"The architecture {name!r} is not known.", hint=f"Known: {', '.join(known_architectures())}."
     )
 
 
+def _read(family: Family, hf: Mapping[str, Any]) -> ModelConfig:
+    try:
+        return family.read(hf)
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as e:  # a word where a number belongs, and the like
+        raise FormatError(
+            f"config.json of a {family.name} model can't be understood: {e}.",
+            hint="The file is damaged or not a model's config; fetch it again.",
+        ) from e
+
+
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """ModelConfig -> the content of a config.json that transformers loads."""
+    """ModelConfig -> the content of a config.json that transformers loads. None is written as null: left out, a key
+    would get its class's default, which may mean something else (Mistral's sliding_window)."""
     family = family_of(config)
-    merged = {**config.extra, "architectures": [config.architecture], "model_type": family.name, **family.write(config)}
-    return {key: value for key, value in merged.items() if value is not None}
+    return {
+        **config.extra,
+        "architectures": [config.architecture],
+        "model_type": family.name,
+        **family.write(config),
+    }

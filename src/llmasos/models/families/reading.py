@@ -98,8 +98,8 @@ LAYER_TYPES: dict[str, LayerType] = {"full_attention": "full", "sliding_attentio
 
 
 def attention_windows(hf: HFConfig, window: int | None, default: Sequence[LayerType] = ()) -> dict[str, Any]:
-    """Config fields of sliding windows. `layer_types` of the config wins over the family's `default` pattern (empty: all
-    layers slide). Raises FormatError for a kind of layer that is not known."""
+    """Config fields of sliding windows. `layer_types` of the config wins over the family's `default` pattern (empty:
+    all layers slide). Raises FormatError for a kind of layer that is not known."""
     num_layers = int(need(hf, "num_hidden_layers"))
     names = hf.get("layer_types")
     types = tuple(default) if names is None else tuple(_layer_type(name) for name in names[:num_layers])

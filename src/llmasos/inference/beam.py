@@ -63,9 +63,8 @@ class _Search:
             while not self.cancelled():
                 candidates = self._candidates(logits, running)
                 closed = [self._closes(beam) for _, beam in candidates]
-                for (_, beam), closes in list(zip(candidates, closed, strict=True))[: self.width]:
-                    if closes:
-                        self._finish(beam)
+                top = list(zip(candidates, closed, strict=True))[: self.width]
+                self._finish([beam for (_, beam), closes in top if closes])
                 pairs = zip(candidates, closed, strict=True)
                 alive = [candidate for candidate, closes in pairs if not closes][: self.width]
                 if not alive or self._settled(alive[0][1]):
@@ -115,12 +114,9 @@ class _Search:
     def _closes(self, beam: Beam) -> bool:
         return beam.ended or len(beam.ids) >= self.job.max_tokens
 
-    def _finish(self, beam: Beam) -> None:
-        if self.job.params.early_stopping and len(self.finished) == self.width:
-            return
-        self.finished.append(beam)
-        self.finished.sort(key=lambda b: -b.score(self.penalty))
-        del self.finished[self.width :]
+    def _finish(self, beams: list[Beam]) -> None:
+        """Keep the best `width` of what has ended so far."""
+        self.finished = sorted([*self.finished, *beams], key=lambda b: -b.score(self.penalty))[: self.width]
 
     def _settled(self, best: Beam) -> bool:
         """No running hypothesis can better the finished ones, by Hugging Face's heuristic of the current length."""

@@ -159,8 +159,7 @@ class LLM:
         Without sampling options the model's own defaults (generation_config.json) hold, else greedy. Of `n` or
         `num_beams` results the first is returned; `complete` returns all.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        jobs = [self._encode(p) for p in prompts]
+        jobs = [self._encode(p) for p in _texts(prompt)]
         params = [self.params(len(ids), max_length=max_length, **options) for _, ids in jobs]
         outputs = self._complete(jobs, params)
         texts = [(out.prompt if echo else "") + out.text for out in outputs]
@@ -266,7 +265,7 @@ class LLM:
         """
         from llmasos.inference.embed import embed
 
-        many = [texts] if isinstance(texts, str) else list(texts)
+        many = _texts(texts)
         ids = [self._within(self._token_ids(text), truncate) for text in many]
         vectors = embed(self.model, ids, lock=self._lock, pooling=pooling, normalize=normalize)
         return vectors[0] if isinstance(texts, str) else vectors
@@ -281,7 +280,7 @@ class LLM:
         from llmasos.inference.embed import score_tokens
 
         self._decoder_only("score")
-        many = [texts] if isinstance(texts, str) else list(texts)
+        many = _texts(texts)
         scores = []
         for text in many:
             ids = self._token_ids(prompt + text)
@@ -306,7 +305,7 @@ class LLM:
         """Probability of each label, for models with a classification head."""
         from llmasos.inference.embed import classify
 
-        many = [texts] if isinstance(texts, str) else list(texts)
+        many = _texts(texts)
         ids = [self._within(self._token_ids(text), False) for text in many]
         results = classify(self.model, ids, lock=self._lock)
         return results[0] if isinstance(texts, str) else results
@@ -316,8 +315,7 @@ class LLM:
     async def agenerate(
         self, prompt: str | list[str], *, max_length: int | None = None, echo: bool = False, **options: Any
     ) -> str | list[str]:
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        jobs = [self._encode(p) for p in prompts]
+        jobs = [self._encode(p) for p in _texts(prompt)]
         params = [self.params(len(ids), max_length=max_length, **options) for _, ids in jobs]
         outputs = await self._acomplete(jobs, params)
         texts = [(out.prompt if echo else "") + out.text for out in outputs]
@@ -558,6 +556,14 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
         return [prompts]  # type: ignore[list-item]  # a text or token ids: one prompt
     return list(prompts)  # type: ignore[arg-type]
+
+
+def _texts(given: str | list[str]) -> list[str]:
+    if isinstance(given, str):
+        return [given]
+    if not isinstance(given, Sequence) or any(not isinstance(text, str) for text in given):
+        raise InvalidInputError(f"{given!r} is not a text or a list of texts.", hint="complete() takes token ids.")
+    return list(given)
 
 
 def _as_messages(messages: str | Messages) -> Messages:

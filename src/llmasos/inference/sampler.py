@@ -95,7 +95,9 @@ class Sampler:
     def __init__(self, params: SamplingParams, prompt: Sequence[int], index: int = 0) -> None:
         self.params, self.prompt = params, prompt
         self.generator = torch.Generator()
-        self.generator.manual_seed((secrets.randbits(62) if params.seed is None else params.seed) + index)
+        seed = secrets.randbits(62) if params.seed is None else params.seed
+        # spread, so that completion 1 of seed 7 is not completion 0 of seed 8
+        self.generator.manual_seed((seed * 1_000_003 + index) % 2**63)
 
     def choose(self, logits: Tensor, output: Sequence[int]) -> int:
         """The next token for logits [V], after the tokens in `output`."""

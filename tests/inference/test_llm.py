@@ -1,0 +1,184 @@
+"""The Python front door: what each method returns, its asynchronous twin, and its errors."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+
+import llmasos
+from conftest import write_tiny_model
+from llmasos.errors import InvalidInputError, LLMasOSError, NoChatTemplateError, NotFoundError, UnsupportedError
+from llmasos.inference import generate_text
+from llmasos.inference.llm import LLM
+from llmasos.inference.request import SamplingParams
+from llmasos.model_zoo import get_model
+from llmasos.models.load import load_model
+
+MESSAGES = [{"role": "user", "content": "What is the capital?"}]
+
+
+def test_generate_returns_new_text_and_echo_adds_the_prompt(tiny_llm: LLM) -> None:
+    text = tiny_llm.generate("The quick", max_tokens=8)
+    assert isinstance(text, str)
+    assert tiny_llm.generate("The quick", max_tokens=8, echo=True) == "The quick" + text
+    assert tiny_llm.generate(["The quick", "What"], max_tokens=8)[0] == text
+    assert generate_text(tiny_llm, "The quick", max_tokens=8) == text
+
+
+def test_max_length_counts_prompt_and_new_tokens(tiny_llm: LLM) -> None:
+    num_prompt = len(tiny_llm.tokenizer.encode("The quick brown fox"))
+    output = tiny_llm.complete(
+        "The quick brown fox", tiny_llm.params(num_prompt, max_length=num_prompt + 3, ignore_eos=True)
+    )
+    assert output[0].num_output_tokens == 3
+    with pytest.raises(InvalidInputError, match="the prompt alone has"):
+        tiny_llm.generate("The quick brown fox", max_length=num_prompt)
+    with pytest.raises(InvalidInputError, match="both given"):
+        tiny_llm.generate("The", max_length=30, max_tokens=3)
+
+
+def test_without_options_it_is_greedy_and_with_one_it_samples(tiny_llm: LLM) -> None:
+    assert tiny_llm.params().temperature == 0
+    assert tiny_llm.params(top_p=0.9).temperature == 1
+    assert tiny_llm.generate("The", max_tokens=12) == tiny_llm.generate("The", max_tokens=12)
+
+
+def test_generation_config_gives_the_defaults(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "m")
+    (folder / "generation_config.json").write_text(
+        '{"do_sample": true, "temperature": 0.6, "top_k": 20, "top_p": 0.95}'
+    )
+    with LLM(load_model(folder, device="cpu"), name="m") as llm:
+        params = llm.params(top_k=5)
+        assert (params.temperature, params.top_k, params.top_p) == (0.6, 5, 0.95)
+
+
+def test_chat_uses_the_template(tiny_llm: LLM) -> None:
+    assert tiny_llm.chat_prompt(MESSAGES) == "<|user|>What is the capital?<|end|><|assistant|>"
+    answer = tiny_llm.chat("What is the capital?", max_tokens=10)
+    assert answer == tiny_llm.chat(MESSAGES, max_tokens=10)
+    assert answer == "".join(c.text for c in tiny_llm.stream(MESSAGES, max_tokens=10))
+    prompt = tiny_llm.tokenizer.encode(tiny_llm.chat_prompt(MESSAGES), add_special_tokens=False)
+    assert tiny_llm.complete(prompt, SamplingParams(temperature=0, max_tokens=10))[0].text == answer
+
+
+def test_a_model_without_template_says_so(tmp_path: Path) -> None:
+    with LLM(load_model(write_tiny_model(tmp_path / "m", chat=False), device="cpu"), name="m") as llm:
+        assert not llm.has_chat_template
+        with pytest.raises(NoChatTemplateError):
+            llm.chat("hi")
+
+
+async def test_asynchronous_twins_give_the_same(tiny_llm: LLM) -> None:
+    text, chat, many = await asyncio.gather(
+        tiny_llm.agenerate("The quick", max_tokens=8),
+        tiny_llm.achat(MESSAGES, max_tokens=8),
+        tiny_llm.acomplete(["a", "b"], SamplingParams(temperature=0, max_tokens=8)),
+    )
+    assert text == tiny_llm.generate("The quick", max_tokens=8)
+    assert chat == tiny_llm.chat(MESSAGES, max_tokens=8)
+    assert [o.outputs for o in many] == [
+        o.outputs for o in tiny_llm.complete(["a", "b"], SamplingParams(temperature=0, max_tokens=8))
+    ]
+    assert "".join([c.text async for c in tiny_llm.astream("The quick", max_tokens=8)]) == text
+    assert await tiny_llm.aembed("hello") == tiny_llm.embed("hello")
+    assert await tiny_llm.ascore("hello you") == tiny_llm.score("hello you")
+
+
+async def test_cancelling_a_task_stops_the_model(tiny_llm: LLM) -> None:
+    task = asyncio.create_task(tiny_llm.agenerate("The quick", max_tokens=240, ignore_eos=True))
+    await asyncio.sleep(0.02)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    # the worker is free again at once: nothing of the old request runs on
+    assert await asyncio.wait_for(tiny_llm.agenerate("The", max_tokens=2), 5)
+
+
+async def test_leaving_a_stream_early_frees_the_worker(tiny_llm: LLM) -> None:
+    stream = tiny_llm.astream("The quick", max_tokens=240, ignore_eos=True)
+    async for _ in stream:
+        break
+    await stream.aclose()
+    assert await asyncio.wait_for(tiny_llm.agenerate("The", max_tokens=2), 5)
+
+
+def test_embeddings_have_unit_length_and_do_not_depend_on_the_batch(tiny_llm: LLM) -> None:
+    texts = ["The quick brown fox", "a", "What is the capital of France?"]
+    vectors = torch.tensor(tiny_llm.embed(texts))
+    assert vectors.shape == (3, tiny_llm.model.config.hidden_size)
+    torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(3))
+    torch.testing.assert_close(torch.tensor(tiny_llm.embed(texts[2])), vectors[2], atol=1e-5, rtol=1e-5)
+    raw = torch.tensor(tiny_llm.embed(texts[0], normalize=False, pooling="mean"))
+    assert not torch.allclose(raw / raw.norm(), vectors[0], atol=1e-3)
+    with pytest.raises(UnsupportedError, match="pooling='median'"):
+        tiny_llm.embed("x", pooling="median")
+
+
+def test_an_overlong_text_is_refused_or_cut_on_request(tiny_llm: LLM) -> None:
+    text = "fox dog " * 300
+    with pytest.raises(LLMasOSError, match="context holds 256"):
+        tiny_llm.embed(text)
+    assert len(tiny_llm.embed(text, truncate=True)) == tiny_llm.model.config.hidden_size
+
+
+def test_score_of_a_continuation_adds_up(tiny_llm: LLM) -> None:
+    score = tiny_llm.score(" fox", prompt="The quick brown")
+    ids = tiny_llm.tokenizer.encode("The quick brown fox")
+    assert score.token_ids == tuple(ids[len(ids) - len(score.token_ids) :])
+    assert score.logprob == pytest.approx(sum(score.logprobs))
+    whole = tiny_llm.score("The quick brown fox")
+    assert whole.logprobs[-len(score.logprobs) :] == pytest.approx(score.logprobs)
+    assert whole.perplexity > 1
+
+
+def test_doors_of_the_design_open(tiny_model: Path) -> None:
+    with llmasos.LLM.from_pretrained(tiny_model) as model:
+        assert isinstance(model.generate(prompt="The quick brown fox", max_length=30, num_beams=5), str)
+    with get_model(str(tiny_model)) as model:
+        assert isinstance(generate_text(model, "The quick", max_length=20), str)
+
+
+def test_a_saved_model_answers_the_same(tiny_llm: LLM, tmp_path: Path) -> None:
+    tiny_llm.save_pretrained(tmp_path / "saved")
+    with LLM(load_model(tmp_path / "saved", device="cpu", dtype="float32"), name="again") as again:
+        assert again.generate("The quick", max_tokens=10) == tiny_llm.generate("The quick", max_tokens=10)
+        assert again.chat(MESSAGES, max_tokens=10) == tiny_llm.chat(MESSAGES, max_tokens=10)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_rounded_weights_stay_close(tiny_llm: LLM, tiny_model: Path, quantization: str) -> None:
+    model = load_model(tiny_model, device="cpu", dtype="bfloat16", quantization=quantization)
+    with LLM(model, name="small") as small:
+        texts = ["The quick brown fox jumps", "What is the capital of France?"]
+        full, rounded = torch.tensor(tiny_llm.embed(texts)), torch.tensor(small.embed(texts))
+        assert torch.cosine_similarity(full, rounded).min() > (0.99 if quantization == "int8" else 0.9)
+        with pytest.raises(UnsupportedError, match="low-bit"):
+            small.save_pretrained(tiny_model.parent / "never")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"device": "gpu9"}, "gpu9"),
+        ({"device": "cuda:99"}, "cuda:99"),
+        ({"dtype": "int3"}, "int3"),
+        ({"quantization": "q9"}, "q9"),
+        ({"quantization": "int8", "dtype": "float32"}, "bfloat16"),
+    ],
+)
+def test_wrong_options_are_named(tiny_model: Path, options: dict, words: str) -> None:
+    with pytest.raises(LLMasOSError, match=words):
+        load_model(tiny_model, **options)
+
+
+def test_a_missing_folder_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="nowhere"):
+        load_model(tmp_path / "nowhere")
+
+
+def test_an_empty_prompt_begins_with_bos_or_is_refused(tiny_llm: LLM) -> None:
+    assert isinstance(tiny_llm.generate("", max_tokens=3), str)
+    with pytest.raises(InvalidInputError, match="not a text"):
+        tiny_llm.generate(5, max_tokens=3)  # type: ignore[call-overload]

@@ -1,5 +1,5 @@
 """Fixtures of this room: see store_web."""
 
-from store_web import home, web
+from store_web import web
 
-__all__ = ["home", "web"]
+__all__ = ["web"]

@@ -165,11 +165,6 @@ def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     thread.join()
 
 
-@pytest.fixture
-def home(web: Web, tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
 def tiny_weights(*, layers: int = 2, seed: int = 0) -> bytes:
     """A safetensors file; 64 x 256 embeddings and two square matrices a layer are enough to count bytes."""
     rng = np.random.default_rng(seed)

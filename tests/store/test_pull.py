@@ -462,7 +462,7 @@ def test_a_stand_in_says_so_and_shares_the_folder_of_what_it_stands_for(
     said: list[Progress] = []
     assert pull("giant", on_progress=said.append).name == "tiny"
     assert said[0] == Progress("note", message="Giant's weights are not public; this is tiny.", total=None)
-    assert Library().get("giant").name == "tiny"
+    assert Library().get("giant").name == "tiny" and Library().get("tiny").notice is None
     assert ensure("giant") == home / "models" / "tiny"
     assert caplog.messages == ["Giant's weights are not public; this is tiny."]
 
@@ -526,7 +526,9 @@ def test_a_file_by_its_address_with_a_pin(web: Web, home: Path, tmp_path: Path) 
     pin = hashlib.sha256(model).hexdigest()
     with pytest.raises(ChecksumError, match=r"tiny\.gguf"):
         pull(f"{web.url}/m/tiny.gguf#sha256={'0' * 64}")
-    assert pull(f"{web.url}/m/tiny.gguf#sha256={pin}").files[0].sha256 == pin
+    card = pull(f"{web.url}/m/tiny.gguf#sha256={pin}".replace("http://", "http://user:secret@"))
+    assert card.files[0].sha256 == pin
+    assert "secret" not in (home / "models" / "tiny" / CARD_NAME).read_text()
 
 
 def test_all_parts_of_a_split_gguf_are_fetched(web: Web, home: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from llmasos.errors import FormatError, InvalidInputError, NotFoundError
 from llmasos.store.card import tidy_name
@@ -58,7 +58,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class SourceRef:
-    """A parsed source. Which fields are set depends on `kind`; `text` is the whole of it, for people and cards."""
+    """A parsed source. Which fields are set depends on `kind`; `text` is the whole of it without passwords."""
 
     kind: SourceKind
     text: str
@@ -220,7 +220,8 @@ def _parse_url(text: str) -> SourceRef:
     sha256 = fragment.removeprefix("sha256=").lower() if fragment else None
     if sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", sha256):
         raise InvalidInputError(f"{fragment!r} is not a pin.", hint="Write #sha256= and 64 hex digits.", param="ref")
-    return SourceRef("https", text, url=url, sha256=sha256)
+    shown = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) + (f"#{fragment}" if fragment else "")
+    return SourceRef("https", shown, url=url, sha256=sha256)
 
 
 def _name_of(source: SourceRef) -> str:

@@ -207,6 +207,7 @@ def _card(listing: Listing, resolved: Resolved, name: str, facts: Facts, files: 
         upstream=listing.upstream,
         licence=entry.licence if entry else listing.licence,
         files=entries,
+        notice=entry.notice if entry and not entry.stored_as else None,
     )
 
 

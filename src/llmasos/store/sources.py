@@ -196,7 +196,7 @@ class HubListing:
 
     def __init__(self, ref: SourceRef) -> None:
         from huggingface_hub import constants
-        from huggingface_hub.utils._headers import build_hf_headers
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
         token = settings().hf_token or None
         self._repo, self._endpoint = ref.repo, constants.ENDPOINT.rstrip("/")

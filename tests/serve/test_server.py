@@ -22,8 +22,10 @@ SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
 from fake_llm import FakeLLM
-from llmasos.serve import serve
-serve(["a", "b"], port=0, load=lambda name: FakeLLM(name, delay=0.01), on_ready=lambda url: print(url, flush=True))
+from llmasos.serve import serve, server
+server.SHUTDOWN_SECONDS = {seconds}
+load = lambda name: FakeLLM(name, delay=0.01, context_length=100_000)
+serve(["a", "b"], port=0, load=load, on_ready=lambda url: print(url, flush=True))
 print("stopped", flush=True)
 """
 
@@ -81,7 +83,7 @@ def test_models_are_closed_when_a_later_one_fails_to_load() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_the_server_cleanly(number: int) -> None:
-    script = SCRIPT.format(tests=str(Path(__file__).parent))
+    script = SCRIPT.format(tests=str(Path(__file__).parent), seconds=10)
     with subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as server:
@@ -103,6 +105,30 @@ def test_a_signal_stops_the_server_cleanly(number: int) -> None:
     assert (server.returncode, out.strip()) == (0, "stopped"), err
     assert answer["choices"][0]["text"] == "x" * 30  # what was under way was answered
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_takes_too_long_while_stopping_gets_a_retryable_error(stream: bool) -> None:
+    script = SCRIPT.format(tests=str(Path(__file__).parent), seconds=1)
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        url = server.stdout.readline().strip()
+        body = {"model": "a", "prompt": "x" * 9000, "max_tokens": 9000, "stream": stream}
+        answers = []
+        asking = threading.Thread(
+            target=lambda: answers.append(httpx.post(f"{url}/completions", json=body, timeout=60))
+        )
+        asking.start()
+        time.sleep(0.3)
+        server.send_signal(signal.SIGTERM)
+        out, err = server.communicate(timeout=30)
+        asking.join()
+    assert (server.returncode, out.strip()) == (0, "stopped") and "Traceback" not in err, err
+    [answer] = answers
+    assert answer.status_code == (200 if stream else 503)
+    last = answer.text.strip().split("\n\n")[-1].removeprefix("data: ")
+    assert json.loads(last)["error"]["code"] == "stopping"
 
 
 async def test_every_answer_has_a_request_id_and_a_harmless_given_one_is_kept() -> None:

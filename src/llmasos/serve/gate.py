@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 
@@ -10,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmasos.client.http import is_loopback
-from llmasos.serve.problems import error_response, log, unexpected
+from llmasos.serve.problems import StoppingError, error_response, log, problem_of, unexpected
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -50,6 +51,9 @@ class Gate:
                 await error_response(403, message, code="forbidden_host")(scope, receive, send_with_id)
                 return
             await self.app(scope, self._limited(headers, receive), send_with_id)
+        except asyncio.CancelledError:  # only a server that stops cancels requests, and nothing runs above this
+            if not started:
+                await error_response(**problem_of(StoppingError()))(scope, receive, send_with_id)
         except Exception:
             problem = unexpected(request_id)
             if started:

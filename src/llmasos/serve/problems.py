@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from llmasos.client.types import ErrorBody, ErrorDetail
-from llmasos.errors import ContextOverflowError, LLMasOSError
+from llmasos.errors import ContextOverflowError, LLMasOSError, ServerError
 
 log = logging.getLogger("llmasos.serve")
 
@@ -27,6 +27,16 @@ _CODES = {
 }
 _FIELD = re.compile(r"[a-z_][a-z0-9_]*")
 _TYPE_TAGS = {"str", "int", "float", "bool", "dict", "list"}
+
+
+class StoppingError(ServerError):
+    """The server was told to stop and this request took longer than it may wait."""
+
+    http_status = 503
+    retry_after = 5
+
+    def __init__(self) -> None:
+        super().__init__("The server is stopping; this request was not finished.", hint="Try again when it is back.")
 
 
 def error_body(status: int, message: str, *, param: str | None = None, code: str | None = None) -> ErrorBody:

@@ -9,6 +9,8 @@ from typing import TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from llmasos.serve.problems import StoppingError
+
 T = TypeVar("T")
 
 DONE = "data: [DONE]\n\n"
@@ -63,6 +65,10 @@ class EventStream(Response):
             await until_disconnect(receive, self._send_all(send))
         except Disconnected:
             pass
+        except asyncio.CancelledError:
+            last = self._error_event(StoppingError()).encode()
+            await send({"type": "http.response.body", "body": last, "more_body": False})
+            raise
         finally:
             await self._events.aclose()
 

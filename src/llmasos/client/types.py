@@ -130,7 +130,9 @@ class SamplingRequest(WireRequest):
     stop: str | list[str] | None = Field(None, description="Up to 16 strings; the text ends before the first of them.")
     stream: bool | None = Field(None, description="Send server-sent events instead of one body.")
     stream_options: StreamOptions | None = None
-    temperature: float | None = Field(None, ge=0, le=2, description="0 takes the likeliest token each time. Default: the model's own, else 1.")
+    temperature: float | None = Field(
+        None, ge=0, le=2, description="0 takes the likeliest token each time. Default: the model's own, else 1."
+    )
     top_p: float | None = Field(None, ge=0, le=1)
     user: str | None = Field(None, description="Your label for the end user; the answer does not depend on it.")
 

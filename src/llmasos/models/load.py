@@ -9,8 +9,8 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +23,7 @@ from llmasos.formats import Checkpoint, open_checkpoint, save_safetensors
 from llmasos.models.config import ModelConfig
 from llmasos.models.decoder import Decoder
 from llmasos.models.families import config_from_hf, config_to_hf, family_of
-from llmasos.models.families.gguf import GGUF_WEIGHTS, config_from_gguf
+from llmasos.models.families.gguf import GGUF_IGNORED, config_from_gguf, gguf_join, gguf_weights
 from llmasos.models.families.mapping import source_of, spellings, to_hf
 from llmasos.models.lowbit import FOUR_BIT, BlockEmbedding, Blocks, Int4Linear, Int8Linear
 from llmasos.settings import settings
@@ -53,13 +53,15 @@ class LoadedModel:
     def save_pretrained(self, folder: Path | str) -> None:
         """Write config.json, safetensors and tokenizer as Hugging Face keeps them; transformers loads the folder.
 
-        Raises UnsupportedError for a model whose weights are low-bit in memory (load it with quantization="none")."""
+        Raises UnsupportedError for a model whose weights are low-bit in memory (load it with quantization="none"), and
+        for one born from GGUF that its Hugging Face class can't express."""
         folder = Path(folder)
         if any(isinstance(m, (Int4Linear, Int8Linear, BlockEmbedding)) for m in self.module.modules()):
             raise UnsupportedError(
                 "This model's weights are low-bit in memory and can't be saved at full precision.",
                 hint='Load it with quantization="none" first.',
             )
+        _check_expressible(self.config)
         folder.mkdir(parents=True, exist_ok=True)
         state = dict(self.module.state_dict())
         config = config_to_hf(self.config) | {"dtype": str(self.module.dtype).removeprefix("torch.")}
@@ -69,6 +71,18 @@ class LoadedModel:
             write_atomically(folder / "generation_config.json", json.dumps(self.generation, indent=2) + "\n")
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
+
+
+def _check_expressible(config: ModelConfig) -> None:
+    """What the config.json says, read again, is the same model. Free: layout (the weights' names undo it) and a pooler
+    that a class has and the checkpoint had not."""
+    again = replace(config_from_hf(config_to_hf(config)), rope_interleaved=config.rope_interleaved, pooler=config.pooler)
+    if again != config:
+        names = [f.name for f in fields(config) if f.compare and getattr(again, f.name) != getattr(config, f.name)]
+        raise UnsupportedError(
+            f"A config.json of {config.architecture} can't say what this model is: {', '.join(names)} would change.",
+            hint="Keep the file that it was loaded from.",
+        )
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -83,7 +97,7 @@ def read_config(path: Path) -> ModelConfig:
     if path.suffix == ".gguf":
         checkpoint = open_checkpoint(path)
         try:
-            return config_from_gguf(checkpoint.metadata, checkpoint.tensors)
+            return config_from_gguf(checkpoint.metadata, checkpoint.tensors, checkpoint.tensor)
         finally:
             checkpoint.close()
     file = path / "config.json"
@@ -211,6 +225,7 @@ class _Filler:
     ) -> None:
         self.config, self.checkpoint, self.device, self.dtype = config, checkpoint, device, dtype
         self.is_gguf = checkpoint.path.suffix == ".gguf"
+        self.used: set[str] = set()
         low_bit = device.type == "cpu" and dtype == torch.bfloat16
         self.keep_blocks = self.is_gguf and quantization == "auto" and low_bit
         self.round_to = quantization if quantization in ("int8", "int4") else None
@@ -229,6 +244,18 @@ class _Filler:
         if self.config.tie_embeddings and not self.config.is_encoder and isinstance(module.head, nn.Linear):
             assert isinstance(module.embed, nn.Embedding)
             module.head.weight = module.embed.weight
+        if self.is_gguf:
+            self._refuse_leftovers()
+
+    def _refuse_leftovers(self) -> None:
+        """Weights that nothing here uses belong to a variant that would be computed wrongly without a word."""
+        left = [name for name in self.checkpoint.tensors if name not in self.used and not GGUF_IGNORED.fullmatch(name)]
+        if left:
+            raise UnsupportedError(
+                f"{self.checkpoint.path} holds {len(left)} tensors that a {self.config.architecture} has no use for: "
+                f"{', '.join(sorted(left)[:4])}.",
+                hint="It is a variant of the architecture that is not supported.",
+            )
 
     def _is_tied(self, parameter: str) -> bool:
         return parameter == "head.weight" and self.config.tie_embeddings
@@ -250,7 +277,9 @@ class _Filler:
     def _source(self, parameter: str) -> tuple[tuple[str, ...], Callable[[list[Tensor]], Tensor]]:
         """Checkpoint names behind one of our parameters and how they join. Raises FormatError if one is missing."""
         if self.is_gguf:
-            return self._gguf_names(parameter), lambda parts: parts[0] if len(parts) == 1 else torch.cat(parts)
+            stored = self._gguf_names(parameter)
+            self.used.update(stored)
+            return stored, gguf_join(self.config, parameter)
         names, how = source_of(family_of(self.config), self.config, parameter)
         found = tuple(self._stored(name) for name in names)
         return found, lambda parts: how.join(parts, self.config)
@@ -266,7 +295,7 @@ class _Filler:
         module, leaf = parameter.rsplit(".", 1)
         layer = _LAYER.search(module)
         number = layer.group() if layer else ""
-        ways = GGUF_WEIGHTS[_LAYER.sub("{i}", module)]
+        ways = gguf_weights(self.config)[_LAYER.sub("{i}", module)]
         for way in ways:
             names = tuple(f"{part.replace('{i}', number)}.{leaf}" for part in way)
             if all(name in self.checkpoint.tensors for name in names):
@@ -343,7 +372,3 @@ def _set_module(root: nn.Module, name: str, module: nn.Module) -> None:
 def hf_state(model: LoadedModel) -> Mapping[str, Tensor]:
     """The weights under Hugging Face's names."""
     return dict(to_hf(family_of(model.config), model.config, model.module.state_dict()))
-
-
-def unused_tensors(checkpoint: Checkpoint, used: set[str]) -> Iterator[str]:
-    yield from (name for name in checkpoint.tensors if name not in used)

@@ -87,7 +87,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, q_pos: Tenso
     num_tokens, num_heads, width = q.shape
     groups = num_heads // k.shape[1]
     queries = q.view(num_tokens, k.shape[1], groups, width).permute(1, 2, 0, 3)
-    scores = (queries @ k.permute(1, 2, 0)[:, None]).float() * spec.scale
+    scores = (queries.float() @ k.permute(1, 2, 0)[:, None].float()) * spec.scale
     if spec.softcap:
         scores = torch.tanh(scores / spec.softcap) * spec.softcap
     distance = q_pos[:, None] - k_pos[None, :]
@@ -114,19 +114,21 @@ def _hidden(distance: Tensor, spec: AttentionSpec) -> list[Tensor]:
 def _prefill(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, start: int) -> Tensor:
     """Queries at positions start.. against keys at 0..; one sequence. The fused kernel where the case allows it."""
     num_tokens, num_keys = q.shape[0], k.shape[0]
-    q_pos = torch.arange(start, start + num_tokens, device=q.device)
-    k_pos = torch.arange(num_keys, device=q.device)
-    if not spec.plain:
-        return attention(q, k, v, spec, q_pos, k_pos)
-    causal, visible = spec.causal and num_tokens > 1, None
-    if (spec.window and num_keys > spec.window) or (start and causal):
-        visible, causal = ~_hidden(q_pos[:, None] - k_pos, spec)[0], False
+    causal = spec.causal and num_tokens > 1
+    masked = (spec.window and num_keys > spec.window) or (start and causal)
+    visible = None
+    if masked or not spec.plain:
+        q_pos = torch.arange(start, start + num_tokens, device=q.device)
+        k_pos = torch.arange(num_keys, device=q.device)
+        if not spec.plain:
+            return attention(q, k, v, spec, q_pos, k_pos)
+        visible = ~_hidden(q_pos[:, None] - k_pos, spec)[0]
     out = F.scaled_dot_product_attention(
         q.transpose(0, 1)[None],
         k.transpose(0, 1)[None],
         v.transpose(0, 1)[None],
         attn_mask=visible,
-        is_causal=causal,
+        is_causal=causal and visible is None,
         scale=spec.scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )

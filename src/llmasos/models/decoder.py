@@ -6,6 +6,9 @@ T = packed tokens of any number of sequences, D = model width, V = vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -177,12 +180,13 @@ class Decoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return next(self._tensors()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the residual stream (low-bit weights compute in it)."""
-        for norm in self.modules():
-            if isinstance(norm, Norm) and norm.weight is not None:
-                return norm.weight.dtype
-        return self.embed.weight.dtype
+        return next(tensor.dtype for tensor in self._tensors() if tensor.is_floating_point())
+
+    def _tensors(self) -> Iterator[Tensor]:
+        # a low-bit OLMo has no parameters: its norms have no weights
+        return chain(self.parameters(), self.buffers())

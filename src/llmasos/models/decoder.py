@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from itertools import chain
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmasos.models.attention import Attend

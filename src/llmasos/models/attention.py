@@ -80,14 +80,15 @@ def _alibi(spec: AttentionSpec, distance: Tensor, k_pos: Tensor) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, q_pos: Tensor, k_pos: Tensor) -> Tensor:
-    """One sequence by the definition: softmax(scale · q kᵀ + bias) v, scores in float32.
+    """One sequence by the definition: softmax(scale · q kᵀ + bias) v; products in the given dtype, the
+    rest in float32.
 
     q [T, H, D], k and v [S, K, D], q_pos [T] and k_pos [S] are positions in the sequence. Returns [T, H, D].
     """
     num_tokens, num_heads, width = q.shape
     groups = num_heads // k.shape[1]
     queries = q.view(num_tokens, k.shape[1], groups, width).permute(1, 2, 0, 3)
-    scores = (queries.float() @ k.permute(1, 2, 0)[:, None].float()) * spec.scale
+    scores = (queries @ k.permute(1, 2, 0)[:, None]).float() * spec.scale
     if spec.softcap:
         scores = torch.tanh(scores / spec.softcap) * spec.softcap
     distance = q_pos[:, None] - k_pos[None, :]
@@ -201,6 +202,7 @@ class ContiguousCache:
         self._length = int(positions.max()) + 1
         self._positions = positions.to(self._device)
         self._all_rows = self._rows == list(range(len(self.lengths)))
+        self._masks: dict[int, Tensor] = {}
 
     def _grow(self, needed: int) -> None:
         old, self._capacity = self._capacity, min(max(needed, 2 * self._capacity), self._limit)
@@ -246,9 +248,10 @@ class ContiguousCache:
             if not self._all_rows:
                 past_k, past_v = past_k[self._index], past_v[self._index]
         queries = q.view(batch, past_k.shape[1], -1, width)
-        if batch == 1 and spec.plain:
-            out = F.scaled_dot_product_attention(queries, past_k, past_v, scale=spec.scale)
-            return out.reshape(1, num_heads, width)
+        if spec.plain:
+            visible = None if batch == 1 else self._visible(spec)
+            out = F.scaled_dot_product_attention(queries, past_k, past_v, attn_mask=visible, scale=spec.scale)
+            return out.reshape(batch, num_heads, width)
         scores = (queries @ past_k.transpose(-1, -2)).float() * spec.scale
         if spec.softcap:
             scores = torch.tanh(scores / spec.softcap) * spec.softcap
@@ -261,6 +264,13 @@ class ContiguousCache:
         if batch > 1 and (hidden := _hidden(distance, spec)):
             scores = scores.masked_fill(hidden[0][:, None, None], float("-inf"))
         return (scores.softmax(-1).to(past_v.dtype) @ past_v).reshape(batch, num_heads, width)
+
+    def _visible(self, spec: AttentionSpec) -> Tensor:
+        """Which of the keys up to the longest row each row sees, [B, 1, 1, S]; made once per step and window."""
+        if spec.window not in self._masks:
+            distance = self._positions[:, None] - torch.arange(self._length, device=self._positions.device)
+            self._masks[spec.window] = ~_hidden(distance, spec)[0][:, None, None]
+        return self._masks[spec.window]
 
     def advance(self) -> None:
         """The tokens of the announced step are past now."""

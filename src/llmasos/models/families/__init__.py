@@ -7,10 +7,10 @@ from typing import Any
 
 from llmasos.errors import FormatError, UnknownArchitectureError
 from llmasos.models.config import ModelConfig
-from llmasos.models.families import bert, gemma, gpt, llama
+from llmasos.models.families import bert, falcon, gemma, gpt, llama
 from llmasos.models.families.mapping import Family
 
-FAMILIES: tuple[Family, ...] = (*gpt.FAMILIES, *llama.FAMILIES, *gemma.FAMILIES, *bert.FAMILIES)
+FAMILIES: tuple[Family, ...] = (*gpt.FAMILIES, *falcon.FAMILIES, *llama.FAMILIES, *gemma.FAMILIES, *bert.FAMILIES)
 
 _BY_ARCHITECTURE = {name: family for family in FAMILIES for name in family.architectures}
 _BY_NAME = {family.name: family for family in FAMILIES}

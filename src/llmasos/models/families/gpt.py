@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llmasos.errors import FormatError, UnsupportedError
+from llmasos.errors import FormatError
 from llmasos.models.config import LayerType, ModelConfig
 from llmasos.models.families.mapping import Family, HFConfig, Join, Source, qkv, same, transposed
 from llmasos.models.families.reading import activation, activation_name, base, need, rope, write_rope
@@ -44,11 +44,16 @@ GROUPED_QKV = Join(_join_grouped, _split_grouped)
 single one the layout of multi-query models, in between that of Falcon-40B."""
 
 
-def _grouped(name: str) -> Source:
+def grouped_qkv(name: str) -> Source:
     return Source((name,), GROUPED_QKV)
 
 
-def _first(hf: HFConfig, *keys: str) -> Any:
+def identity(hf: HFConfig, family: str, architecture: str) -> dict[str, Any]:
+    """A bare model whose embeddings are its head too (GPT2Model) is read as the language model that it makes."""
+    return base(hf, family, architecture) | {"architecture": architecture}
+
+
+def first(hf: HFConfig, *keys: str) -> Any:
     """The value of the first spelling that is there. Raises FormatError that names the usual one."""
     for key in keys:
         if hf.get(key) is not None:
@@ -56,7 +61,7 @@ def _first(hf: HFConfig, *keys: str) -> Any:
     return need(hf, keys[0])
 
 
-def _sizes(hidden: int, heads: int) -> dict[str, Any]:
+def head_sizes(hidden: int, heads: int) -> dict[str, Any]:
     if heads < 1 or hidden % heads:
         raise FormatError(
             f"config.json asks for {heads} heads in a width of {hidden}, which is no multiple of it.",
@@ -67,14 +72,14 @@ def _sizes(hidden: int, heads: int) -> dict[str, Any]:
 
 def _gpt(hf: HFConfig, family: str, architecture: str) -> dict[str, Any]:
     """What GPT-2 and GPT-J configs have in common, and the parts of all of these families."""
-    sizes = _sizes(int(_first(hf, "n_embd", "hidden_size")), int(_first(hf, "n_head", "num_attention_heads")))
+    sizes = head_sizes(int(first(hf, "n_embd", "hidden_size")), int(first(hf, "n_head", "num_attention_heads")))
     return dict(
-        **base(hf, family, architecture),
+        **identity(hf, family, architecture),
         **sizes,
         vocab_size=int(need(hf, "vocab_size")),
         intermediate_size=int(hf.get("n_inner") or 4 * sizes["hidden_size"]),
-        num_layers=int(_first(hf, "n_layer", "num_hidden_layers")),
-        context_length=int(_first(hf, "n_positions", "max_position_embeddings")),
+        num_layers=int(first(hf, "n_layer", "num_hidden_layers")),
+        context_length=int(first(hf, "n_positions", "max_position_embeddings")),
         norm="layernorm",
         norm_eps=float(hf.get("layer_norm_epsilon", 1e-5)),
         gated=False,
@@ -122,7 +127,7 @@ def write_gpt2(config: ModelConfig) -> dict[str, Any]:
 
 GPT2 = Family(
     "gpt2",
-    ("GPT2LMHeadModel",),
+    ("GPT2LMHeadModel", "GPT2Model"),
     read_gpt2,
     write_gpt2,
     {
@@ -160,11 +165,11 @@ def _neo_layer_types(hf: HFConfig, num_layers: int) -> tuple[LayerType, ...]:
 
 
 def read_gpt_neo(hf: HFConfig) -> ModelConfig:
-    sizes = _sizes(int(need(hf, "hidden_size")), int(_first(hf, "num_heads", "num_attention_heads")))
-    num_layers = int(_first(hf, "num_layers", "num_hidden_layers"))
+    sizes = head_sizes(int(need(hf, "hidden_size")), int(first(hf, "num_heads", "num_attention_heads")))
+    num_layers = int(first(hf, "num_layers", "num_hidden_layers"))
     layer_types = _neo_layer_types(hf, num_layers)
     return ModelConfig(
-        **base(hf, "gpt_neo", "GPTNeoForCausalLM"),
+        **identity(hf, "gpt_neo", "GPTNeoForCausalLM"),
         **sizes,
         vocab_size=int(need(hf, "vocab_size")),
         intermediate_size=int(hf.get("intermediate_size") or 4 * sizes["hidden_size"]),
@@ -205,7 +210,7 @@ def write_gpt_neo(config: ModelConfig) -> dict[str, Any]:
 
 GPT_NEO = Family(
     "gpt_neo",
-    ("GPTNeoForCausalLM",),
+    ("GPTNeoForCausalLM", "GPTNeoModel"),
     read_gpt_neo,
     write_gpt_neo,
     {
@@ -270,8 +275,8 @@ GPTJ = Family(
 def _standard(hf: HFConfig, family: str, architecture: str) -> dict[str, Any]:
     """Configs in the spelling that later became common."""
     return dict(
-        **base(hf, family, architecture),
-        **_sizes(int(need(hf, "hidden_size")), int(need(hf, "num_attention_heads"))),
+        **identity(hf, family, architecture),
+        **head_sizes(int(need(hf, "hidden_size")), int(need(hf, "num_attention_heads"))),
         vocab_size=int(need(hf, "vocab_size")),
         intermediate_size=int(need(hf, "intermediate_size")),
         num_layers=int(need(hf, "num_hidden_layers")),
@@ -333,7 +338,7 @@ GPT_NEOX = Family(
         "final_norm": same("gpt_neox.final_layer_norm"),
         "head": same("embed_out"),
         "layers.{i}.attn_norm": same("gpt_neox.layers.{i}.input_layernorm"),
-        "layers.{i}.attn.qkv": _grouped("gpt_neox.layers.{i}.attention.query_key_value"),
+        "layers.{i}.attn.qkv": grouped_qkv("gpt_neox.layers.{i}.attention.query_key_value"),
         "layers.{i}.attn.out": same("gpt_neox.layers.{i}.attention.dense"),
         "layers.{i}.mlp_norm": same("gpt_neox.layers.{i}.post_attention_layernorm"),
         "layers.{i}.mlp.up": same("gpt_neox.layers.{i}.mlp.dense_h_to_4h"),
@@ -348,11 +353,11 @@ GPT_NEOX = Family(
 
 
 def read_opt(hf: HFConfig) -> ModelConfig:
-    sizes = _sizes(int(need(hf, "hidden_size")), int(need(hf, "num_attention_heads")))
+    sizes = head_sizes(int(need(hf, "hidden_size")), int(need(hf, "num_attention_heads")))
     bias, pre = bool(hf.get("enable_bias", True)), bool(hf.get("do_layer_norm_before", True))
     width = int(hf.get("word_embed_proj_dim") or sizes["hidden_size"])
     return ModelConfig(
-        **base(hf, "opt", "OPTForCausalLM"),
+        **identity(hf, "opt", "OPTForCausalLM"),
         **sizes,
         vocab_size=int(need(hf, "vocab_size")),
         intermediate_size=int(need(hf, "ffn_dim")),
@@ -394,7 +399,7 @@ def write_opt(config: ModelConfig) -> dict[str, Any]:
 
 OPT = Family(
     "opt",
-    ("OPTForCausalLM",),
+    ("OPTForCausalLM", "OPTModel"),
     read_opt,
     write_opt,
     {
@@ -413,154 +418,6 @@ OPT = Family(
     },
     prefix="model.",
     aliases=(("model.decoder.", ""),),
-)
-
-# BLOOM
-
-
-def read_bloom(hf: HFConfig) -> ModelConfig:
-    if hf.get("apply_residual_connection_post_layernorm"):
-        raise UnsupportedError(
-            "config.json asks for apply_residual_connection_post_layernorm, which this build can't compute.",
-            hint="Released BLOOM models don't use it; use one of them.",
-        )
-    hidden = int(_first(hf, "hidden_size", "n_embed"))
-    return ModelConfig(
-        **base(hf, "bloom", "BloomForCausalLM"),
-        **_sizes(hidden, int(_first(hf, "n_head", "num_attention_heads"))),
-        vocab_size=int(need(hf, "vocab_size")),
-        intermediate_size=4 * hidden,
-        num_layers=int(_first(hf, "n_layer", "num_hidden_layers")),
-        # nothing in the model ends at this length: it is what BLOOM was trained with
-        context_length=int(hf.get("seq_length") or 2048),
-        position="alibi",
-        norm="layernorm",
-        norm_eps=float(hf.get("layer_norm_epsilon", 1e-5)),
-        embedding_norm=True,
-        qkv_bias=True,
-        out_bias=True,
-        gated=False,
-        mlp_bias=True,
-        activation="gelu_tanh",
-        tie_embeddings=bool(hf.get("tie_word_embeddings", True)),
-    )
-
-
-def write_bloom(config: ModelConfig) -> dict[str, Any]:
-    return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "n_layer": config.num_layers,
-        "n_head": config.num_heads,
-        "seq_length": config.context_length,
-        "layer_norm_epsilon": config.norm_eps,
-        "apply_residual_connection_post_layernorm": False,
-        "tie_word_embeddings": config.tie_embeddings,
-    }
-
-
-_BLOCK_H = {
-    "embed": same("transformer.word_embeddings"),
-    "final_norm": same("transformer.ln_f"),
-    "head": same("lm_head"),
-    "layers.{i}.attn_norm": same("transformer.h.{i}.input_layernorm"),
-    "layers.{i}.attn.qkv": _grouped("transformer.h.{i}.self_attention.query_key_value"),
-    "layers.{i}.attn.out": same("transformer.h.{i}.self_attention.dense"),
-    "layers.{i}.mlp_norm": same("transformer.h.{i}.post_attention_layernorm"),
-    "layers.{i}.mlp.up": same("transformer.h.{i}.mlp.dense_h_to_4h"),
-    "layers.{i}.mlp.down": same("transformer.h.{i}.mlp.dense_4h_to_h"),
-}
-"""Names that BLOOM gave and Falcon took over."""
-
-BLOOM = Family(
-    "bloom",
-    ("BloomForCausalLM",),
-    read_bloom,
-    write_bloom,
-    {**_BLOCK_H, "embed_norm": same("transformer.word_embeddings_layernorm")},
-    prefix="transformer.",
-)
-
-# Falcon: 7B (one key head, parallel, one norm), RW (ALiBi, sequential), 40B and 11B (groups, parallel, 1 or 2 norms)
-
-
-def _falcon_kv_heads(hf: HFConfig, heads: int) -> int:
-    if hf.get("new_decoder_architecture", False):
-        return int(hf.get("num_kv_heads") or heads)
-    return 1 if hf.get("multi_query", True) else heads
-
-
-def read_falcon(hf: HFConfig) -> ModelConfig:
-    sizes = _sizes(int(_first(hf, "hidden_size", "n_embed")), int(need(hf, "num_attention_heads")))
-    grouped, alibi, bias = (bool(hf.get(k, False)) for k in ("new_decoder_architecture", "alibi", "bias"))
-    parallel = grouped or bool(hf.get("parallel_attn", True))
-    num_norms = hf.get("num_ln_in_parallel_attn") or 2
-    fields: dict[str, Any] = {"position": "alibi", "alibi_scale": sizes["head_dim"] ** -0.5, "alibi_bf16": True}
-    return ModelConfig(
-        **base(hf, "falcon", "FalconForCausalLM"),
-        **(sizes | {"num_kv_heads": _falcon_kv_heads(hf, sizes["num_heads"])}),
-        **(fields if alibi else rope({**hf, "head_dim": sizes["head_dim"], "partial_rotary_factor": 1.0})),
-        vocab_size=int(need(hf, "vocab_size")),
-        intermediate_size=int(hf.get("ffn_hidden_size") or 4 * sizes["hidden_size"]),
-        num_layers=int(need(hf, "num_hidden_layers")),
-        context_length=int(hf.get("max_position_embeddings") or 2048),
-        norm="layernorm",
-        norm_eps=float(hf.get("layer_norm_epsilon", 1e-5)),
-        block="parallel" if parallel else "pre",
-        shared_norm=parallel and not (grouped and num_norms == 2),
-        qkv_bias=bias,
-        out_bias=bias,
-        gated=False,
-        mlp_bias=bias,
-        activation=activation(hf.get("activation") or "gelu"),
-        tie_embeddings=bool(hf.get("tie_word_embeddings", True)),
-    )
-
-
-def write_falcon(config: ModelConfig) -> dict[str, Any]:
-    parallel = config.block == "parallel"
-    two_norms = parallel and not config.shared_norm
-    # one key head or as many as heads also exist in the new architecture, whose blocks are always parallel
-    grouped = two_norms or config.num_kv_heads not in (1, config.num_heads)
-    keys = {} if config.position == "alibi" else write_rope(config)
-    return keys | {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "ffn_hidden_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_kv_heads": config.num_kv_heads,
-        "max_position_embeddings": config.context_length,
-        "layer_norm_epsilon": config.norm_eps,
-        "activation": activation_name(config.activation, config.extra.get("activation")),
-        "alibi": config.position == "alibi",
-        "bias": config.mlp_bias,
-        "new_decoder_architecture": grouped,
-        "multi_query": config.num_kv_heads == 1,
-        "parallel_attn": parallel,
-        "num_ln_in_parallel_attn": (2 if two_norms else 1) if grouped else None,
-        "tie_word_embeddings": config.tie_embeddings,
-    }
-
-
-def _falcon_norms(config: ModelConfig) -> Mapping[str, Source]:
-    if config.block != "parallel" or config.shared_norm:
-        return {}
-    return {
-        "layers.{i}.attn_norm": same("transformer.h.{i}.ln_attn"),
-        "layers.{i}.mlp_norm": same("transformer.h.{i}.ln_mlp"),
-    }
-
-
-FALCON = Family(
-    "falcon",
-    ("FalconForCausalLM",),
-    read_falcon,
-    write_falcon,
-    _BLOCK_H,
-    variant=_falcon_norms,
-    prefix="transformer.",
-    ignored=MASKS,
 )
 
 # Phi 1, 1.5 and 2
@@ -613,4 +470,4 @@ PHI = Family(
     ignored=MASKS,
 )
 
-FAMILIES = (GPT2, GPT_NEO, GPTJ, GPT_NEOX, OPT, BLOOM, FALCON, PHI)
+FAMILIES = (GPT2, GPT_NEO, GPTJ, GPT_NEOX, OPT, PHI)

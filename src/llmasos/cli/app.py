@@ -1,0 +1,175 @@
+"""From a command's typed Python function to flags, help and calls (by cyclopts).
+
+A parameter's name and type make its flag; its text comes from the message table (`option.run.model`, else
+`option.model`). `**sampling` in a signature stands for the fields of SamplingParams, so those flags are written in one
+place only. All are optional: what nobody typed is left to the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import typing
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any
+
+import cyclopts
+from cyclopts import exceptions
+
+from llmasos.cli import messages
+from llmasos.cli.commands import COMMANDS, Command
+from llmasos.cli.messages import t
+from llmasos.cli.render import cell_width
+from llmasos.errors import InvalidInputError
+from llmasos.inference.request import SamplingParams
+
+NOT_FLAGS = frozenset({"logit_bias", "logprobs", "prompt_logprobs"})
+"""Fields of SamplingParams for programs only: a line of text has no room for what they take or give."""
+STDIN = "\0-"
+"""Stands for a lone `-` while the line is parsed: to the parser it would be an option without a name."""
+
+_METAVARS = {int: "N", float: "X", str: "TEXT"}
+
+
+def sampling_types() -> dict[str, Any]:
+    """The sampling flags and the types of their values."""
+    hints = typing.get_type_hints(SamplingParams)
+    return {f.name: hints[f.name] for f in dataclasses.fields(SamplingParams) if f.name not in NOT_FLAGS}
+
+
+def call(command: Command, args: list[str]) -> int:
+    """Parse `args` and run the command. Raises InvalidInputError, among others, for a wrong line."""
+    typed = args[: args.index("--")] if "--" in args else args
+    if "--help" in typed or "-h" in typed:
+        print(command_help(command))
+        return 0
+    app = build([command])
+    tokens = [command.name, *(STDIN if arg == "-" else arg for arg in args)]
+    try:
+        result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    except exceptions.CycloptsError as e:
+        raise _usage_error(e, command) from e
+    return result or 0
+
+
+def build(commands: Iterable[Command]) -> cyclopts.App:
+    """A parser for these commands. Each one's module is imported."""
+    app = cyclopts.App(name="llmasos", help_flags=(), version_flags=(), help=t("help.about"))
+    for command in commands:
+        app.command(_bindable(command), name=command.name, help=t(f"command.{command.name}"))
+    return app
+
+
+def _bindable(command: Command) -> Callable[..., int | None]:
+    """The command's function with a signature that holds every flag and its help."""
+    function = command.function()
+
+    def bound(*args: Any, **options: Any) -> int | None:
+        typed = {name: value for name, value in options.items() if name not in sampling or value is not None}
+        return function(*map(_stdin_back, args), **{name: _stdin_back(value) for name, value in typed.items()})
+
+    parameters: list[inspect.Parameter] = []
+    sampling: dict[str, Any] = {}
+    hints = typing.get_type_hints(function)
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            help = cyclopts.Parameter(help=_help_of(command, parameter.name), negative=())
+            parameters.append(parameter.replace(annotation=Annotated[hints[parameter.name], help]))
+            continue
+        sampling = sampling_types()
+        for name, kind in sampling.items():
+            help = cyclopts.Parameter(help=_help_of(command, name), negative=())
+            annotation = Annotated[kind | None, help]  # type: ignore[valid-type]  # a type known at run time
+            keyword = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(inspect.Parameter(name, keyword, default=None, annotation=annotation))
+    bound.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    bound.__annotations__ = {p.name: p.annotation for p in parameters}
+    return bound
+
+
+def _stdin_back(value: Any) -> Any:
+    return "-" if value == STDIN else value
+
+
+def _help_of(command: Command, name: str) -> str:
+    own = f"option.{command.name}.{name}"
+    return t(own if messages.has(own) else f"option.{name}")
+
+
+def command_help(command: Command) -> str:
+    """Usage, purpose, arguments and options of one command."""
+    arguments = _arguments(build([command]), command)
+    usage, positional, options = [f"llmasos {command.name}"], [], []
+    for argument in arguments:
+        info = argument.field_info
+        text = argument.parameter.help or ""
+        if info.is_positional:
+            name = argument.names[0] + ("..." if info.kind is info.VAR_POSITIONAL else "")
+            usage.append(name if argument.required else f"[{name}]")
+            positional.append((name, text))
+        else:
+            if info.default not in (None, False, "auto", inspect.Parameter.empty):
+                text += f" [{info.default}]"
+            options.append((" ".join([", ".join(argument.names), _metavar(argument.hint)]).rstrip(), text))
+    if options:
+        usage.append("[--...]")
+    lines = [t("help.usage", usage=" ".join(usage)), "", t(f"command.{command.name}")]
+    details = f"details.{command.name}"
+    if messages.has(details):
+        lines += ["", t(details)]
+    for head, entries in (("help.arguments", positional), ("help.options", options)):
+        if entries:
+            width = max(cell_width(name) for name, _ in entries)
+            lines += ["", t(head), *(f"  {name}{' ' * (width - cell_width(name))}  {text}" for name, text in entries)]
+    return "\n".join(lines)
+
+
+def _arguments(app: cyclopts.App, command: Command) -> Any:
+    return app[command.name].assemble_argument_collection()
+
+
+def _metavar(hint: Any) -> str:
+    kinds = [kind for kind in typing.get_args(hint) if kind not in (type(None), Ellipsis)] or [hint]
+    if typing.get_origin(hint) is typing.Literal:
+        return "|".join(map(str, kinds))
+    if kinds == [bool]:
+        return ""
+    if typing.get_args(kinds[0]):
+        return _metavar(kinds[0])
+    return _METAVARS.get(kinds[0], "TEXT")
+
+
+def _usage_error(error: exceptions.CycloptsError, command: Command) -> InvalidInputError:
+    """The parser's complaint in our words and the user's language."""
+    hint = t("usage.see_help", command=f"llmasos {command.name}")
+    match error:
+        case exceptions.UnknownOptionError():
+            option = (error.token.keyword or error.token.value).split("=", 1)[0]
+            known = [name for argument in error.argument_collection for name in argument.names if name[0] == "-"]
+            near = difflib.get_close_matches(option, known, n=2, cutoff=0.6)
+            if near:
+                hint = t("usage.did_you_mean", words=t("or").join(near))
+            return InvalidInputError(t("usage.unknown_option", option=option), hint=hint, param=option)
+        case exceptions.CoercionError(token=token) if token is not None:
+            name = token.keyword or (error.argument.name if error.argument else "")
+            kind = _metavar(error.target_type)
+            words = {"N": t("usage.whole_number"), "X": t("usage.number")}.get(kind, kind.replace("|", ", "))
+            return InvalidInputError(
+                t("usage.bad_value", option=name, value=token.value, kind=words), hint=hint, param=name
+            )
+        case exceptions.RepeatArgumentError(token=token):
+            return InvalidInputError(t("usage.repeated", option=token.keyword), hint=hint, param=token.keyword)
+        case exceptions.MissingArgumentError(argument=argument) if argument is not None:
+            name = error.keyword or argument.name
+            key = "usage.missing" if argument.field_info.is_positional else "usage.missing_value"
+            return InvalidInputError(t(key, option=name), hint=hint, param=name)
+        case exceptions.UnusedCliTokensError(unused_tokens=tokens) if tokens:
+            return InvalidInputError(t("usage.extra", value=" ".join(map(_stdin_back, tokens))), hint=hint)
+    return InvalidInputError(str(error), hint=hint)
+
+
+def completion_script(shell: str) -> str:
+    """A completion script of the whole command for bash, zsh or fish."""
+    script: str = build(COMMANDS.values()).generate_completion(shell=shell)  # type: ignore[arg-type]
+    return script

@@ -1,0 +1,160 @@
+"""Getting a model: plan first, then bytes. `plan` and `pull` are commands; `load` is how the others come to a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as jsonlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmasos.cli.messages import t
+from llmasos.cli.render import Reporter, emit, pairs, say, size, working
+from llmasos.errors import DiskFullError, InsufficientMemoryError, InvalidInputError
+
+if TYPE_CHECKING:
+    from llmasos.inference.llm import LLM
+    from llmasos.inference.remote import RemoteLLM
+    from llmasos.store import Card, Plan
+
+
+def plan(
+    model: str,
+    /,
+    *,
+    context: int | None = None,
+    concurrency: int = 1,
+    device: str = "auto",
+    dtype: str = "auto",
+    json: bool = False,
+) -> int:
+    """`llmasos plan`: exit code 0 if the model fits, 5 if the disk and 7 if the memory is too small."""
+    from llmasos.store import plan as make_plan
+
+    found = make_plan(model, context=context, concurrency=concurrency, device=device, dtype=dtype)
+    if json:
+        extra = {"memory_bytes": found.memory_bytes, "fits": found.fits, "verdict": found.verdict}
+        emit(dataclasses.asdict(found) | extra)
+    else:
+        print(plan_text(found))
+    if found.fits:
+        return 0
+    return InsufficientMemoryError.exit_code if found.fits_disk else DiskFullError.exit_code
+
+
+def plan_text(plan: Plan) -> str:
+    """What a model costs, in a few lines."""
+    facts = [
+        (t("plan.model"), ", ".join(filter(None, (plan.name, plan.architecture, plan.format, plan.licence)))),
+        (t("plan.source"), plan.source),
+    ]
+    if not plan.installed:
+        download = t("plan.download_value", download=size(plan.download_bytes), free=size(plan.disk_free))
+        facts.append((t("plan.download"), download))
+    memory = t(
+        "plan.memory_value",
+        weights=size(plan.weights_bytes),
+        cache=size(plan.kv_cache_bytes),
+        context=plan.context,
+        concurrency=plan.concurrency,
+        rest=size(plan.activation_bytes),
+        device=plan.device,
+        dtype=plan.dtype,
+    )
+    facts.append((t("plan.memory"), memory))
+    facts.append((t("plan.verdict"), plan.verdict))
+    return pairs(facts)
+
+
+def pull(model: str, /, *, name: str | None = None, force: bool = False, json: bool = False) -> None:
+    """`llmasos pull`."""
+    card = fetch(model, name=name, force=force)
+    if json:
+        print(jsonlib.dumps(jsonlib.loads(card.model_dump_json(exclude={"error"})), ensure_ascii=False, indent=2))
+
+
+def fetch(ref: str, *, name: str | None = None, force: bool = False) -> Card:
+    """Install `ref`, its plan shown first. Refuses what cannot run here, unless forced."""
+    from llmasos import store
+
+    library = store.Library()
+    installed = name or library.resolve(ref).name
+    if library.has(installed):
+        card = store.pull(ref, name=name, on_progress=Reporter())  # says notices, and whose the name is
+        say(t("pull.installed", name=card.name))
+        return card
+    _show_plan(ref, force=force)
+    try:
+        with Reporter() as report:
+            return store.pull(ref, name=name, on_progress=report)
+    except KeyboardInterrupt:
+        say()
+        say(t("pull.stopped", ref=ref))
+        raise
+
+
+def _show_plan(ref: str, *, force: bool) -> None:
+    from llmasos import store
+    from llmasos.store.transfer import UnsupportedRange
+
+    try:
+        with working(t("plan.working", ref=ref)):
+            plan = store.plan(ref)
+    except UnsupportedRange as e:
+        say(f"{e.message}")
+        return
+    say(plan_text(plan))
+    if force or plan.installed:
+        return
+    hint = t("pull.force", ref=ref)
+    if not plan.fits_disk:
+        raise DiskFullError(plan.verdict, hint=hint)
+    if not plan.max_context:  # a plan for less context than the usual one is still a plan
+        raise InsufficientMemoryError(plan.verdict, hint=hint)
+
+
+def load(ref: str, *, device: str = "auto", dtype: str = "auto", quantization: str = "auto") -> LLM | RemoteLLM:
+    """The model `ref` ready to run, fetched if need be. Wrong options are said before anything is fetched."""
+    from llmasos.client.providers import is_remote
+    from llmasos.model_zoo import get_model
+
+    if is_remote(ref):
+        return get_model(ref)
+    with working(t("load.working", ref=ref)):
+        _check_placement(device, dtype, quantization)
+    fetched = _needs_fetching(ref)
+    if fetched:
+        fetch(ref)
+    with working(t("load.working", ref=ref)):
+        return get_model(
+            ref,
+            device=device,
+            dtype=dtype,
+            quantization=quantization,
+            on_progress=(lambda _: None) if fetched else Reporter(),
+        )
+
+
+def _check_placement(device: str, dtype: str, quantization: str) -> None:
+    from llmasos.devices import pick_device, pick_dtype
+    from llmasos.models.load import QUANTIZATIONS
+    from llmasos.settings import settings
+
+    chosen = settings()
+    where = pick_device(chosen.device if device == "auto" else device)
+    pick_dtype(chosen.dtype if dtype == "auto" else dtype, where)
+    if quantization not in QUANTIZATIONS:
+        raise InvalidInputError(
+            f"quantization={quantization!r} is not known.",
+            hint=f"Use {', '.join(QUANTIZATIONS)}.",
+            param="quantization",
+        )
+
+
+def _needs_fetching(ref: str) -> bool:
+    from llmasos.store import Library
+    from llmasos.store.catalog import looks_like_model
+
+    library = Library()
+    if library.has(ref) or looks_like_model(Path(ref).expanduser()):
+        return False
+    return library.resolve(ref).sources[0].kind != "file"

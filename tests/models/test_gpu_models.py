@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from family_equality import our_greedy, our_logits, random_prompts
 
 from conftest import write_tiny_model
+from llmasos.inference.embed import hidden_states
 from llmasos.inference.llm import LLM
 from llmasos.inference.request import SamplingParams
 from llmasos.models.load import load_model
@@ -25,15 +25,17 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def test_logits_and_greedy_tokens_equal_the_cpus(folder: Path) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
-    cpu = load_model(folder, device="cpu", dtype="float32")
-    gpu = load_model(folder, device="cuda", dtype="float32")
-    assert gpu.module.device.type == "cuda"
-    prompts = random_prompts(300, (30, 7))
-    with torch.inference_mode():
-        on_gpu = our_logits(gpu, [p.cuda() for p in prompts])
-        for ours, reference in zip(on_gpu, our_logits(cpu, prompts), strict=True):
-            torch.testing.assert_close(ours.cpu(), reference, atol=1e-4, rtol=0)
-    assert our_greedy(gpu, prompts)[0] == our_greedy(cpu, prompts)[0]
+    prompts = [list(range(5, 35)), [9, 8, 7, 6, 50, 51, 52]]
+    logits, tokens = {}, {}
+    for device in ("cpu", "cuda"):
+        with LLM(load_model(folder, device=device, dtype="float32"), name=device) as llm:
+            assert llm.model.module.device.type == device
+            with torch.inference_mode():
+                logits[device] = llm.model.module.logits(hidden_states(llm.model, prompts)).cpu()
+            outputs = llm.complete(prompts, SamplingParams(temperature=0, max_tokens=32, ignore_eos=True))
+            tokens[device] = [o.outputs[0].token_ids for o in outputs]
+    torch.testing.assert_close(logits["cuda"], logits["cpu"], atol=1e-4, rtol=0)
+    assert tokens["cuda"] == tokens["cpu"]
 
 
 def test_auto_takes_the_gpu_in_bfloat16_and_everything_runs_there(folder: Path) -> None:

@@ -6,6 +6,7 @@ Weights go from the mapped file to their place one module at a time, so loading 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import tempfile
@@ -31,6 +32,7 @@ from llmasos.settings import settings
 if TYPE_CHECKING:
     from llmasos.text import Tokenizer
 
+_log = logging.getLogger("llmasos")
 Quantization = Literal["auto", "none", "int8", "int4"]
 QUANTIZATIONS = ("auto", "none", "int8", "int4")
 PLAIN = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
@@ -76,7 +78,9 @@ class LoadedModel:
 def _check_expressible(config: ModelConfig) -> None:
     """What the config.json says, read again, is the same model. Free: layout (the weights' names undo it) and a pooler
     that a class has and the checkpoint had not."""
-    again = replace(config_from_hf(config_to_hf(config)), rope_interleaved=config.rope_interleaved, pooler=config.pooler)
+    again = replace(
+        config_from_hf(config_to_hf(config)), rope_interleaved=config.rope_interleaved, pooler=config.pooler
+    )
     if again != config:
         names = [f.name for f in fields(config) if f.compare and getattr(again, f.name) != getattr(config, f.name)]
         raise UnsupportedError(
@@ -244,18 +248,31 @@ class _Filler:
         if self.config.tie_embeddings and not self.config.is_encoder and isinstance(module.head, nn.Linear):
             assert isinstance(module.embed, nn.Embedding)
             module.head.weight = module.embed.weight
-        if self.is_gguf:
-            self._refuse_leftovers()
+        self._report_leftovers()
 
-    def _refuse_leftovers(self) -> None:
-        """Weights that nothing here uses belong to a variant that would be computed wrongly without a word."""
-        left = [name for name in self.checkpoint.tensors if name not in self.used and not GGUF_IGNORED.fullmatch(name)]
-        if left:
-            raise UnsupportedError(
-                f"{self.checkpoint.path} holds {len(left)} tensors that a {self.config.architecture} has no use for: "
-                f"{', '.join(sorted(left)[:4])}.",
-                hint="It is a variant of the architecture that is not supported.",
-            )
+    def _report_leftovers(self) -> None:
+        """Weights that nothing here uses may belong to a variant that would be computed wrongly without a word. GGUF
+        has one layout, so that is an error there; Hugging Face folders often carry heads and buffers of training."""
+        ignored = GGUF_IGNORED if self.is_gguf else re.compile(family_of(self.config).ignored)
+        known = self.used | self._tied_heads()
+        left = [name for name in self.checkpoint.tensors if name not in known and not ignored.fullmatch(name)]
+        if not left:
+            return
+        found = (
+            f"{self.checkpoint.path} holds {len(left)} tensors that a {self.config.architecture} has no use for: "
+            f"{', '.join(sorted(left)[:4])}{', ...' if len(left) > 4 else '.'}"
+        )
+        if self.is_gguf:
+            raise UnsupportedError(found, hint="It is a variant of the architecture that is not supported.")
+        _log.warning(found)
+
+    def _tied_heads(self) -> set[str]:
+        """Names under which a checkpoint may hold the embeddings a second time."""
+        if self.is_gguf or self.config.is_encoder or not self.config.tie_embeddings:
+            return set()
+        family = family_of(self.config)
+        names, _ = source_of(family, self.config, "head.weight")
+        return {spelled for name in names for spelled in spellings(family, name)}
 
     def _is_tied(self, parameter: str) -> bool:
         return parameter == "head.weight" and self.config.tie_embeddings
@@ -282,6 +299,7 @@ class _Filler:
             return stored, gguf_join(self.config, parameter)
         names, how = source_of(family_of(self.config), self.config, parameter)
         found = tuple(self._stored(name) for name in names)
+        self.used.update(found)
         return found, lambda parts: how.join(parts, self.config)
 
     def _stored(self, name: str) -> str:
@@ -311,11 +329,8 @@ class _Filler:
     # low-bit
 
     def _replace_linear(self, root: nn.Module, name: str, linear: nn.Linear) -> bool:
-        if name == "head" and self.config.tie_embeddings:
-            weight_name = "embed.weight"
-        else:
-            weight_name = f"{name}.weight"
-        names, join = self._source(weight_name)
+        tied = name == "head" and self.config.tie_embeddings
+        names, join = self._source("embed.weight" if tied else f"{name}.weight")
         layer = self._low_bit(names, join, linear, name)
         if layer is None:
             return False

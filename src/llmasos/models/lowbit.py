@@ -28,6 +28,9 @@ class Int4Linear(nn.Module):
     The mapped file's blocks serve the many-token path, so only the packed copy takes memory of its own.
     """
 
+    packed: Tensor
+    scales: Tensor
+
     def __init__(self, blocks: Sequence[Blocks], bias: Tensor | None) -> None:
         super().__init__()
         parts = [unpack_q4(dtype, rows) for dtype, rows in blocks]
@@ -61,6 +64,9 @@ class Int4Linear(nn.Module):
 
 class Int8Linear(nn.Module):
     """y = x Wᵀ + b with W = q · scale per output row; symmetric, rounded to nearest."""
+
+    q: Tensor
+    scale: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()

@@ -1,0 +1,82 @@
+"""Loading: what a checkpoint holds too much, too little or in the wrong shape is said, never swallowed."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from family_equality import edit_weights
+
+from conftest import write_tiny_model
+from llmasos.errors import FormatError, InvalidInputError, PickleRefusedError, UnknownArchitectureError
+from llmasos.models.load import gguf_in, load_model, round_q4
+from llmasos.models.lowbit import MANY_TOKENS, Int4Linear, Int8Linear
+
+
+def test_a_clean_checkpoint_loads_without_a_word(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load_model(tiny_model, device="cpu")
+    assert not caplog.records
+
+
+def test_leftover_tensors_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_tiny_model(tmp_path / "m")
+    edit_weights(folder, lambda t: t | {"model.layers.0.self_attn.q_proj.bias": torch.ones(32)})
+    with caplog.at_level(logging.WARNING, "llmasos"):
+        load_model(folder, device="cpu")
+    assert "holds 1 tensors" in caplog.text
+    assert "q_proj.bias" in caplog.text
+
+
+def test_a_tied_head_that_is_stored_twice_is_no_leftover(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_tiny_model(tmp_path / "m")
+    edit_weights(folder, lambda t: t | {"lm_head.weight": t["model.embed_tokens.weight"].clone()})
+    load_model(folder, device="cpu")
+    assert not caplog.records
+
+
+def test_missing_and_misshapen_tensors_are_named(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "m")
+    name = "model.layers.1.mlp.down_proj.weight"
+    edit_weights(folder, lambda t: t | {name: torch.ones(3, 3)})
+    with pytest.raises(FormatError, match=r"down_proj.*\[3, 3\].*\[32, 64\]"):
+        load_model(folder, device="cpu")
+    edit_weights(folder, lambda t: {k: v for k, v in t.items() if k != name})
+    with pytest.raises(FormatError, match=r"no tensor 'model.layers.1.mlp.down_proj.weight'"):
+        load_model(folder, device="cpu")
+
+
+def test_an_unknown_architecture_is_named_with_the_known_ones(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "m")
+    (folder / "config.json").write_text('{"architectures": ["MambaForCausalLM"], "model_type": "mamba"}')
+    with pytest.raises(UnknownArchitectureError, match=r"MambaForCausalLM.*LlamaForCausalLM"):
+        load_model(folder, device="cpu")
+
+
+def test_a_folder_with_pickles_only_is_refused(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "m")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"PK\x03\x04")
+    with pytest.raises(PickleRefusedError, match="safetensors"):
+        load_model(folder, device="cpu")
+
+
+def test_several_gguf_files_must_be_told_apart(tmp_path: Path) -> None:
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(InvalidInputError, match=r"a\.gguf, b\.gguf"):
+        gguf_in(tmp_path)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, MANY_TOKENS, MANY_TOKENS + 9])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_low_bit_layers_multiply_by_their_decoded_weight(bits: int, tokens: int) -> None:
+    generator = torch.Generator().manual_seed(bits)
+    weight, bias = torch.randn(48, 64, generator=generator) * 0.1, torch.randn(48, generator=generator).bfloat16()
+    layer = Int4Linear([round_q4(weight)], bias) if bits == 4 else Int8Linear(weight, bias)
+    x = torch.randn(tokens, 64, generator=generator).bfloat16()
+    expected = x.float() @ layer.dequantize().float().T + bias.float()
+    torch.testing.assert_close(layer(x).float(), expected, atol=3e-2, rtol=2e-2)
+    rounding = (layer.dequantize().float() - weight).abs().max()
+    # half a step of the widest group, and bfloat16's own rounding of the result
+    step = (weight.view(48, -1, 32).amax(-1) - weight.view(48, -1, 32).amin(-1)).max() / 15 if bits == 4 else 0.5 / 127
+    assert rounding <= step * 0.55 + 2e-3

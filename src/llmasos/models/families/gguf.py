@@ -73,6 +73,11 @@ def gguf_join(config: ModelConfig, parameter: str) -> Callable[[Sequence[Tensor]
     return lambda parts: parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
+def _decimal(x: float) -> float:
+    """A float32 as the decimal number that was meant: 1e-05, not 9.99999974e-06."""
+    return float(str(np.float32(x)))
+
+
 class _File:
     """Metadata of one architecture and what tensors there are; `None` for tensors that can't be looked at."""
 
@@ -98,9 +103,8 @@ class _File:
         return value
 
     def number(self, key: str, default: float = 0.0) -> float:
-        """A float32 as the decimal number that was meant: 1e-05, not 9.99999974e-06."""
         value = self.get(key)
-        return default if value is None else float(str(np.float32(value)))
+        return default if value is None else _decimal(value)
 
     def need(self, key: str) -> int:
         value = self.get(key)
@@ -115,7 +119,7 @@ class _File:
 
     def values(self, name: str) -> list[float]:
         """A small tensor's numbers; none where only the header is at hand."""
-        return self._read(name).float().tolist() if self._read and self.has(name) else []
+        return [_decimal(x) for x in self._read(name).tolist()] if self._read and self.has(name) else []
 
     @property
     def head_dim(self) -> int:

@@ -1,8 +1,8 @@
 """Linear layers and embeddings whose weights stay low-bit in memory, for CPUs, where bytes per weight set the speed.
 
-N = outputs, K = inputs, G = 32 weights that share a scale. Activations are bfloat16; the products come from PyTorch's own
-kernels (`_weight_int4pack_mm_for_cpu`, `_weight_int8pack_mm`). They are made for few tokens: from `MANY_TOKENS` on, a
-weight is decoded to bfloat16 for the call and multiplied by oneDNN, which is compute-bound there.
+N = outputs, K = inputs, G = 32 weights that share a scale. Activations are bfloat16; the products come from PyTorch's
+own kernels (`_weight_int4pack_mm_for_cpu`, `_weight_int8pack_mm`). They are made for few tokens: from `MANY_TOKENS` on,
+a weight is decoded to bfloat16 for the call and multiplied by oneDNN, which is compute-bound there.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How a family is written down: its config mapping and its weight names, both ways (Hugging Face ⇄ ours).
 
-A `Family` is data. `weights` names, for each of our modules, the Hugging Face modules that hold the same numbers, and the
-`Join` that turns theirs into ours and back. `{i}` stands for the layer.
+A `Family` is data. `weights` names, for each of our modules, the Hugging Face modules that hold the same numbers, and
+the `Join` that turns theirs into ours and back. `{i}` stands for the layer.
 """
 
 from __future__ import annotations

@@ -157,6 +157,7 @@ GEMMA3 = Family(
         ("model.", "model.language_model."),
         ("lm_head.", "language_model.lm_head."),
     ),
+    ignored=r"(model\.)?(vision_tower|multi_modal_projector)\..*",
 )
 
 FAMILIES = (GEMMA, GEMMA2, GEMMA3)

@@ -49,7 +49,7 @@ def reference(processors: list, logits: torch.Tensor, ids: list[int]) -> torch.T
         ({"typical_p": 0.2}, TypicalLogitsWarper(0.2)),
         ({"typical_p": 0.95}, TypicalLogitsWarper(0.95)),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else type(value).__name__,
 )
 def test_each_truncation_equals_transformers(options: dict, processor: object, seed: int) -> None:
     logits = random_logits(seed)

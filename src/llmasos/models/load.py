@@ -11,6 +11,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -99,15 +100,26 @@ def write_atomically(path: Path, text: str) -> None:
 def read_config(path: Path) -> ModelConfig:
     """The ModelConfig of an HF folder or a GGUF file, without loading weights."""
     if path.suffix == ".gguf":
-        checkpoint = open_checkpoint(path)
-        try:
-            return config_from_gguf(checkpoint.metadata, checkpoint.tensors, checkpoint.tensor)
-        finally:
-            checkpoint.close()
+        with closing(open_checkpoint(path)) as checkpoint:
+            return _gguf_config(checkpoint)
     file = path / "config.json"
     if not file.is_file():
         raise NotFoundError(f"{path} has no config.json.", hint="Give a Hugging Face model folder or a .gguf file.")
     return config_from_hf(read_json(file))
+
+
+def _gguf_config(checkpoint: Checkpoint) -> ModelConfig:
+    return config_from_gguf(checkpoint.metadata, checkpoint.tensors, checkpoint.tensor)
+
+
+def _open(path: Path) -> tuple[ModelConfig, Checkpoint]:
+    """Config and checkpoint; a folder's config is read first, so that an unknown architecture is what is said of it."""
+    if path.suffix == ".gguf":
+        checkpoint = open_checkpoint(path)
+        return _gguf_config(checkpoint), checkpoint
+    config = read_config(path)
+    checkpoint = open_checkpoint(path)
+    return _as_stored(config, checkpoint), checkpoint
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -131,9 +143,9 @@ def load_model(
 ) -> LoadedModel:
     """Load an HF folder (config.json + safetensors) or a GGUF file.
 
-    `device`, `dtype`: see `llmasos.devices`; "auto" also reads LLMASOS_DEVICE and LLMASOS_DTYPE. `quantization`: "auto"
-    keeps GGUF's low-bit weights low-bit where that is faster (CPU, bfloat16) and leaves others alone; "none" computes
-    with full weights; "int8" and "int4" round the linear layers on loading (CPU).
+    `device`, `dtype`: see `llmasos.devices`; "auto" also reads LLMASOS_DEVICE and LLMASOS_DTYPE (encoders on a
+    CPU: float32). `quantization`: "auto" keeps GGUF's low-bit weights low-bit where that is faster (CPU, bfloat16) and
+    leaves others alone; "none" computes with full weights; "int8" and "int4" round the linear layers on loading (CPU).
     Raises NotFoundError, FormatError, UnknownArchitectureError, DeviceError, InvalidInputError.
     """
     path = Path(path)
@@ -146,9 +158,26 @@ def load_model(
             param="quantization",
         )
     path = gguf_in(path)
+    config, checkpoint = _open(path)
+    with closing(checkpoint):
+        return _load(path, config, checkpoint, device, dtype, quantization, with_tokenizer)
+
+
+def _load(
+    path: Path,
+    config: ModelConfig,
+    checkpoint: Checkpoint,
+    device: str,
+    dtype: str,
+    quantization: str,
+    with_tokenizer: bool,
+) -> LoadedModel:
     chosen = settings()
     where = pick_device(chosen.device if device == "auto" else device)
-    kind = pick_dtype(chosen.dtype if dtype == "auto" else dtype, where)
+    wanted = chosen.dtype if dtype == "auto" else dtype
+    if wanted == "auto" and config.is_encoder and where.type == "cpu":
+        wanted = "float32"  # small models, and embeddings are compared in their fourth digit
+    kind = pick_dtype(wanted, where)
     if where.type == "cpu":
         set_threads(chosen.threads)
     if quantization in ("int8", "int4") and (where.type != "cpu" or kind != torch.bfloat16):
@@ -157,18 +186,13 @@ def load_model(
             hint='Use quantization="none".',
             param="quantization",
         )
-    checkpoint = open_checkpoint(path)
-    try:
-        config = _as_stored(read_config(path), checkpoint)
-        module = _build(config)
-        _Filler(config, checkpoint, where, kind, quantization).fill(module)
-    finally:
-        checkpoint.close()
+    module = _build(config)
+    _Filler(config, checkpoint, where, kind, quantization).fill(module)
     module.eval().requires_grad_(False)
     return LoadedModel(
         module=module,
         config=config,
-        tokenizer=_tokenizer(path) if with_tokenizer else None,
+        tokenizer=_tokenizer(path, checkpoint) if with_tokenizer else None,
         path=path,
         generation=_generation(path),
         pooling=_pooling(path) if config.is_encoder else {},
@@ -195,10 +219,10 @@ def gguf_in(path: Path) -> Path:
     return path
 
 
-def _tokenizer(path: Path) -> Tokenizer | None:
-    from llmasos.text import load_tokenizer
+def _tokenizer(path: Path, checkpoint: Checkpoint) -> Tokenizer:
+    from llmasos.text import load_tokenizer, tokenizer_from_gguf
 
-    return load_tokenizer(path)
+    return tokenizer_from_gguf(checkpoint.metadata) if path.suffix == ".gguf" else load_tokenizer(path)
 
 
 def _generation(path: Path) -> dict[str, Any]:

@@ -85,7 +85,12 @@ def api_key(provider: str) -> str:
 def _home(env: Mapping[str, str]) -> Path:
     for variable in ("LLMasOS_HOME", "LLMASOS_HOME"):
         if env.get(variable):
-            return Path(env[variable]).expanduser().absolute()
+            home = Path(env[variable]).expanduser().absolute()
+            if home.exists() and not home.is_dir():
+                raise InvalidInputError(
+                    f"{variable}={env[variable]!r} is not a folder.", hint="Set it to a folder.", param=variable
+                )
+            return home
     from platformdirs import user_data_path
 
     return user_data_path("llmasos", appauthor=False)

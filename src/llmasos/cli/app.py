@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import inspect
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
 import cyclopts
@@ -74,13 +74,12 @@ def _bindable(command: Command) -> Callable[..., int | None]:
     hints = typing.get_type_hints(function)
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
-            help = cyclopts.Parameter(help=_help_of(command, parameter.name), negative=())
-            parameters.append(parameter.replace(annotation=Annotated[hints[parameter.name], help]))
+            about = _about(command, parameter.name, hints[parameter.name])
+            parameters.append(parameter.replace(annotation=Annotated[hints[parameter.name], about]))
             continue
         sampling = sampling_types()
         for name, kind in sampling.items():
-            help = cyclopts.Parameter(help=_help_of(command, name), negative=())
-            annotation = Annotated[kind | None, help]  # type: ignore[valid-type]  # a type known at run time
+            annotation = Annotated[kind | None, _about(command, name, kind)]  # type: ignore[valid-type]  # a type known at run time
             keyword = inspect.Parameter.KEYWORD_ONLY
             parameters.append(inspect.Parameter(name, keyword, default=None, annotation=annotation))
     bound.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -92,9 +91,16 @@ def _stdin_back(value: Any) -> Any:
     return "-" if value == STDIN else value
 
 
-def _help_of(command: Command, name: str) -> str:
+def _about(command: Command, name: str, kind: Any) -> cyclopts.Parameter:
     own = f"option.{command.name}.{name}"
-    return t(own if messages.has(own) else f"option.{name}")
+    text = t(own if messages.has(own) else f"option.{name}")
+    return cyclopts.Parameter(help=text, negative=(), converter=_whole if _metavar(kind) == "N" else None)
+
+
+def _whole(kind: Any, tokens: Sequence[Any]) -> Any:
+    """Whole numbers only: the parser alone would round 1.5 to 2 and say nothing."""
+    numbers = tuple(int(token.value) for token in tokens)
+    return numbers if tuple in (typing.get_origin(k) for k in (kind, *typing.get_args(kind))) else numbers[0]
 
 
 def command_help(command: Command) -> str:
@@ -153,7 +159,7 @@ def _usage_error(error: exceptions.CycloptsError, command: Command) -> InvalidIn
             return InvalidInputError(t("usage.unknown_option", option=option), hint=hint, param=option)
         case exceptions.CoercionError(token=token) if token is not None:
             name = token.keyword or (error.argument.name if error.argument else "")
-            kind = _metavar(error.target_type)
+            kind = _metavar(error.target_type or (error.argument.hint if error.argument else str))
             words = {"N": t("usage.whole_number"), "X": t("usage.number")}.get(kind, kind.replace("|", ", "))
             return InvalidInputError(
                 t("usage.bad_value", option=name, value=token.value, kind=words), hint=hint, param=name

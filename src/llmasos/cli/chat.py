@@ -368,7 +368,9 @@ def parse_option(name: str, text: str) -> Any:
     try:
         if kind is bool:
             return {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}[text.lower()]
-        return tuple(kind(part) for part in text.split()) if many and kind is not str else kind(text)
+        if many:
+            return (text,) if kind is str else tuple(kind(part) for part in text.split())
+        return kind(text)
     except (ValueError, KeyError):
         raise InvalidInputError(
             t("usage.bad_value", option=name, value=text, kind=kind.__name__), hint=t("chat.set.hint"), param=name

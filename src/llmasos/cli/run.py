@@ -40,7 +40,7 @@ def run(
         prompt, model = (model, *prompt), None
     SamplingParams.of(**sampling)  # what is wrong here should be said before a model is loaded
     place = {"device": device, "dtype": dtype, "quantization": quantization}
-    if not prompt and sys.stdin.isatty():
+    if not (prompt or raw or json or no_stats) and sys.stdin.isatty():
         from llmasos.cli.chat import chat
 
         return chat(model, system=system, **place, **sampling)

@@ -105,7 +105,7 @@ def _check(name: str, attempt: Any, otherwise: str) -> dict[str, str]:
     try:
         return {"name": name, "status": "ok", "detail": attempt()}
     except LLMasOSError as e:
-        return {"name": name, "status": otherwise, "detail": str(e)}
+        return {"name": name, "status": otherwise, "detail": e.message}
 
 
 def _try_home() -> str:

@@ -145,12 +145,14 @@ class Library:
             return resolve(ref)
         except NotFoundError:
             try:
-                folder = self.folder(str(ref))
-                source = parse_source(_describe(folder).source)
+                card = self.get(str(ref))
+                source = parse_source(card.source)
+            except FormatError:
+                raise  # it is installed, and damaged
             except LLMasOSError:
                 pass
             else:
-                return Resolved(str(ref), folder.name, (source,))
+                return Resolved(str(ref), card.name, (source,))
             raise
 
     def remove(self, name: str) -> int:

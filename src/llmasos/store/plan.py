@@ -271,6 +271,8 @@ def _remote(resolved: Resolved) -> _Found:
         return _Found(listing.source, False, listing.licence, files, download, disk, facts, tensors)
     if len(reasons) == 1:
         raise reasons[0][1]
+    if unseen := [error for _, error in reasons if isinstance(error, UnsupportedRange)]:
+        raise unseen[0]  # `pull` can do without a plan
     raise NetworkError(
         f"{resolved.name} could not be planned from any source: "
         + " ".join(f"[{source}] {error.message}" for source, error in reasons),

@@ -95,8 +95,8 @@ MESSAGES = {
     # wrong lines
     "usage.see_help": "`{command} --help` shows what there is.",
     "usage.did_you_mean": "Did you mean {words}?",
-    "usage.unknown_command": "there is no command {command!r}.",
-    "usage.unknown_option": "there is no option {option}.",
+    "usage.unknown_command": "There is no command {command!r}.",
+    "usage.unknown_option": "There is no option {option}.",
     "usage.bad_value": "{option} can't be {value!r}: it takes {kind}.",
     "usage.whole_number": "a whole number",
     "usage.number": "a number",
@@ -123,13 +123,13 @@ MESSAGES = {
     "phase.check": "checking",
     "phase.unpack": "unpacking",
     # run
-    "run.empty_prompt": "the prompt is empty.",
+    "run.empty_prompt": "The prompt is empty.",
     "run.empty_prompt.hint": "llmasos run MODEL What is the capital of France?",
-    "run.not_utf8": "the prompt is not valid UTF-8.",
+    "run.not_utf8": "The prompt is not valid UTF-8.",
     "run.no_system": "{model} would continue the prompt as it is, where --system has no place.",
     "run.no_system.hint": "Leave out --raw, choose a model with a chat template, or write the instructions into the "
     "prompt.",
-    "run.embedding": "embedding of {count} numbers; --json prints all of them",
+    "run.embedding": "Embedding of {count} numbers; --json prints all of them",
     "stats.prompt": "{count} prompt tokens",
     "stats.output": "{count} new tokens",
     "stats.speed": "{speed} tokens/s",
@@ -148,14 +148,14 @@ MESSAGES = {
     "chat.loaded": "{count} messages from {path}.",
     "chat.model": "Talking with {model}.",
     "chat.defaults": "The model's own defaults hold.",
-    "chat.overflow": "the conversation has {used} tokens and the answer may take {wanted}; the context of this "
+    "chat.overflow": "The conversation has {used} tokens and the answer may take {wanted}; the context of this "
     "model holds "
     "{context}.",
     "chat.overflow.hint": "/clear starts afresh, /set max_tokens N asks for a shorter answer. Your message was "
     "taken back.",
-    "chat.unknown": "there is no command {command}.",
+    "chat.unknown": "There is no command {command}.",
     "chat.unknown.hint": "/help lists them; a message that begins with a slash begins with two.",
-    "chat.no_retry": "there is no message to answer again.",
+    "chat.no_retry": "There is no message to answer again.",
     "chat.no_retry.hint": "Write one first.",
     "chat.no_file": "{command} needs a file.",
     "chat.file.hint": "/save FILE writes a conversation, /load FILE reads it.",

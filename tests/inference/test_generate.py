@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from family_equality import load_ours, quiet, random_prompts, save_hf, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import Phi3Config
 
 from conftest import write_tiny_model
 from llmasos.errors import ContextOverflowError, InvalidInputError, UnsupportedError
@@ -192,6 +194,26 @@ def test_a_sliding_window_model_decodes_as_it_prefills(tmp_path: Path) -> None:
                 step = llm.complete(ids, SamplingParams(temperature=0, max_tokens=1, ignore_eos=True))[0]
                 assert step.outputs[0].token_ids == (token,)
                 ids.append(token)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_longrope_computes_again_where_its_frequencies_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beams: int
+) -> None:
+    """Equal to transformers' Phi-3, whose trained context (32) ends amid the answer or amid the prompt."""
+    table = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0]}
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "pad_token_id": 0}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": None}
+    context = {"max_position_embeddings": 128, "original_max_position_embeddings": 32, "rope_parameters": table}
+    reference = tiny_model(Phi3Config(**sizes, **heads, **context), seed=1)
+    monkeypatch.setattr(generate, "PREFILL_TOKENS", 16)
+    with LLM(load_ours(save_hf(reference, tmp_path)), name="phi3") as llm:
+        for prompt in random_prompts(64, (20, 40)):
+            options = {"max_new_tokens": 30, "num_beams": beams, "do_sample": False}
+            with quiet(), torch.inference_mode():
+                theirs = reference.generate(prompt[None], attention_mask=torch.ones_like(prompt[None]), **options)
+            ours = llm.complete(prompt.tolist(), SamplingParams(temperature=0, max_tokens=30, num_beams=beams))[0]
+            assert list(ours.outputs[0].token_ids) == theirs[0, len(prompt) :].tolist()
 
 
 def test_no_gradients_are_kept(tiny_llm: LLM) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from llmasos.inference.generate import PREFILL_TOKENS, Job
+from llmasos.inference.generate import Job, frequencies_change_at, prefill_piece
 from llmasos.inference.sampler import penalise
 from llmasos.models.attention import ContiguousCache
 
@@ -40,7 +40,8 @@ def beam_search(
 
 class _Search:
     def __init__(self, model: LoadedModel, job: Job, lock: threading.Lock, cancelled: Callable[[], bool]) -> None:
-        self.module, self.job, self.lock, self.cancelled = model.module, job, lock, cancelled
+        self.module, self.config = model.module, model.config
+        self.job, self.lock, self.cancelled = job, lock, cancelled
         params = job.params
         self.width, self.penalty = params.num_beams, params.length_penalty
         eos = model.tokenizer.eos_token_ids if model.tokenizer and not params.ignore_eos else frozenset()
@@ -77,16 +78,24 @@ class _Search:
 
     def _prefill(self) -> Tensor:
         prompt = list(self.job.prompt)
+        piece = prefill_piece(len(prompt), self.config)
         hidden = torch.empty(0)
-        for at in range(0, len(prompt), PREFILL_TOKENS):
-            hidden = self._forward([0], [prompt[at : at + PREFILL_TOKENS]])
+        for at in range(0, len(prompt), piece):
+            hidden = self._forward([0], [prompt[at : at + piece]])
         logits: Tensor = self.module.logits(hidden[-1:])
         return logits
 
     def _step(self, sources: list[int], running: list[Beam]) -> Tensor:
         rows = list(range(len(running)))
         self.cache.reorder(rows, sources)
-        logits: Tensor = self.module.logits(self._forward(rows, [[beam.ids[-1]] for beam in running]))
+        tokens = [list(beam.ids[-1:]) for beam in running]
+        if self.cache.lengths[0] == frequencies_change_at(self.config):
+            for row in rows:
+                self.cache.lengths[row] = 0
+            tokens = [[*self.job.prompt, *beam.ids] for beam in running]
+        hidden = self._forward(rows, tokens)
+        ends = torch.tensor([len(t) for t in tokens]).cumsum(0) - 1
+        logits: Tensor = self.module.logits(hidden[ends.to(hidden.device)])
         return logits
 
     def _forward(self, rows: list[int], tokens: list[list[int]]) -> Tensor:

@@ -21,8 +21,10 @@ from llmasos.inference.request import Chunk, FinishReason, SamplingParams, Token
 from llmasos.inference.sampler import Sampler, token_logprob
 from llmasos.inference.stopping import StopStrings
 from llmasos.models.attention import ContiguousCache
+from llmasos.models.layers import stretched_from
 
 if TYPE_CHECKING:
+    from llmasos.models.config import ModelConfig
     from llmasos.models.load import LoadedModel
     from llmasos.text import StreamDecoder
 
@@ -41,6 +43,18 @@ def resolve_max_tokens(num_prompt: int, params: SamplingParams, context_length: 
     if wanted > room:
         raise ContextOverflowError(num_prompt, wanted, context_length)
     return wanted
+
+
+def prefill_piece(num_prompt: int, config: ModelConfig) -> int:
+    """Prompt tokens per forward pass. Rotary frequencies that depend on the length must see the whole prompt."""
+    return num_prompt if 0 < stretched_from(config) < num_prompt else PREFILL_TOKENS
+
+
+def frequencies_change_at(config: ModelConfig) -> int | None:
+    """The length after which longrope turns by other frequencies, so that everything cached must be computed again
+    (as Hugging Face's Phi-3 does); None for other models."""
+    scaling = config.rope_scaling
+    return stretched_from(config) if scaling is not None and scaling.kind == "longrope" else None
 
 
 @dataclass(frozen=True)
@@ -89,6 +103,7 @@ class Generation:
     ) -> None:
         self.model, self.jobs, self.lock, self.cancelled = model, list(jobs), lock, cancelled
         self.module, self.tokenizer = model.module, model.tokenizer
+        self._changes_at = frequencies_change_at(model.config)
         self._eos = self.tokenizer.eos_token_ids if self.tokenizer else frozenset()
         active = [i for i, job in enumerate(self.jobs) if job.max_tokens > 0]
         self._waiting = deque(active)
@@ -162,12 +177,11 @@ class Generation:
         """Run the prompts; the completions of one prompt share its pass and then copy its row."""
         prompts = [list(self.jobs[group[0].job].prompt) for group in admitted]
         rows = [group[0].row for group in admitted]
-        while len(prompts) == 1 and len(prompts[0]) > PREFILL_TOKENS:
-            self._forward(rows, [prompts[0][:PREFILL_TOKENS]])
-            prompts[0] = prompts[0][PREFILL_TOKENS:]
-        hidden = self._forward(rows, prompts)
-        ends = torch.tensor([len(p) for p in prompts]).cumsum(0) - 1
-        logits = self.module.logits(hidden[ends.to(hidden.device)])
+        piece = prefill_piece(len(prompts[0]), self.model.config)
+        while len(prompts) == 1 and len(prompts[0]) > piece:
+            self._forward(rows, [prompts[0][:piece]])
+            prompts[0] = prompts[0][piece:]
+        logits = self._last_logits(rows, prompts)
         ready = []
         for group, row in zip(admitted, logits, strict=True):
             copies = [s.row for s in group[1:]]
@@ -177,8 +191,24 @@ class Generation:
         return ready
 
     def _decode(self) -> list[tuple[_Running, Tensor]]:
-        hidden = self._forward([s.row for s in self._running], [[s.ids[-1]] for s in self._running])
-        return list(zip(self._running, self.module.logits(hidden), strict=True))
+        tokens = [self._next_tokens(s) for s in self._running]
+        logits = self._last_logits([s.row for s in self._running], tokens)
+        return list(zip(self._running, logits, strict=True))
+
+    def _next_tokens(self, s: _Running) -> list[int]:
+        """The last token, or everything again where the cached keys no longer fit."""
+        if self._changes_at != self._cache.lengths[s.row]:
+            return s.ids[-1:]
+        self._cache.lengths[s.row] = 0
+        return [*self.jobs[s.job].prompt, *s.ids]
+
+    def _last_logits(self, rows: list[int], tokens: list[list[int]]) -> Tensor:
+        hidden = self._forward(rows, tokens)
+        if len(hidden) > len(rows):
+            ends = torch.tensor([len(t) for t in tokens]).cumsum(0) - 1
+            hidden = hidden[ends.to(hidden.device)]
+        logits: Tensor = self.module.logits(hidden)
+        return logits
 
     def _forward(self, rows: list[int], tokens: list[list[int]]) -> Tensor:
         positions = self._cache.plan(rows, [len(t) for t in tokens])

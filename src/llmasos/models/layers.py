@@ -128,6 +128,16 @@ class Rope:
         return out if self.dim == x.shape[-1] else torch.cat([out, x[..., self.dim :]], -1)
 
 
+def stretched_from(config: ModelConfig) -> int:
+    """Tokens from which on a sequence turns by other frequencies (dynamic, longrope); 0: it never does.
+
+    Keys that were cached before that point no longer fit the queries after it."""
+    scaling = config.rope_scaling
+    if scaling is None or scaling.kind not in ("dynamic", "longrope"):
+        return 0
+    return scaling.original_context or config.context_length
+
+
 def rope_frequencies(
     dim: int, theta: float, scaling: RopeScaling | None, context: int, stretched_to: int = 0
 ) -> tuple[Tensor, float]:

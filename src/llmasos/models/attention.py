@@ -19,6 +19,9 @@ from torch import Tensor
 
 from llmasos.models.config import ModelConfig
 
+QUERY_ROWS = 512
+"""Queries whose scores exist at once where the formula is computed as written."""
+
 
 @dataclass(frozen=True)
 class AttentionSpec:
@@ -122,7 +125,8 @@ def _prefill(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, start: int) -
         q_pos = torch.arange(start, start + num_tokens, device=q.device)
         k_pos = torch.arange(num_keys, device=q.device)
         if not spec.plain:
-            return attention(q, k, v, spec, q_pos, k_pos)
+            pieces = zip(q.split(QUERY_ROWS), q_pos.split(QUERY_ROWS), strict=True)
+            return torch.cat([attention(queries, k, v, spec, at, k_pos) for queries, at in pieces])
         visible = ~_hidden(q_pos[:, None] - k_pos, spec)[0]
     out = F.scaled_dot_product_attention(
         q.transpose(0, 1)[None],

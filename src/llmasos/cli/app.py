@@ -55,7 +55,13 @@ def call(command: Command, args: list[str]) -> int:
 
 def build(commands: Iterable[Command]) -> cyclopts.App:
     """A parser for these commands. Each one's module is imported."""
-    app = cyclopts.App(name="llmasos", help_flags=(), version_flags=(), help=t("help.about"))
+    app = cyclopts.App(
+        name="llmasos",
+        help=t("help.about"),
+        help_flags=(),
+        version_flags=(),
+        suppress_keyboard_interrupt=False,  # `main` knows what to do with it
+    )
     for command in commands:
         app.command(_bindable(command), name=command.name, help=t(f"command.{command.name}"))
     return app

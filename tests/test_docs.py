@@ -1,0 +1,311 @@
+"""README and docs: every Python block runs, every `llmasos` line parses, tables equal the code, zh equals en."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from doc_examples import (
+    PAGES,
+    ROOT,
+    SERVED,
+    Block,
+    anchors,
+    blocks,
+    code,
+    commands,
+    headings,
+    links,
+    live_server,
+    prose,
+    rows,
+    shown_output,
+    visit,
+    without_comments,
+    write_tiny_models,
+)
+from llmasos.apps import Application
+from llmasos.cli.app import build
+from llmasos.cli.commands import COMMANDS, Command
+from llmasos.cli.run import is_prompt
+from llmasos.client import types as wire
+from llmasos.client.providers.table import PROVIDERS
+from llmasos.errors import LLMasOSError
+from llmasos.inference.request import SamplingParams
+from llmasos.models.families import known_architectures
+from llmasos.models.families.gguf import known_gguf_architectures
+from llmasos.settings import Settings
+from llmasos.store import import_model, resolve
+
+READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
+FILES = [*READMES, ROOT / "CONTRIBUTING.md", *PAGES]
+LANGUAGES = ("en", "zh")
+DOORS = (
+    """\
+from llmasos.model_zoo import get_model
+from llmasos.inference import generate_text
+model = get_model("gpt2")
+print(generate_text(model, "The quick brown fox jumps over the lazy dog.", max_length=50))
+""",
+    """\
+from llmasos import LLM
+model = LLM.from_pretrained("gpt2")
+text = model.generate(prompt="The quick brown fox", max_length=50, num_beams=5)
+""",
+    """\
+from llmasos import LLM, Application
+model = LLM.from_pretrained("gpt2")
+app = Application(model)
+@app.route("/ask")
+def ask(question):
+    answer = model.generate_text(question, max_length=100)
+    return answer
+app.run()
+""",
+)
+"""The public doors: promised to run exactly as written."""
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def page(language: str, name: str) -> str:
+    return (ROOT / "docs" / language / name).read_text(encoding="utf-8")
+
+
+# the examples run
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_tiny_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def server(tiny_models: dict[str, Path]) -> Iterator[str]:
+    from llmasos.inference.llm import LLM
+    from llmasos.models.load import load_model
+
+    llms = {name: LLM(load_model(tiny_models[name], device="cpu", dtype="float32"), name=name) for name in SERVED}
+    with live_server(llms) as url:
+        yield url
+    for llm in llms.values():
+        llm.close()
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if blocks(p.read_text("utf-8"), "python")], ids=name_of)
+def test_the_python_blocks_run(
+    path: Path,
+    tiny_models: dict[str, Path],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, folder in tiny_models.items():
+        import_model(folder, name=name)
+    monkeypatch.setenv("LLMASOS_OFFLINE", "1")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr(Application, "run", visit)
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    module = types.ModuleType("documented_example")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for block in blocks(path.read_text(encoding="utf-8"), "python"):
+        source = block.text
+        if "127.0.0.1:8000" in source:
+            source = source.replace("http://127.0.0.1:8000", request.getfixturevalue("server"))
+        capsys.readouterr()
+        exec(compile("\n" * (block.line - 1) + source, str(path), "exec"), module.__dict__)
+        printed = capsys.readouterr().out.splitlines()
+        for line in shown_output(block):
+            assert line in printed, f"{name_of(path)}:{block.line} shows {line!r} and prints {printed}"
+
+
+@pytest.mark.parametrize("path", READMES, ids=name_of)
+def test_the_readmes_open_with_the_public_doors(path: Path) -> None:
+    python = [block.text for block in blocks(path.read_text(encoding="utf-8"), "python")]
+    assert python[:3] == list(DOORS)
+
+
+# the shell lines and the command line's page
+
+
+def shell_lines() -> list[tuple[str, list[str]]]:
+    return [
+        (f"{name_of(path)}:{block.line}", words)
+        for path in FILES
+        for block in blocks(path.read_text(encoding="utf-8"), "bash")
+        for words in commands(block)
+    ]
+
+
+def arguments(words: list[str]) -> dict[str, Any]:
+    """What the parser makes of a command line. Raises one of its errors for a wrong one."""
+    tokens = ["STDIN" if word == "-" else word for word in words]
+    _, bound, _ = build(COMMANDS.values()).parse_args(tokens, exit_on_error=False, print_error=False)
+    return bound.arguments
+
+
+def test_every_command_line_is_understood() -> None:
+    lines = shell_lines()
+    for where, words in lines:
+        try:
+            arguments(words)
+        except Exception as e:
+            pytest.fail(f"{where}: llmasos {' '.join(words)}: {e}")
+    assert {words[0] for _, words in lines} == set(COMMANDS), "a command without an example"
+
+
+def test_every_model_that_a_command_line_would_fetch_is_known() -> None:
+    found = set()
+    for where, words in shell_lines():
+        if words[0] in ("run", "chat", "pull", "plan", "serve"):
+            given = arguments(words)
+            for model in (*given.get("models", ()), *filter(None, [given.get("model")])):
+                if not is_prompt(model):
+                    assert resolve(model).sources, where
+                    found.add(model)
+    assert {"gpt2", "qwen3-0.6b", "smollm2-135m-instruct"} <= found
+
+
+def flags(command: Command) -> set[str]:
+    arguments = build([command])[command.name].assemble_argument_collection()
+    return {name for argument in arguments for name in argument.names if name.startswith("--")}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=lambda command: command.name)
+def test_the_page_of_the_command_line_has_every_flag(language: str, command: Command) -> None:
+    sections = re.split(r"^## ", prose(page(language, "cli.md")), flags=re.MULTILINE)
+    [section] = [s for s in sections if s.split("\n", 1)[0] == command.name]
+    documented = set(re.findall(r"`(--[a-z-]+)", section))
+    assert documented == flags(command)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_exit_codes_are_all_documented(language: str) -> None:
+    section = page(language, "cli.md").rpartition("\n## ")[2]
+    codes = {int(cells[0]) for cells in rows(section) if cells[0].isdigit()}
+    assert codes == {0, 1, 130, 141} | {error.exit_code for error in errors()}
+
+
+# tables that repeat what the code says
+
+
+def errors() -> list[type[LLMasOSError]]:
+    found = [LLMasOSError]
+    for error in found:
+        found += [sub for sub in error.__subclasses__() if sub.__module__ == "llmasos.errors"]
+    return found
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_table_of_errors_is_that_of_the_code(language: str) -> None:
+    table = {tuple(cells[:3]) for cells in rows(page(language, "python.md")) if cells[0].endswith("Error`")}
+    assert table == {(f"`{e.__name__}`", str(e.exit_code), str(e.http_status)) for e in errors()}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_table_of_sampling_parameters_is_that_of_the_code(language: str) -> None:
+    section = page(language, "python.md").partition("\n## SamplingParams\n")[2].partition("\n## ")[0]
+    fields = [
+        [f"`{f.name}`", f"`{f.default!r}`" if f.default is not dataclasses.MISSING else "`{}`"]
+        for f in dataclasses.fields(SamplingParams)
+    ]
+    assert [cells[:2] for cells in rows(section)[1:]] == fields
+
+
+def variables() -> set[str]:
+    return {variable for option in dataclasses.fields(Settings) for variable in option.metadata["env"]}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_table_of_settings_is_that_of_the_code(language: str) -> None:
+    section = page(language, "configuration.md").split("\n## ")[1]
+    table = {code(cells[0])[0]: cells[1:] for cells in rows(section)[1:]}
+    assert list(table) == [option.name for option in dataclasses.fields(Settings)]
+    for option in dataclasses.fields(Settings):
+        environment, default, meaning = table[option.name]
+        assert code(environment) == list(option.metadata["env"])
+        if isinstance(option.default, bool | int) or option.default in ("auto", "warning"):
+            assert default == f"`{str(option.default).lower()}`"
+        assert meaning == option.metadata["help"] or language == "zh"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_every_environment_variable_exists(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    found = set(re.findall(r"\b(?:[A-Z]+|LLMasOS)(?:_[A-Z]+)+\b", text))
+    keys = {f"{name.upper()}_API_KEY" for name in (*PROVIDERS, "llmasos")}
+    others = {"HF_ENDPOINT"}  # huggingface_hub's own
+    assert found <= variables() | keys | others
+    if path.name == "configuration.md":
+        assert found == variables() | keys | others
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_page_of_models_has_every_architecture(language: str) -> None:
+    text = page(language, "models.md")
+    table = [cells[1] for cells in rows(text) if len(cells) == 2]
+    documented = [name for cell in table for name in code(cell) if re.match(r"[A-Z]\w+", name)]
+    assert sorted(documented) == sorted(known_architectures())
+    [paragraph] = [p for p in prose(text).split("\n\n") if "`general.architecture`" in p]
+    assert sorted(code(paragraph)) == sorted({"general.architecture", *known_gguf_architectures()})
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_page_of_the_server_has_every_parameter(language: str) -> None:
+    table = [cells for cells in rows(page(language, "server.md")) if len(cells) == 2]
+    documented = {name for _, cell in table for name in code(cell)}
+    models = (wire.ChatCompletionRequest, wire.CompletionRequest, wire.EmbeddingRequest, wire.StreamOptions)
+    fields = {name for model in models for name in (*model.model_fields, *model.UNSUPPORTED)}
+    assert fields <= documented
+
+
+# two languages, one text
+
+
+def pairs() -> list[tuple[Path, Path]]:
+    names = sorted(p.name for p in (ROOT / "docs" / "en").glob("*.md"))
+    return [(READMES[0], READMES[1]), *((ROOT / "docs/en" / n, ROOT / "docs/zh" / n) for n in names)]
+
+
+def test_both_languages_have_the_same_pages() -> None:
+    english, chinese = ({p.name for p in PAGES if p.parent.name == language} for language in LANGUAGES)
+    assert english == chinese and len(english) == 9
+
+
+@pytest.mark.parametrize(("english", "chinese"), pairs(), ids=lambda p: p.name)
+def test_both_languages_have_the_same_structure(english: Path, chinese: Path) -> None:
+    ours, theirs = english.read_text(encoding="utf-8"), chinese.read_text(encoding="utf-8")
+    assert headings(ours) == headings(theirs)
+    assert [shape(block) for block in blocks(ours)] == [shape(block) for block in blocks(theirs)]
+    assert [len(cells) for cells in rows(ours)] == [len(cells) for cells in rows(theirs)]
+    assert re.search(r"[\u4e00-\u9fff]", prose(theirs))
+
+
+def shape(block: Block) -> tuple[str, str]:
+    """What a translation may not change: language and code. A drawing's words are translated."""
+    return block.language, "" if block.language == "text" else without_comments(block)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_every_link_leads_somewhere(path: Path) -> None:
+    for link in links(path.read_text(encoding="utf-8")):
+        if link.startswith("https://"):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        assert target.is_relative_to(ROOT) and target.exists(), link
+        if anchor:
+            assert anchor in anchors(target.read_text(encoding="utf-8")), link

@@ -33,7 +33,15 @@ TINY_LLAMA = {
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Every test has a home folder of its own and no way out."""
     folder = tmp_path / "home"
-    for name in ("LLMasOS_HOME", "LLMASOS_DEVICE", "LLMASOS_DTYPE", "LLMASOS_LANG", "HF_TOKEN"):
+    for name in (
+        "LLMasOS_HOME",
+        "LLMASOS_DEVICE",
+        "LLMASOS_DTYPE",
+        "LLMASOS_LANG",
+        "LLMASOS_OFFLINE",
+        "HF_HUB_OFFLINE",
+        "HF_TOKEN",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("LLMASOS_HOME", str(folder))
     monkeypatch.setenv("LLMASOS_LANG", "en")
@@ -49,7 +57,10 @@ def write_tokenizer(folder: Path, *, chat: bool = True) -> int:
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(CORPUS * 4, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))

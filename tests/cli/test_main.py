@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -136,6 +137,22 @@ def test_an_unexpected_error_is_short_and_says_how_to_see_more(cli: Cli, monkeyp
     assert cli("ls", "--json").json["error"]["code"] == "unexpected"
     monkeypatch.setenv("LLMASOS_LOG_LEVEL", "debug")
     assert "Traceback" in cli("ls").err
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.EACCES, "Permission denied"), (errno.ENOSPC, "No space left on device")]
+)
+def test_an_error_of_the_operating_system_is_said_in_a_line(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    def refused(**_: object) -> int:
+        raise OSError(number, os.strerror(number), "/some/file")
+
+    monkeypatch.setattr("llmasos.cli.models.ls", refused)
+    result = cli("ls")
+    assert result.code == 5
+    assert result.err.startswith(f"error: /some/file: {words}.\nhint: ") and "Traceback" not in result.err
+    assert cli("ls", "--json").json["error"]["code"] == ("disk_full" if number == errno.ENOSPC else "store")
 
 
 def test_debug_shows_the_traceback_of_a_typed_error() -> None:

@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from llmasos.errors import InvalidInputError, LLMasOSError
+from llmasos.errors import DiskFullError, InvalidInputError, LLMasOSError, StoreError
 
 __all__ = ["main"]
 
@@ -42,11 +42,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):  # the interpreter flushes stdout once more when it ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as e:  # a file or folder that nobody asked about beforehand
+        from llmasos.cli.render import show_error
+
+        error = _disk_error(e)
+        show_error(error, as_json="--json" in args)
+        return error.exit_code
     except Exception as e:
         from llmasos.cli.render import show_unexpected
 
         show_unexpected(e, as_json="--json" in args)
         return 1
+
+
+def _disk_error(e: OSError) -> StoreError:
+    import errno
+
+    what = f"{e.filename}: {e.strerror}." if e.filename and e.strerror else f"{e}."
+    if e.errno == errno.ENOSPC:
+        return DiskFullError(what, hint="`llmasos ls` shows sizes, `llmasos rm` removes.")
+    error = StoreError(what, hint="Check that the file is there and may be read and written.")
+    error.__cause__ = e
+    return error
 
 
 def _dispatch(args: list[str]) -> int:

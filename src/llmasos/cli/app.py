@@ -173,7 +173,7 @@ def _usage_error(error: exceptions.CycloptsError, command: Command) -> InvalidIn
         case exceptions.RepeatArgumentError(token=token):
             return InvalidInputError(t("usage.repeated", option=token.keyword), hint=hint, param=token.keyword)
         case exceptions.MissingArgumentError(argument=argument) if argument is not None:
-            name = error.keyword or argument.name
+            name = getattr(error, "keyword", None) or argument.name  # not in cyclopts 4.0
             key = "usage.missing" if argument.field_info.is_positional else "usage.missing_value"
             return InvalidInputError(t(key, option=name), hint=hint, param=name)
         case exceptions.UnusedCliTokensError(unused_tokens=tokens) if tokens:

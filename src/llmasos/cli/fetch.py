@@ -61,8 +61,20 @@ def plan_text(plan: Plan) -> str:
         dtype=plan.dtype,
     )
     facts.append((t("plan.memory"), memory))
-    facts.append((t("plan.verdict"), plan.verdict))
+    facts.append((t("plan.verdict"), verdict(plan)))
     return pairs(facts)
+
+
+def verdict(plan: Plan) -> str:
+    """What the plan comes to, in the user's language."""
+    need, free = size(plan.memory_bytes), size(plan.memory_free)
+    if not plan.fits_disk:
+        return t("verdict.disk", need=size(plan.disk_bytes), free=size(plan.disk_free))
+    if plan.fits_memory:
+        return t("verdict.fits", need=need, free=free, device=plan.device, context=plan.max_context)
+    if plan.max_context:
+        return t("verdict.less", need=need, free=free, device=plan.device, context=plan.max_context)
+    return t("verdict.memory", need=need, free=free, device=plan.device)
 
 
 def pull(model: str, /, *, name: str | None = None, force: bool = False, json: bool = False) -> None:
@@ -107,9 +119,9 @@ def _show_plan(ref: str, *, force: bool) -> None:
         return
     hint = t("pull.force", ref=ref)
     if not plan.fits_disk:
-        raise DiskFullError(plan.verdict, hint=hint)
+        raise DiskFullError(verdict(plan), hint=hint)
     if not plan.max_context:  # a plan for less context than the usual one is still a plan
-        raise InsufficientMemoryError(plan.verdict, hint=hint)
+        raise InsufficientMemoryError(verdict(plan), hint=hint)
 
 
 def load(ref: str, *, device: str = "auto", dtype: str = "auto", quantization: str = "auto") -> LLM | RemoteLLM:

@@ -156,7 +156,7 @@ class Reporter:
         assert self._bar is not None
         label = t(f"phase.{progress.phase}")
         if self._task is None:
-            self._task = self._bar.add_task(label)
+            self._task = self._bar.add_task(label, total=progress.total)
         self._bar.update(self._task, description=label, completed=progress.done, total=progress.total)
 
     def _lines(self, progress: Progress) -> None:

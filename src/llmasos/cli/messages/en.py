@@ -115,6 +115,10 @@ MESSAGES = {
     "{device} in "
     "{dtype}",
     "plan.verdict": "verdict",
+    "verdict.fits": "Fits: needs {need} of {free} free memory on {device}, context up to {context} tokens.",
+    "verdict.less": "Does not fit: needs {need} of {free} free memory on {device}; {context} tokens of context would.",
+    "verdict.memory": "Does not fit: needs {need} of {free} free memory on {device}.",
+    "verdict.disk": "Does not fit on the disk: needs {need}, {free} are free.",
     "pull.installed": "{name} is installed already.",
     "pull.stopped": "Stopped. What has arrived is kept; `llmasos pull {ref}` goes on from there.",
     "pull.force": "`llmasos pull {ref} --force` downloads it anyway; `llmasos search` shows smaller models.",

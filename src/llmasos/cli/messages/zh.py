@@ -112,6 +112,10 @@ MESSAGES = {
     "{device} 上以 "
     "{dtype} 运行",
     "plan.verdict": "结论",
+    "verdict.fits": "可以运行：需要 {need}，{device} 空闲内存 {free}，上下文最多 {context} 个词元。",
+    "verdict.less": "内存不足：需要 {need}，{device} 空闲内存 {free}；上下文改为 {context} 个词元则可以。",
+    "verdict.memory": "内存不足：需要 {need}，{device} 空闲内存 {free}。",
+    "verdict.disk": "磁盘不足：需要 {need}，剩余 {free}。",
     "pull.installed": "{name} 已经安装。",
     "pull.stopped": "已停止。已下载的部分会保留；`llmasos pull {ref}` 从中断处继续。",
     "pull.force": "`llmasos pull {ref} --force` 仍要下载；`llmasos search` 可找更小的模型。",

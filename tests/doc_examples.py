@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from conftest import CORPUS, write_tiny_model
+from tiny import CORPUS, write_tiny_model
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*/*.md"))

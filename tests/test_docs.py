@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import sys
 import types
@@ -152,8 +153,13 @@ def shell_lines() -> list[tuple[str, list[str]]]:
 def arguments(words: list[str]) -> dict[str, Any]:
     """What the parser makes of a command line. Raises one of its errors for a wrong one."""
     tokens = ["STDIN" if word == "-" else word for word in words]
-    _, bound, _ = build(COMMANDS.values()).parse_args(tokens, exit_on_error=False, print_error=False)
+    _, bound, _ = parser().parse_args(tokens, exit_on_error=False, print_error=False)
     return bound.arguments
+
+
+@functools.cache
+def parser() -> Any:
+    return build(COMMANDS.values())
 
 
 def test_every_command_line_is_understood() -> None:

@@ -7,9 +7,25 @@ from pathlib import Path
 
 import pytest
 
-ORDER = (
-    "errors settings client devices formats text models store data inference model_zoo tasks lab train apps serve cli"
-).split()
+ORDER = [
+    "errors",
+    "settings",
+    "client",
+    "devices",
+    "formats",
+    "text",
+    "models",
+    "store",
+    "data",
+    "inference",
+    "model_zoo",
+    "tasks",
+    "lab",
+    "train",
+    "apps",
+    "serve",
+    "cli",
+]
 PACKAGE = Path(__file__).parent.parent / "src" / "llmasos"
 
 

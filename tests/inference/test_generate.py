@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Phi3Config
 
-from conftest import write_tiny_model
 from llmasos.errors import ContextOverflowError, InvalidInputError, UnsupportedError
 from llmasos.inference import generate
 from llmasos.inference.generate import resolve_max_tokens
 from llmasos.inference.llm import LLM
 from llmasos.inference.request import SamplingParams
 from llmasos.models.load import load_model
+from tiny import write_tiny_model
 
 PROMPTS = ["The quick brown fox", "What is", "是巴黎。", "a", "Models are found, run, trained"]
 GREEDY = SamplingParams(temperature=0, max_tokens=20)

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import llmasos
-from conftest import write_tiny_model
 from llmasos.errors import InvalidInputError, LLMasOSError, NoChatTemplateError, NotFoundError, UnsupportedError
 from llmasos.inference import generate_text
 from llmasos.inference.llm import LLM
 from llmasos.inference.request import SamplingParams
 from llmasos.model_zoo import get_model
 from llmasos.models.load import load_model
+from tiny import write_tiny_model
 
 MESSAGES = [{"role": "user", "content": "What is the capital?"}]
 

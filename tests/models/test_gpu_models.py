@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import write_tiny_model
 from llmasos.inference.embed import hidden_states
 from llmasos.inference.llm import LLM
 from llmasos.inference.request import SamplingParams
 from llmasos.models.load import load_model
+from tiny import write_tiny_model
 
 pytestmark = pytest.mark.gpu
 VARIANTS = {

@@ -7,10 +7,10 @@ import pytest
 import torch
 from family_equality import edit_weights
 
-from conftest import write_tiny_model
 from llmasos.errors import FormatError, InvalidInputError, PickleRefusedError, UnknownArchitectureError
 from llmasos.models.load import gguf_in, load_model, round_q4
 from llmasos.models.lowbit import MANY_TOKENS, Int4Linear, Int8Linear
+from tiny import write_tiny_model
 
 
 def test_a_clean_checkpoint_loads_without_a_word(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:

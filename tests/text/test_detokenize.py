@@ -6,10 +6,10 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_tokenizers import KINDS
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
-from conftest import KINDS
 from llmasos.errors import UnsupportedError
 from llmasos.text import Tokenizer
 

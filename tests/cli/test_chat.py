@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ from cli_runner import Cli
 from llmasos.cli.chat import Chat, join_quoted, parse_option, read_conversation, terminal_lines
 from llmasos.errors import ContextOverflowError, FormatError, InvalidInputError, NotFoundError
 from llmasos.inference.llm import LLM
-
-pytest_plugins = ("cli_fixtures",)
+from tiny import write_tiny_model
 
 EXACT = ("--dtype", "float32", "--temperature", "0", "--max-tokens", "6")
 
@@ -205,10 +204,8 @@ def test_ctrl_c_before_the_first_token_takes_the_message_back(talk: Chat, monkey
     assert talk.messages == []
 
 
-def test_another_model_takes_over_and_a_wrong_name_changes_nothing(
-    cli: Cli, tiny_model: Path, tmp_path: Path, make_tiny_model: Callable[..., Path]
-) -> None:
-    other = make_tiny_model(tmp_path / "other", seed=1)
+def test_another_model_takes_over_and_a_wrong_name_changes_nothing(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    other = write_tiny_model(tmp_path / "other", seed=1)
     result = cli("chat", str(tiny_model), *EXACT, stdin=f"/model nosuchmodel\n/model\n/model {other}\nHello\n")
     assert result.code == 3 and f"Talking with {tiny_model}." in result.err and f"Talking with {other}." in result.err
     assert result.out.strip()

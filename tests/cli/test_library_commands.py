@@ -16,8 +16,6 @@ import pytest
 from cli_runner import Cli
 from store_web import COMMIT, Web, tiny_repo, wheel_of
 
-pytest_plugins = ("cli_fixtures",)
-
 WEIGHTS = f"/acme/tiny/resolve/{COMMIT}/model.safetensors"
 
 

@@ -19,8 +19,6 @@ from llmasos.cli import main, messages
 from llmasos.cli.app import NOT_FLAGS, completion_script
 from llmasos.cli.commands import COMMANDS
 
-pytest_plugins = ("cli_fixtures",)
-
 HEAVY = ("torch", "fastapi", "httpx", "huggingface_hub", "pydantic", "rich", "cyclopts", "numpy", "prompt_toolkit")
 
 

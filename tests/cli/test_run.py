@@ -15,8 +15,7 @@ from cli_runner import Cli
 
 from llmasos.cli.run import is_prompt
 from llmasos.inference.llm import LLM
-
-pytest_plugins = ("cli_fixtures",)
+from tiny import write_tiny_model
 
 EXACT = ("--dtype", "float32", "--temperature", "0", "--max-tokens", "8")
 
@@ -35,8 +34,8 @@ def test_raw_continues_the_prompt_as_it_is(cli: Cli, tiny_model: Path, tiny_llm:
     assert result.out != cli("run", str(tiny_model), "The quick brown", *EXACT).out
 
 
-def test_a_model_without_template_continues(cli: Cli, tmp_path: Path, make_tiny_model: Callable[..., Path]) -> None:
-    folder = make_tiny_model(tmp_path / "base", chat=False)
+def test_a_model_without_template_continues(cli: Cli, tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "base", chat=False)
     plain = cli("run", str(folder), "The quick", *EXACT)
     assert plain.code == 0 and plain.out == cli("run", str(folder), "The quick", "--raw", *EXACT).out
 

@@ -18,8 +18,6 @@ import pytest
 from cli_runner import Cli, Result
 from store_web import Web, tiny_repo
 
-pytest_plugins = ("cli_fixtures",)
-
 
 @dataclass
 class Place:

@@ -1,12 +1,7 @@
-"""Fixtures of this room: the command in this process, a tiny encoder; `web` stands in for the outside.
-
-A module takes them with `pytest_plugins = ("cli_fixtures",)`. This is no conftest.py, because `conftest` is the name
-by which other tests import the one of the whole suite.
-"""
+"""Fixtures of this room: the command in this process, a tiny encoder; `web` stands in for the outside."""
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 from collections.abc import Callable
@@ -19,7 +14,7 @@ from store_web import web
 
 from llmasos.cli import main
 
-__all__ = ["cli", "make_tiny_model", "tiny_encoders", "web"]
+__all__ = ["cli", "tiny_encoders", "web"]
 
 
 class Terminal(io.StringIO):
@@ -97,14 +92,3 @@ def _write_encoder(folder: Path, architecture: str) -> Path:
     state = {n: torch.randn(p.shape, generator=generator) * 0.3 for n, p in Encoder(config).state_dict().items()}
     save_safetensors(dict(to_hf(family_of(config), config, state)), folder, metadata={"format": "pt"})
     return folder
-
-
-@pytest.fixture(scope="session")
-def make_tiny_model() -> Callable[..., Path]:
-    """`conftest.write_tiny_model` of the folder above: a random LLaMA of any size and template."""
-    spec = importlib.util.spec_from_file_location("tests_conftest", Path(__file__).parent.parent / "conftest.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found: Callable[..., Path] = module.write_tiny_model
-    return found

@@ -63,6 +63,25 @@ def test_chat_uses_the_template(tiny_llm: LLM) -> None:
     assert tiny_llm.complete(prompt, SamplingParams(temperature=0, max_tokens=10))[0].text == answer
 
 
+def test_max_length_of_a_chat_counts_the_conversation(tiny_llm: LLM) -> None:
+    num_prompt = len(tiny_llm.tokenizer.encode(tiny_llm.chat_prompt(MESSAGES), add_special_tokens=False))
+    assert tiny_llm.chat(MESSAGES, max_length=num_prompt + 4) == tiny_llm.chat(MESSAGES, max_tokens=4)
+    with pytest.raises(InvalidInputError, match=f"the prompt alone has {num_prompt}"):
+        tiny_llm.chat(MESSAGES, max_length=num_prompt)
+
+
+def test_tools_that_the_template_ignores_are_refused(tiny_llm: LLM) -> None:
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+    with pytest.raises(UnsupportedError, match="no place for tools"):
+        tiny_llm.chat(MESSAGES, tools=[tool])
+
+
+def test_several_completions_are_sampled(tiny_llm: LLM) -> None:
+    assert tiny_llm.params(n=3).temperature == 1
+    assert tiny_llm.params(n=3, num_beams=4).temperature == 0
+    assert len({c.text for c in tiny_llm.complete("The", tiny_llm.params(n=3, max_tokens=20, seed=1))[0].outputs}) == 3
+
+
 def test_a_model_without_template_says_so(tmp_path: Path) -> None:
     with LLM(load_model(write_tiny_model(tmp_path / "m", chat=False), device="cpu"), name="m") as llm:
         assert not llm.has_chat_template

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from llmasos.errors import NetworkError, OfflineError, ProviderError, UnsupportedError
+from llmasos.inference import generate_text
 from llmasos.inference.llm import LLM
 from llmasos.inference.remote import RemoteLLM, is_remote
 from llmasos.inference.request import SamplingParams
@@ -303,6 +304,25 @@ def test_a_parameter_that_the_api_does_not_know_is_refused_by_name(
         with pytest.raises(UnsupportedError, match=param):
             llm.complete("hi", SamplingParams(**options))
     assert provider.bodies == []
+
+
+def test_generate_text_takes_a_remote_model_and_max_length_stays_a_refusal(provider: FakeProvider) -> None:
+    llm = provider.llm("http://127.0.0.1:1/v1#m")
+    assert generate_text(llm, "hi", max_tokens=3) == llm.chat("hi", max_length=None) == "hi!"
+    assert provider.bodies[0]["max_tokens"] == 3
+    with pytest.raises(UnsupportedError, match=r"max_length=9.*Use max_tokens") as caught:
+        generate_text(llm, "hi", max_length=9)
+    assert caught.value.param == "max_length"
+
+
+@pytest.mark.parametrize("param", ["device", "dtype", "quantization"])
+def test_how_a_model_behind_an_api_is_computed_can_not_be_chosen(param: str) -> None:
+    name = "http://127.0.0.1:1/v1#m"
+    with pytest.raises(UnsupportedError, match=f"{param}='odd'") as caught:
+        LLM.from_pretrained(name, **{param: "odd"})
+    assert caught.value.param == param
+    with LLM.from_pretrained(name, **{param: "auto"}) as llm:
+        assert isinstance(llm, RemoteLLM)
 
 
 async def test_what_no_api_gives_is_refused_by_name(provider: FakeProvider) -> None:

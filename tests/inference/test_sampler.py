@@ -165,6 +165,9 @@ def test_logprobs_are_of_the_raw_logits_best_first() -> None:
         ({"stop": ("",)}, "stop"),
         ({"n": 3, "num_beams": 2}, "n"),
         ({"min_p": "x"}, "min_p"),
+        ({"seed": 1.5}, "seed"),
+        ({"stop_token_ids": ("a",)}, "stop_token_ids"),
+        ({"logit_bias": {"a": 1.0}}, "logit_bias"),
         ({"temprature": 1.0}, "temprature"),
     ],
 )

@@ -7,7 +7,7 @@ import threading
 import httpx
 import uvicorn
 
-from llmasos.errors import ContextOverflowError, NoChatTemplateError
+from llmasos.errors import ContextOverflowError, NoChatTemplateError, UnsupportedError
 from llmasos.inference.request import Chunk, Completion, RequestMetrics, RequestOutput, SamplingParams, TokenLogprob
 from llmasos.serve.server import create_app, listen
 
@@ -49,7 +49,9 @@ class FakeLLM:
     def chat_prompt(self, messages, tools=None):
         if not self.has_chat_template:
             raise NoChatTemplateError(f"{self.name} has no chat template.", hint="Use /v1/completions.")
-        head = f"tools: {[t['function']['name'] for t in tools]}\n" if tools and self.takes_tools else ""
+        if tools and not self.takes_tools:
+            raise UnsupportedError("The chat template has no place for tools.", param="tools")
+        head = f"tools: {[t['function']['name'] for t in tools]}\n" if tools else ""
         return head + "\n".join(f"{m['role']}: {m['content']}{m.get('tool_calls', '')}" for m in messages)
 
     def _answer(self, prompt, params, index):

@@ -1,8 +1,8 @@
 """LLM: the Python front door to one model, local (here) or behind an API (`remote`), with the same methods.
 
 Text in, new text out: `generate`, `chat`, `stream`. Full results: `complete`, `complete_chat`, `stream_complete`.
-Numbers: `embed`, `score`. Each has an asynchronous twin with an `a` in front, whose cancellation stops the model at its
-next token.
+Numbers: `embed`, `score`, `fill_mask`, `classify`. All but the last two have an asynchronous twin with an `a` in front,
+whose cancellation stops the model at its next token.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class LLM:
         if isinstance(name_or_path, str) and is_remote(name_or_path):
             from llmasos.inference.remote import RemoteLLM
 
-            return RemoteLLM(name_or_path)
+            return RemoteLLM.from_pretrained(name_or_path, device=device, dtype=dtype, quantization=quantization)
         from llmasos.models.load import load_model
         from llmasos.store import ensure
 
@@ -167,9 +167,18 @@ class LLM:
 
     generate_text = generate
 
-    def chat(self, messages: str | Messages, *, tools: list[Any] | None = None, **options: Any) -> str:
+    def chat(
+        self,
+        messages: str | Messages,
+        *,
+        tools: list[Any] | None = None,
+        max_length: int | None = None,
+        **options: Any,
+    ) -> str:
         """The model's answer to a conversation, or to one user message. Raises NoChatTemplateError."""
-        return self.complete_chat(messages, self.params(**options), tools=tools).text
+        job = self._encode_chat(messages, tools)
+        params = self.params(len(job[1]), max_length=max_length, **options)
+        return self._complete([job], [params])[0].text
 
     def stream(self, prompt: str | Messages, **options: Any) -> Iterator[Chunk]:
         """The new text as it comes: a string is continued, a list of messages is answered. Close it to stop early."""
@@ -191,9 +200,12 @@ class LLM:
                     param="max_length",
                 )
             options["max_tokens"] = max_length - num_prompt
-        defaults = self._defaults() if options.get("num_beams", 1) == 1 else {}
+        defaults = self._defaults() if (options.get("num_beams") or 1) == 1 else {}
         if "temperature" not in options and not defaults:
-            defaults = {"temperature": 1.0 if any(options.get(o) is not None for o in _SAMPLING) else 0.0}
+            sampled = any(options.get(o) is not None for o in _SAMPLING)
+            # n equal greedy texts are what nobody asks for; beams give n different ones
+            several = (options.get("n") or 1) > 1 and (options.get("num_beams") or 1) == 1
+            defaults = {"temperature": 1.0 if sampled or several else 0.0}
         return SamplingParams.of(**{**defaults, **{k: v for k, v in options.items() if v is not None}})
 
     def _defaults(self) -> dict[str, Any]:
@@ -236,8 +248,17 @@ class LLM:
         return self._stream(self._encode(prompt), params or self.params())
 
     def chat_prompt(self, messages: str | Messages, tools: list[Any] | None = None) -> str:
-        """The text that the model's template makes of a conversation."""
-        return self.tokenizer.apply_chat_template(_as_messages(messages), tools=tools)
+        """The text that the model's template makes of a conversation. Raises NoChatTemplateError; UnsupportedError for
+        tools that the template has no place for."""
+        conversation = _as_messages(messages)
+        text = self.tokenizer.apply_chat_template(conversation, tools=tools)
+        if tools and text == self.tokenizer.apply_chat_template(conversation):
+            raise UnsupportedError(
+                f"The chat template of {self.name} has no place for tools.",
+                hint="Choose a model trained to use tools.",
+                param="tools",
+            )
+        return text
 
     # numbers
 
@@ -323,8 +344,17 @@ class LLM:
 
     agenerate_text = agenerate
 
-    async def achat(self, messages: str | Messages, *, tools: list[Any] | None = None, **options: Any) -> str:
-        return (await self.acomplete_chat(messages, self.params(**options), tools=tools)).text
+    async def achat(
+        self,
+        messages: str | Messages,
+        *,
+        tools: list[Any] | None = None,
+        max_length: int | None = None,
+        **options: Any,
+    ) -> str:
+        job = self._encode_chat(messages, tools)
+        params = self.params(len(job[1]), max_length=max_length, **options)
+        return (await self._acomplete([job], [params]))[0].text
 
     async def acomplete(
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None

@@ -93,7 +93,18 @@ class RemoteLLM:
         self._client = Client(self.endpoint, transport=transport, **self._options)
 
     @classmethod
-    def from_pretrained(cls, name: str, **options: Any) -> RemoteLLM:
+    def from_pretrained(
+        cls, name: str, *, device: str = "auto", dtype: str = "auto", quantization: str = "auto", **options: Any
+    ) -> RemoteLLM:
+        """`RemoteLLM(name, **options)`. Where and how the model is computed is the API's choice: UnsupportedError for
+        any other `device`, `dtype` or `quantization` than "auto"."""
+        for param, value in {"device": device, "dtype": dtype, "quantization": quantization}.items():
+            if value != "auto":
+                raise UnsupportedError(
+                    f"{name} is behind an API, which chooses its {param} itself; {param}={value!r} can't be granted.",
+                    hint=f"Leave {param} out, or use a local model.",
+                    param=param,
+                )
         return cls(name, **options)
 
     # -- simple doors: text in, new text out
@@ -253,8 +264,14 @@ class RemoteLLM:
 
     def _given(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Request fields of the options that were written down; the API's own defaults hold for the rest."""
-        if "max_length" in options:
-            raise self._lacks("max_length", "the number of tokens in a prompt, so use max_tokens instead of max_length")
+        options = dict(options)
+        if (max_length := options.pop("max_length", None)) is not None:
+            raise UnsupportedError(
+                f"{self.name} is behind an API, which does not count the prompt's tokens beforehand, "
+                f"so max_length={max_length!r} can't be kept.",
+                hint="Use max_tokens, which counts new tokens only.",
+                param="max_length",
+            )
         params = SamplingParams.of(**options)
         return self._wire_fields({name: getattr(params, name) for name in options})
 

@@ -68,6 +68,11 @@ class SamplingParams:
                 raise InvalidInputError(f"{name}={value!r} is not {kind} {bound}.", param=name)
         if any(not isinstance(s, str) or not s for s in self.stop):
             raise InvalidInputError(f"stop={list(self.stop)!r} must hold non-empty strings.", param="stop")
+        if self.seed is not None and (not isinstance(self.seed, int) or isinstance(self.seed, bool)):
+            raise InvalidInputError(f"seed={self.seed!r} is not a whole number.", param="seed")
+        for name, ids in (("stop_token_ids", self.stop_token_ids), ("logit_bias", self.logit_bias)):
+            if any(not isinstance(i, int) or isinstance(i, bool) for i in ids):
+                raise InvalidInputError(f"{name}={ids!r} must name token ids, which are whole numbers.", param=name)
         if self.num_beams > 1 and self.n > self.num_beams:
             raise InvalidInputError(f"n={self.n} is more than num_beams={self.num_beams}.", param="n")
 

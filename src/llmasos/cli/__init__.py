@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from llmasos.errors import DiskFullError, InvalidInputError, LLMasOSError, StoreError
+from llmasos.errors import DiskFullError, LLMasOSError, StoreError
 
 __all__ = ["main"]
 
@@ -93,16 +93,11 @@ def _check_settings() -> None:
     """Wrong environment variables and a broken config.toml are said before anything else is done."""
     from llmasos.settings import settings
 
-    level = settings().log_level.lower()
+    level = settings().log_level
     if level == "warning":
         return  # the default needs no logging set up, and no import
     import logging
 
-    names = ("debug", "info", "warning", "error")
-    if level not in names:
-        raise InvalidInputError(
-            f"LLMASOS_LOG_LEVEL={level!r} is not known.", hint=f"Use {', '.join(names)}.", param="LLMASOS_LOG_LEVEL"
-        )
     logger = logging.getLogger("llmasos")
     logger.setLevel(level.upper())
     if not logger.handlers and not logging.getLogger().handlers:

@@ -64,7 +64,7 @@ def _line(text: str) -> str:
 
 def _traceback(error: BaseException) -> None:
     with contextlib.suppress(LLMasOSError):
-        if settings().log_level.lower() == "debug":
+        if settings().log_level == "debug":
             import traceback
 
             traceback.print_exception(error)

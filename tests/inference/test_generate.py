@@ -224,3 +224,45 @@ def test_no_gradients_are_kept(tiny_llm: LLM) -> None:
 def test_beam_search_cannot_stream(tiny_llm: LLM) -> None:
     with pytest.raises(UnsupportedError, match="can't stream"):
         list(tiny_llm.stream("The", num_beams=3))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"logit_bias": {5000: 1.0}},
+        {"stop_token_ids": (-1,)},
+        {"num_beams": 2, "typical_p": 0.5},
+        {"num_beams": 2, "top_k": 5},
+        {"num_beams": 2, "stop": ("a",)},
+    ],
+)
+def test_what_could_not_have_an_effect_is_refused(tiny_llm: LLM, options: dict) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        tiny_llm.complete("The", SamplingParams.of(max_tokens=2, **options))
+    assert caught.value.param == list(options)[-1]
+
+
+def test_a_stream_refuses_prompt_logprobs(tiny_llm: LLM) -> None:
+    with pytest.raises(UnsupportedError, match="prompt_logprobs"):
+        tiny_llm.stream("The", prompt_logprobs=1)
+
+
+def test_no_tokens_are_no_tokens_with_beams_too(tiny_llm: LLM) -> None:
+    output = tiny_llm.complete("The", SamplingParams(temperature=0, num_beams=2, n=2, max_tokens=0))[0]
+    assert [(c.text, c.token_ids) for c in output.outputs] == [("", ())] * 2
+
+
+def test_rows_that_pad_the_vocabulary_have_no_name(tmp_path: Path) -> None:
+    with LLM(load_model(write_tiny_model(tmp_path / "m", vocab_size=600), device="cpu"), name="padded") as llm:
+        output = llm.complete("The quick", SamplingParams(temperature=0, max_tokens=2, logprobs=100))[0]
+        top = output.outputs[0].logprobs[0].top  # type: ignore[index]
+        assert {bool(name) for id, name, _ in top if id < llm.tokenizer.vocab_size} == {True}
+        assert {name for id, name, _ in top if id >= llm.tokenizer.vocab_size} == {""}
+        assert llm.complete("The quick", SamplingParams(max_tokens=0, prompt_logprobs=100))[0].prompt_logprobs
+
+
+def test_tokens_without_embedding_are_refused(tmp_path: Path) -> None:
+    with LLM(load_model(write_tiny_model(tmp_path / "m", vocab_size=270), device="cpu"), name="cut") as llm:
+        for call in (llm.generate, llm.embed, llm.chat):
+            with pytest.raises(InvalidInputError, match="its ids end at 269"):
+                call("The quick brown fox")

@@ -41,6 +41,7 @@ def test_max_length_counts_prompt_and_new_tokens(tiny_llm: LLM) -> None:
 def test_without_options_it_is_greedy_and_with_one_it_samples(tiny_llm: LLM) -> None:
     assert tiny_llm.params().temperature == 0
     assert tiny_llm.params(top_p=0.9).temperature == 1
+    assert tiny_llm.params(temperature=None).temperature == 0
     assert tiny_llm.generate("The", max_tokens=12) == tiny_llm.generate("The", max_tokens=12)
 
 
@@ -139,7 +140,9 @@ def test_an_overlong_text_is_refused_or_cut_on_request(tiny_llm: LLM) -> None:
     text = "fox dog " * 300
     with pytest.raises(LLMasOSError, match="context holds 256"):
         tiny_llm.embed(text)
-    assert len(tiny_llm.embed(text, truncate=True)) == tiny_llm.model.config.hidden_size
+    ids = tiny_llm.tokenizer.encode(text)
+    first = tiny_llm.tokenizer.decode(ids[: tiny_llm.context_length])
+    assert tiny_llm.embed(text + " the end", truncate=True) == tiny_llm.embed(first)
 
 
 def test_score_of_a_continuation_adds_up(tiny_llm: LLM) -> None:
@@ -149,6 +152,8 @@ def test_score_of_a_continuation_adds_up(tiny_llm: LLM) -> None:
     assert score.logprob == pytest.approx(sum(score.logprobs))
     whole = tiny_llm.score("The quick brown fox")
     assert whole.logprobs[-len(score.logprobs) :] == pytest.approx(score.logprobs)
+    # " fox" is one token, which begins in this prompt
+    assert tiny_llm.score("fox", prompt="The quick brown ") == score
     assert whole.perplexity > 1
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llmasos.errors import InvalidInputError, UnsupportedError
 from llmasos.inference.request import TokenLogprob
-from llmasos.inference.sampler import token_logprob
+from llmasos.inference.sampler import token_logprob, token_names
 from llmasos.models.attention import Varlen, layer_specs
 from llmasos.models.encoder import Pooling, pool, starts_of
 
@@ -77,7 +77,7 @@ def score_tokens(
     details: list[TokenLogprob] = []
     if len(ids) < 2:
         return logprobs, best, details
-    name = model.tokenizer.token if model.tokenizer else str
+    name = token_names(model.tokenizer)
     with lock, torch.inference_mode():
         hidden = hidden_states(model, [ids])[:-1]
         for at in range(0, hidden.shape[0], LOGIT_ROWS):

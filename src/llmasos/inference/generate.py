@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llmasos.errors import ContextOverflowError
 from llmasos.inference.request import Chunk, FinishReason, SamplingParams, TokenLogprob
-from llmasos.inference.sampler import Sampler, token_logprob
+from llmasos.inference.sampler import Sampler, token_logprob, token_names
 from llmasos.inference.stopping import StopStrings
 from llmasos.models.attention import ContiguousCache
 from llmasos.models.layers import stretched_from
@@ -104,6 +104,7 @@ class Generation:
         self.model, self.jobs, self.lock, self.cancelled = model, list(jobs), lock, cancelled
         self.module, self.tokenizer = model.module, model.tokenizer
         self._changes_at = frequencies_change_at(model.config)
+        self._name = token_names(self.tokenizer)
         self._eos = self.tokenizer.eos_token_ids if self.tokenizer else frozenset()
         active = [i for i, job in enumerate(self.jobs) if job.max_tokens > 0]
         self._waiting = deque(active)
@@ -252,9 +253,6 @@ class Generation:
         if s.decoder is None or s.stops.stopped is not None:
             return ""
         return s.stops.push(s.decoder.flush()) + s.stops.flush()
-
-    def _name(self, token: int) -> str:
-        return self.tokenizer.token(token) if self.tokenizer else str(token)
 
 
 def _choose(ready: list[tuple[_Running, Tensor]]) -> list[int]:

@@ -200,13 +200,14 @@ class LLM:
                     param="max_length",
                 )
             options["max_tokens"] = max_length - num_prompt
-        defaults = self._defaults() if (options.get("num_beams") or 1) == 1 else {}
+        options = {name: value for name, value in options.items() if value is not None}
+        defaults = self._defaults() if options.get("num_beams", 1) == 1 else {}
         if "temperature" not in options and not defaults:
-            sampled = any(options.get(o) is not None for o in _SAMPLING)
+            sampled = any(o in options for o in _SAMPLING)
             # n equal greedy texts are what nobody asks for; beams give n different ones
-            several = (options.get("n") or 1) > 1 and (options.get("num_beams") or 1) == 1
+            several = options.get("n", 1) != 1 and options.get("num_beams", 1) == 1
             defaults = {"temperature": 1.0 if sampled or several else 0.0}
-        return SamplingParams.of(**{**defaults, **{k: v for k, v in options.items() if v is not None}})
+        return SamplingParams.of(**{**defaults, **options})
 
     def _defaults(self) -> dict[str, Any]:
         generation = self.model.generation
@@ -305,7 +306,8 @@ class LLM:
         scores = []
         for text in many:
             ids = self._token_ids(prompt + text)
-            given = len(self._token_ids(prompt)) if prompt else 0
+            # a token that begins in the prompt and ends in the text is scored, one that closes the prompt alone is not
+            given = _num_common(ids, self._token_ids(prompt)) if prompt else 0
             if len(ids) > self.context_length:
                 raise ContextOverflowError(len(ids), 0, self.context_length)
             start = max(1, given)
@@ -421,7 +423,7 @@ class LLM:
         self._decoder_only("generate")
         started = time.perf_counter()
         work = [self._job(ids, p) for (_, ids), p in zip(jobs, params, strict=True)]
-        beams = {i for i, p in enumerate(params) if p.num_beams > 1}
+        beams = {i for i, p in enumerate(params) if p.num_beams > 1 and work[i].max_tokens > 0}
         outputs: dict[int, RequestOutput] = {}
         for i in sorted(beams):
             outputs[i] = self._beams(jobs[i], work[i], started, cancelled)
@@ -452,6 +454,8 @@ class LLM:
         self._decoder_only("stream")
         if params.num_beams > 1:
             raise UnsupportedError("Beam search can't stream.", hint="Use generate or complete.", param="num_beams")
+        if params.prompt_logprobs is not None:
+            raise UnsupportedError("A stream has no prompt_logprobs.", hint="Use complete.", param="prompt_logprobs")
         return self._chunks(self._job(job[1], params))
 
     def _chunks(self, job: Job) -> Iterator[Chunk]:
@@ -463,6 +467,13 @@ class LLM:
     def _job(self, ids: tuple[int, ...], params: SamplingParams) -> Job:
         from llmasos.inference.generate import Job, resolve_max_tokens
 
+        size = self.model.config.vocab_size
+        for name, named in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+            for i in named:
+                if not 0 <= i < size:
+                    raise InvalidInputError(
+                        f"{name} names the token id {i}; {self.name}'s ids end at {size - 1}.", param=name
+                    )
         return Job(ids, params, resolve_max_tokens(len(ids), params, self.context_length))
 
     def _beams(self, job: _Encoded, work: Job, started: float, cancelled: Callable[[], bool]) -> RequestOutput:
@@ -472,8 +483,11 @@ class LLM:
         for name in ("stop", "logprobs"):
             if getattr(params, name) not in ((), None):
                 raise UnsupportedError(f"{name} can't be combined with beam search.", param=name)
-        if params.temperature not in (0.0, 1.0) or params.top_k or params.top_p < 1.0 or params.min_p:
-            raise UnsupportedError("Beam search doesn't sample.", hint="Leave out temperature, top_k, top_p and min_p.")
+        for name in ("top_k", "top_p", "min_p", "typical_p"):
+            if getattr(params, name) != getattr(SamplingParams, name):
+                raise UnsupportedError("Beam search doesn't sample.", hint=f"Leave out {name}.", param=name)
+        if params.temperature not in (0.0, 1.0):
+            raise UnsupportedError("Beam search doesn't sample.", hint="Leave out temperature.", param="temperature")
         found = beam_search(self.model, work, lock=self._lock, cancelled=cancelled)[: params.n]
         completions = tuple(
             Completion(
@@ -545,19 +559,28 @@ class LLM:
     def _encode_chat(self, messages: str | Messages, tools: list[Any] | None = None) -> _Encoded:
         text = self.chat_prompt(messages, tools)
         # the template writes BOS itself
-        return text, tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        return text, tuple(self._token_ids(text, add_special_tokens=False))
 
-    def _token_ids(self, text: str) -> list[int]:
+    def _token_ids(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         if not isinstance(text, str):
             raise InvalidInputError(f"{text!r} is not a text.", hint="Give a string, or token ids to complete().")
-        return self.tokenizer.encode(text)
+        ids = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        if ids and (largest := max(ids)) >= self.model.config.vocab_size:  # tokens added after training
+            raise InvalidInputError(
+                f"The text holds the token {self.tokenizer.token(largest)!r} (id {largest}), for which {self.name} has "
+                f"no embedding: its ids end at {self.model.config.vocab_size - 1}.",
+                hint="Leave it out.",
+                param="prompt",
+            )
+        return ids
 
     def _within(self, ids: list[int], truncate: bool) -> list[int]:
         if len(ids) <= self.context_length:
             return ids
         if not truncate:
             raise ContextOverflowError(len(ids), 0, self.context_length)
-        return [*ids[: self.context_length - 1], ids[-1]]
+        end = ids[-1:] if ids[-1] in self.tokenizer.special_ids else []  # the one that closes a text stays
+        return ids[: self.context_length - len(end)] + end
 
     def _params_for(
         self, jobs: Sequence[_Encoded], params: SamplingParams | Sequence[SamplingParams] | None
@@ -594,6 +617,11 @@ def _texts(given: str | list[str]) -> list[str]:
     if not isinstance(given, Sequence) or any(not isinstance(text, str) for text in given):
         raise InvalidInputError(f"{given!r} is not a text or a list of texts.", hint="complete() takes token ids.")
     return list(given)
+
+
+def _num_common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Tokens that both begin with."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _as_messages(messages: str | Messages) -> Messages:

@@ -6,6 +6,7 @@ Names are vLLM's and Hugging Face's. Counts say `num_`; token ids are plain ints
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -16,7 +17,8 @@ FinishReason = Literal["stop", "length", "abort"]
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to choose tokens. `temperature=0` is greedy. Raises InvalidInputError that names the field."""
+    """How to choose tokens. `temperature=0` is greedy, as is any below 1e-5. Raises InvalidInputError that names the
+    field."""
 
     n: int = 1
     max_tokens: int | None = None
@@ -51,8 +53,11 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop or ()))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        for name in ("stop", "stop_token_ids"):
+            given = getattr(self, name) or ()
+            if isinstance(given, str) or not isinstance(given, Iterable):
+                raise InvalidInputError(f"{name}={given!r} is not a list.", param=name)
+            object.__setattr__(self, name, tuple(given))
         for name, low, high in _LIMITS:
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
@@ -70,15 +75,25 @@ class SamplingParams:
             raise InvalidInputError(f"stop={list(self.stop)!r} must hold non-empty strings.", param="stop")
         if self.seed is not None and (not isinstance(self.seed, int) or isinstance(self.seed, bool)):
             raise InvalidInputError(f"seed={self.seed!r} is not a whole number.", param="seed")
+        if not isinstance(self.logit_bias, Mapping):
+            raise InvalidInputError(
+                f"logit_bias={self.logit_bias!r} is not a mapping of token ids to numbers.", param="logit_bias"
+            )
         for name, ids in (("stop_token_ids", self.stop_token_ids), ("logit_bias", self.logit_bias)):
             if any(not isinstance(i, int) or isinstance(i, bool) for i in ids):
                 raise InvalidInputError(f"{name}={ids!r} must name token ids, which are whole numbers.", param=name)
+        for bias in self.logit_bias.values():  # -inf forbids a token; nan and +inf leave no probabilities
+            if not isinstance(bias, (int, float)) or isinstance(bias, bool) or not bias < math.inf:
+                raise InvalidInputError(f"logit_bias holds {bias!r}, not a number below infinity.", param="logit_bias")
+        for name in ("include_stop", "ignore_eos", "early_stopping"):
+            if not isinstance(value := getattr(self, name), bool):  # Hugging Face's early_stopping="never" is no True
+                raise InvalidInputError(f"{name}={value!r} is neither True nor False.", param=name)
         if self.num_beams > 1 and self.n > self.num_beams:
             raise InvalidInputError(f"n={self.n} is more than num_beams={self.num_beams}.", param="n")
 
     @property
     def greedy(self) -> bool:
-        return self.temperature == 0 or self.top_k == 1
+        return self.temperature < 1e-5 or self.top_k == 1  # logits over less than that leave float32
 
     @classmethod
     def of(cls, **options: Any) -> SamplingParams:

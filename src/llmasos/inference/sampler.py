@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from llmasos.errors import InvalidInputError
 from llmasos.inference.request import SamplingParams, TokenLogprob
+
+if TYPE_CHECKING:
+    from llmasos.text import Tokenizer
 
 REMOVED = float("-inf")
 
 
 def penalise(logits: Tensor, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> Tensor:
-    """Bias and penalties. `prompt` and `output` are the tokens seen so far."""
+    """Bias and penalties. `prompt` and `output` are the tokens seen so far. Ids of the bias are in the vocabulary."""
     if params.logit_bias:
         ids = torch.tensor(list(params.logit_bias), device=logits.device)
-        if int(ids.max()) >= logits.shape[-1] or int(ids.min()) < 0:
-            wrong = next(i for i in params.logit_bias if not 0 <= i < logits.shape[-1])
-            raise InvalidInputError(
-                f"logit_bias names the token id {wrong}; this model's ids end at {logits.shape[-1] - 1}.",
-                param="logit_bias",
-            )
-        logits = logits.index_add(0, ids, torch.tensor(list(params.logit_bias.values()), device=logits.device))
+        bias = torch.tensor(list(params.logit_bias.values()), device=logits.device, dtype=logits.dtype)
+        logits = logits.index_add(0, ids, bias)
     if params.repetition_penalty != 1.0 and (prompt or output):
         ids = torch.tensor(sorted({*prompt, *output}), device=logits.device)
         seen = logits[ids]
@@ -114,6 +112,14 @@ class Sampler:
         p = self.params
         touched = p.logit_bias or p.repetition_penalty != 1.0 or p.presence_penalty or p.frequency_penalty
         return p.greedy and not touched
+
+
+def token_names(tokenizer: Tokenizer | None) -> Callable[[int], str]:
+    """How log-probabilities name a token; empty for one of the rows that pad a model's vocabulary."""
+    if tokenizer is None:
+        return str
+    name = tokenizer.backend.id_to_token
+    return lambda token: name(token) or ""
 
 
 def token_logprob(logits: Tensor, token: int, num_top: int, name: Callable[[int], str]) -> TokenLogprob:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from store_web import Web, tiny_gguf
 
-from llmasos.errors import FormatError, InvalidInputError, LLMasOSError, NotFoundError
-from llmasos.store import DEFAULT_MODEL, Entry, catalog, resolve
+from llmasos.errors import FormatError, InvalidInputError, LLMasOSError, NotFoundError, PickleRefusedError
+from llmasos.store import DEFAULT_MODEL, Entry, Library, catalog, ensure, import_model, plan, pull, resolve
 from llmasos.store.card import check_name
 from llmasos.store.catalog import parse_catalog, parse_source
 
@@ -120,6 +121,31 @@ def test_a_path_on_this_machine_is_a_reference(tmp_path: Path, monkeypatch: pyte
     for ref in ("my/model", "./my/model", str(folder), folder):
         assert resolve(ref).sources[0].path == str(folder)
     assert resolve("my/other").sources[0].kind == "hf"
+
+
+@pytest.mark.parametrize(
+    "ref", ["./nothing", "../x", "/abs/x", "~/x", "~nobody-of-that-name/x", "x/y.gguf", "y.GGUF", "a/b.bin", "./\0"]
+)
+def test_a_path_where_nothing_is_never_means_the_hub(ref: str, web: Web) -> None:
+    for door in (resolve, pull, ensure, plan):
+        with pytest.raises(NotFoundError, match="There is no file or folder"):
+            door(ref)
+    assert not Library().has(ref) and web.requests == []
+
+
+def test_what_is_at_a_path_is_looked_at_even_if_it_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PickleRefusedError):
+        pull(str(tmp_path / "pytorch_model.bin"))
+    with pytest.raises(NotFoundError, match="no model"):
+        pull(f"{tmp_path}/empty")
+
+
+def test_a_folder_of_the_library_may_be_called_like_a_file(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(tiny_gguf(tmp_path))
+    import_model(tmp_path / "m.gguf", name="wee.gguf")
+    assert pull("wee.gguf").name == "wee.gguf" and ensure("wee.gguf").exists() and plan("wee.gguf").installed
 
 
 @given(st.text(max_size=40) | st.from_regex(r"(hf|pypi|https|file):[\w./@:#=-]{0,30}", fullmatch=True))

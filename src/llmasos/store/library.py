@@ -17,7 +17,7 @@ from typing import Literal, overload
 from llmasos.errors import BusyError, FormatError, InvalidInputError, LLMasOSError, NotFoundError, StoreError
 from llmasos.settings import settings
 from llmasos.store.card import CARD_NAME, Card, CardFile, Upstream, check_name, read_card, tidy_name, write_card
-from llmasos.store.catalog import Resolved, model_stem, parse_source, resolve
+from llmasos.store.catalog import Resolved, existing, model_stem, parse_source, resolve
 from llmasos.store.headers import opener, read_facts
 from llmasos.store.sources import SHARD, choose_files
 from llmasos.store.transfer import Meter, OnProgress, disk_errors, file_sha256
@@ -302,7 +302,7 @@ def import_model(
     never changed. Raises NotFoundError, UnknownArchitectureError, PickleRefusedError, StoreError if the name is taken.
     """
     library = Library()
-    plan = _plan_import(library, Path(path).expanduser().absolute(), name, mode)
+    plan = _plan_import(library, existing(path).absolute(), name, mode)
     if dry_run:
         return plan
     with model_lock(library.home, plan.name):
@@ -312,8 +312,6 @@ def import_model(
 def _plan_import(library: Library, path: Path, name: str | None, mode: Mode) -> ImportPlan:
     if mode not in ("link", "copy"):
         raise InvalidInputError(f"mode={mode!r} is not known.", hint="Use link or copy.", param="mode")
-    if not path.exists():
-        raise NotFoundError(f"{path} does not exist.", hint="Give a model's folder, .gguf or .safetensors file.")
     folder = path if path.is_dir() else path.parent
     names = files_at(path)
     facts = read_facts(names, opener(folder))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmasos.errors import InvalidInputError, LLMasOSError, NetworkError, NotFoundError, OfflineError
-from llmasos.store.catalog import Resolved
+from llmasos.store.catalog import Resolved, existing
 from llmasos.store.headers import Facts, opener, read_facts, read_tensors
 from llmasos.store.library import Library, files_at
 from llmasos.store.pull import DISK_MARGIN, disk_free, size
@@ -235,9 +235,7 @@ def _local(ref: str | Path, resolved: Resolved, library: Library) -> _Found | No
         card = library.get(str(ref))
         path, source, licence = library.path(str(ref)), card.source, card.licence
     elif resolved.sources[0].kind == "file":
-        path = Path(resolved.sources[0].path)
-        if not path.exists():
-            raise NotFoundError(f"{path} does not exist.", hint="Give a model's folder, .gguf or .safetensors file.")
+        path = existing(resolved.sources[0].path)
         source = str(path)
     else:
         return None

@@ -24,7 +24,7 @@ from llmasos.errors import (
     StoreError,
 )
 from llmasos.store.card import CARD_NAME, Card, CardFile, check_name, write_card
-from llmasos.store.catalog import Resolved, SourceRef, looks_like_model
+from llmasos.store.catalog import Resolved, SourceRef, existing, local_path, looks_like_model
 from llmasos.store.headers import Facts, opener, read_facts
 from llmasos.store.library import Library, discard, import_model, model_lock
 from llmasos.store.sources import Listing, list_source
@@ -63,7 +63,7 @@ def ensure(ref: str | Path, *, on_progress: OnProgress | None = None) -> Path:
 
     A path of this machine is returned as it is; a name means an installed model before one of the catalogue.
     """
-    path = Path(ref).expanduser()
+    path = local_path(ref)
     library = Library()
     if isinstance(ref, str) and library.has(ref):
         _say_notice(library.resolve(ref), Meter(on_progress), on_progress)
@@ -72,10 +72,7 @@ def ensure(ref: str | Path, *, on_progress: OnProgress | None = None) -> Path:
         return path.absolute()
     resolved = library.resolve(ref)
     if resolved.sources[0].kind == "file":
-        path = Path(resolved.sources[0].path)
-        if not path.exists():
-            raise NotFoundError(f"{path} does not exist.", hint="Give a model's folder, .gguf or .safetensors file.")
-        return path
+        return existing(resolved.sources[0].path)
     return library.path(pull(ref, on_progress=on_progress).name)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmasos.errors import FormatError, UnsupportedError
-from llmasos.formats.quants import BLOCK, dequantize, unpack_q4, unpack_q8
+from llmasos.formats.quants import BLOCK, FOUR_BIT, dequantize, unpack_q4, unpack_q8
 from llmasos.formats.types import GGML_TYPES
 
 # Where float16 scales lie in a block.
@@ -86,14 +86,15 @@ def test_another_output_dtype_is_the_float32_result_rounded_once(out: torch.dtyp
     assert torch.equal(decoded, dequantize("Q6_K", blocks).to(out))
 
 
-@pytest.mark.parametrize("dtype", ["Q4_0", "Q4_1"])
+@pytest.mark.parametrize("dtype", FOUR_BIT)
 def test_unpacked_four_bit_rows_multiply_back_to_the_decoded_ones(dtype: str) -> None:
     blocks = torch.from_numpy(random_blocks(dtype, rows=6, per_row=4)).view(2, 3, -1)
+    width = 4 * BLOCK[dtype][0]
     q, d, m = unpack_q4(dtype, blocks)
     assert q.dtype == torch.uint8 and int(q.max()) == 15
-    assert q.shape == (2, 3, 128) and d.shape == m.shape == (2, 3, 4)
-    weights = q.float().view(2, 3, 4, 32) * d[..., None] + m[..., None]
-    assert torch.equal(weights.view(2, 3, 128), dequantize(dtype, blocks))
+    assert q.shape == (2, 3, width) and d.shape == m.shape == (2, 3, width // 32)
+    weights = q.float().view(2, 3, -1, 32) * d[..., None] + m[..., None]
+    assert torch.equal(weights.view(2, 3, width), dequantize(dtype, blocks))
 
 
 def test_unpacked_eight_bit_rows_multiply_back_to_the_decoded_ones() -> None:

@@ -25,6 +25,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig, PreT
 
 from llmasos.errors import FormatError, LLMasOSError, UnknownArchitectureError, UnsupportedError
 from llmasos.formats import open_checkpoint
+from llmasos.formats.quants import FOUR_BIT
 from llmasos.models.config import ModelConfig
 from llmasos.models.families import config_from_hf
 from llmasos.models.families.gguf import config_from_gguf, known_gguf_architectures
@@ -496,7 +497,7 @@ def test_a_quantised_file_equals_the_model_with_its_dequantised_weights(
 
     low = load(path, "bfloat16", "auto")
     assert isinstance(low.module.embed, BlockEmbedding)
-    check_low_bit_layers(low, full, four_bit=kind in ("Q4_0", "Q4_1"))
+    check_low_bit_layers(low, full, four_bit=kind in FOUR_BIT)
     for text, logits in zip(texts, expected, strict=True):
         difference = float((our_logits(low, [text])[0] - logits).norm() / logits.norm())
         print(f"{layout.arch} {kind}, {len(text)} tokens: {difference:.1%}")

@@ -8,6 +8,7 @@ import torch
 from family_equality import edit_weights
 
 from llmasos.errors import FormatError, InvalidInputError, PickleRefusedError, UnknownArchitectureError
+from llmasos.models import lowbit
 from llmasos.models.load import gguf_in, load_model, round_q4
 from llmasos.models.lowbit import MANY_TOKENS, Int4Linear, Int8Linear
 from tiny import write_tiny_model
@@ -80,3 +81,27 @@ def test_low_bit_layers_multiply_by_their_decoded_weight(bits: int, tokens: int)
     # half a step of the widest group, and bfloat16's own rounding of the result
     step = (weight.view(48, -1, 32).amax(-1) - weight.view(48, -1, 32).amin(-1)).max() / 15 if bits == 4 else 0.5 / 127
     assert rounding <= step * 0.55 + 2e-3
+
+
+def test_rows_packed_in_portions_are_those_packed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = round_q4(torch.randn(3 * 64 + 16, 64, generator=torch.Generator().manual_seed(0)))
+    whole = Int4Linear([blocks], None)
+    monkeypatch.setattr(lowbit, "PACKED_ROWS", 64)
+    assert torch.equal(Int4Linear([blocks], None).packed, whole.packed)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_layers_of_a_width_without_kernel_stay_as_they_are(tmp_path: Path, quantization: str) -> None:
+    """torch's int8 kernel reads beyond rows that are no multiple of 16."""
+    folder = write_tiny_model(tmp_path / "m", intermediate_size=72)
+    module = load_model(folder, device="cpu", dtype="bfloat16", quantization=quantization).module
+    assert isinstance(module.layers[0].mlp.down, torch.nn.Linear)
+    assert not isinstance(module.layers[0].mlp.up, torch.nn.Linear)
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+def test_a_misshapen_tensor_is_named_whatever_is_made_of_it(tmp_path: Path, quantization: str) -> None:
+    folder = write_tiny_model(tmp_path / "m")
+    edit_weights(folder, lambda t: t | {"model.layers.1.mlp.down_proj.weight": torch.ones(32, 128)})
+    with pytest.raises(FormatError, match=r"down_proj.*\[32, 128\].*\[32, 64\]"):
+        load_model(folder, device="cpu", dtype="bfloat16", quantization=quantization)

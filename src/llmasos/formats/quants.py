@@ -134,6 +134,10 @@ BLOCK: dict[str, tuple[int, int]] = {
 }
 
 
+FOUR_BIT = ("Q4_0", "Q4_1", "Q4_K")
+"""Types that `unpack_q4` takes."""
+
+
 def _as_blocks(dtype: str, blocks: Tensor) -> Tensor:
     """uint8 [..., bytes] -> uint8 [N, type_size], checked."""
     if dtype not in BLOCK:
@@ -163,18 +167,24 @@ def dequantize(dtype: str, blocks: Tensor, *, out: torch.dtype = torch.float32) 
 
 
 def unpack_q4(dtype: str, blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Integers, scales and minimums of Q4_0 or Q4_1 rows, so that `weight = q * d + m`, exactly as `dequantize` has it.
+    """Integers, scales and minimums of rows in a 4-bit type, so that `weight = q * d + m`, exactly as `dequantize` has
+    it.
 
     uint8 [..., bytes] -> q uint8 [..., n] in 0..15, d float32 [..., n / 32], m float32 [..., n / 32].
     Q4_0 stores no minimum; its offset of 8 becomes m = -8 d, which float32 holds exactly.
     """
-    assert dtype in ("Q4_0", "Q4_1"), f"{dtype} is not a 4-bit type of 32 elements"
+    assert dtype in FOUR_BIT, f"{dtype} is not a 4-bit type with scales of 32 elements"
     flat = _as_blocks(dtype, blocks)
     d = _half(flat, 0)
-    q, m = (_nibbles(flat[:, 2:]), -8 * d) if dtype == "Q4_0" else (_nibbles(flat[:, 4:]), _half(flat, 2))
+    if dtype == "Q4_0":
+        q, m = _nibbles(flat[:, 2:]), -8 * d
+    elif dtype == "Q4_1":
+        q, m = _nibbles(flat[:, 4:]), _half(flat, 2)
+    else:
+        scale, minimum = _k_scales(flat[:, 4:16])
+        q, d, m = _fields(flat[:, 16:].reshape(-1, 4, 32), 4), d * scale, -(_half(flat, 2) * minimum)
     lead = blocks.shape[:-1]
-    per_row = blocks.shape[-1] // flat.shape[-1]
-    return q.view(*lead, per_row * 32), d.view(*lead, per_row), m.view(*lead, per_row)
+    return q.view(*lead, -1), d.view(*lead, -1), m.view(*lead, -1)
 
 
 def unpack_q8(blocks: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from llmasos.devices import pick_device, pick_dtype, set_threads
 from llmasos.errors import FormatError, InvalidInputError, NotFoundError, UnsupportedError
 from llmasos.formats import Checkpoint, open_checkpoint, save_safetensors
+from llmasos.formats.quants import BLOCK, dequantize
 from llmasos.models.config import ModelConfig
 from llmasos.models.decoder import Decoder
 from llmasos.models.families import config_from_hf, config_to_hf, family_of
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("llmasos")
 Quantization = Literal["auto", "none", "int8", "int4"]
 QUANTIZATIONS = ("auto", "none", "int8", "int4")
-PLAIN = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _LAYER = re.compile(r"(?<=layers\.)\d+")
 
 
@@ -304,13 +304,16 @@ class _Filler:
     def _parameter(self, name: str, shape: torch.Size) -> nn.Parameter:
         names, join = self._source(name)
         tensor = join([self._read(n) for n in names])
-        if tensor.shape != shape:
+        self._check_shape(names, tensor.shape, shape)
+        return nn.Parameter(tensor.to(self.device, self.dtype), requires_grad=False)
+
+    def _check_shape(self, names: Sequence[str], found: Sequence[int], wanted: Sequence[int]) -> None:
+        if tuple(found) != tuple(wanted):
             raise FormatError(
-                f"{self.checkpoint.path}: {' + '.join(names)} has the shape {list(tensor.shape)}; "
-                f"the config asks for {list(shape)}.",
+                f"{self.checkpoint.path}: {' + '.join(names)} has the shape {list(found)}; "
+                f"the config asks for {list(wanted)}.",
                 hint="config.json and weights belong to different models.",
             )
-        return nn.Parameter(tensor.to(self.device, self.dtype), requires_grad=False)
 
     def _read(self, name: str) -> Tensor:
         return self.checkpoint.tensor(name)
@@ -365,14 +368,21 @@ class _Filler:
         self, names: tuple[str, ...], join: Callable[[list[Tensor]], Tensor], linear: nn.Linear, name: str
     ) -> nn.Module | None:
         kinds = {self.checkpoint.tensors[n].dtype for n in names}
-        blocks = self.keep_blocks and not kinds & set(PLAIN)
+        blocks = self.keep_blocks and kinds <= set(BLOCK)
         if not blocks and not (self.round_to and name != "head"):
             return None
-        bias = self._parameter(f"{name}.bias", linear.bias.shape).data if linear.bias is not None else None
+        if not Int8Linear.fits(linear.in_features):
+            return None
         fits = Int4Linear.fits(linear.out_features, linear.in_features)
+        bias = self._parameter(f"{name}.bias", linear.bias.shape).data if linear.bias is not None else None
         if blocks and kinds <= set(FOUR_BIT) and fits:
-            return Int4Linear([self._blocks(n) for n in names], bias)
-        weight = join([self._read(n) for n in names]).to(self.dtype)
+            layer = Int4Linear([self._blocks(n) for n in names], bias)
+            self._check_shape(names, (layer.out_features, layer.in_features), linear.weight.shape)
+            return layer
+        # decoded to the dtype that is rounded from: a vocabulary in float32 would be the peak of loading
+        parts = [dequantize(*self._blocks(n), out=self.dtype) if blocks else self._read(n) for n in names]
+        weight = join(parts).to(self.dtype)
+        self._check_shape(names, weight.shape, linear.weight.shape)
         if self.round_to == "int4" and fits:
             return Int4Linear([round_q4(weight)], bias)
         return Int8Linear(weight, bias)
@@ -384,8 +394,11 @@ class _Filler:
         if not self.keep_blocks or name != "embed":
             return False
         names, _ = self._source("embed.weight")
-        if self.checkpoint.tensors[names[0]].dtype in PLAIN:
+        stored = self.checkpoint.tensors[names[0]]
+        if stored.dtype not in BLOCK:
             return False
+        width = self.config.embedding_size or self.config.hidden_size
+        self._check_shape(names, stored.shape, (self.config.vocab_size, width))
         _set_module(root, name, BlockEmbedding(self._blocks(names[0]), self.dtype))
         return True
 

@@ -13,17 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmasos.formats.quants import FOUR_BIT as FOUR_BIT
 from llmasos.formats.quants import dequantize, unpack_q4
 
 MANY_TOKENS = 48
 GROUP = 32
-FOUR_BIT = ("Q4_0", "Q4_1")
+PACKED_ROWS = 4096
+"""Rows that are packed at a time; a multiple of the 64 that the kernel keeps together."""
 Blocks = tuple[str, Tensor]
 """A GGML block type and the rows as stored, uint8 [N, bytes]."""
 
 
 class Int4Linear(nn.Module):
-    """y = x Wᵀ + b with W = q · scale + minimum per group of 32, exactly GGUF's Q4_0 and Q4_1 up to bfloat16 scales.
+    """y = x Wᵀ + b with W = q · scale + minimum per group of 32, exactly GGUF's Q4_0, Q4_1 and Q4_K up to bfloat16
+    scales.
 
     The mapped file's blocks serve the many-token path, so only the packed copy takes memory of its own.
     """
@@ -39,7 +42,8 @@ class Int4Linear(nn.Module):
         self._blocks = tuple(blocks)
         # the kernel computes (q - 8) * scale + zero
         scales = torch.stack([d, m + 8 * d], -1).transpose(0, 1).contiguous().bfloat16()
-        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q.to(torch.int32), 1)
+        pack = torch.ops.aten._convert_weight_to_int4pack_for_cpu
+        packed = torch.cat([pack(rows.to(torch.int32), 1) for rows in q.split(PACKED_ROWS)])
         self.register_buffer("packed", packed, persistent=False)
         self.register_buffer("scales", scales, persistent=False)
         self.bias = bias if bias is None else nn.Parameter(bias, requires_grad=False)
@@ -70,6 +74,7 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
+        assert self.fits(weight.shape[1]), "the kernel would read beyond the rows"
         self.out_features, self.in_features = weight.shape
         # rounded to the kernel's dtype before it divides, so that it costs no gain
         scale = (weight.abs().amax(-1).float().clamp_min(1e-12) / 127).bfloat16().float()
@@ -80,6 +85,11 @@ class Int8Linear(nn.Module):
         self.register_buffer("q", q, persistent=False)
         self.register_buffer("scale", scale.bfloat16(), persistent=False)
         self.bias = bias if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    @staticmethod
+    def fits(in_features: int) -> bool:
+        """Widths that the kernel takes."""
+        return in_features % GROUP == 0
 
     def dequantize(self) -> Tensor:
         """The weight in bfloat16, [N, K]."""

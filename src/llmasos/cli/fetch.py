@@ -129,7 +129,7 @@ def load(ref: str, *, device: str = "auto", dtype: str = "auto", quantization: s
     from llmasos.model_zoo import get_model
 
     if is_remote(ref):
-        return get_model(ref)
+        return get_model(ref, device=device, dtype=dtype, quantization=quantization)
     with working(t("load.working", ref=ref)):
         _check_placement(device, dtype, quantization)
     fetched = _needs_fetching(ref)

@@ -20,7 +20,7 @@ from torch import Tensor
 from llmasos.models.config import ModelConfig
 
 QUERY_ROWS = 512
-"""Queries whose scores exist at once where the formula is computed as written."""
+"""Queries whose mask, or whose scores where the formula is computed as written, exists at once."""
 
 
 @dataclass(frozen=True)
@@ -116,24 +116,38 @@ def _hidden(distance: Tensor, spec: AttentionSpec) -> list[Tensor]:
 
 
 def _prefill(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, start: int) -> Tensor:
-    """Queries at positions start.. against keys at 0..; one sequence. The fused kernel where the case allows it."""
+    """Queries at positions start.. against keys at 0..; one sequence. The fused kernel where the case allows it; where
+    a mask or the scores themselves are needed, QUERY_ROWS queries at a time against the keys that they can see."""
     num_tokens, num_keys = q.shape[0], k.shape[0]
     causal = spec.causal and num_tokens > 1
     masked = (spec.window and num_keys > spec.window) or (start and causal)
-    visible = None
-    if masked or not spec.plain:
-        q_pos = torch.arange(start, start + num_tokens, device=q.device)
-        k_pos = torch.arange(num_keys, device=q.device)
-        if not spec.plain:
-            pieces = zip(q.split(QUERY_ROWS), q_pos.split(QUERY_ROWS), strict=True)
-            return torch.cat([attention(queries, k, v, spec, at, k_pos) for queries, at in pieces])
-        visible = ~_hidden(q_pos[:, None] - k_pos, spec)[0]
+    if not masked and spec.plain:
+        return _fused(q, k, v, spec, causal=causal)
+    parts = []
+    for at in range(0, num_tokens, QUERY_ROWS):
+        queries = q[at : at + QUERY_ROWS]
+        first, last = start + at, start + at + queries.shape[0] - 1
+        low = max(0, first - spec.window + 1) if spec.window else 0
+        high = last + 1 if spec.causal else min(num_keys, last + spec.window) if spec.window else num_keys
+        q_pos = torch.arange(first, last + 1, device=q.device)
+        k_pos = torch.arange(low, high, device=q.device)
+        seen = queries, k[low:high], v[low:high], spec
+        if spec.plain:
+            parts.append(_fused(*seen, visible=~_hidden(q_pos[:, None] - k_pos, spec)[0]))
+        else:
+            parts.append(attention(*seen, q_pos, k_pos))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _fused(
+    q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, *, causal: bool = False, visible: Tensor | None = None
+) -> Tensor:
     out = F.scaled_dot_product_attention(
         q.transpose(0, 1)[None],
         k.transpose(0, 1)[None],
         v.transpose(0, 1)[None],
         attn_mask=visible,
-        is_causal=causal and visible is None,
+        is_causal=causal,
         scale=spec.scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )

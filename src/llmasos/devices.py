@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def pick_device(wanted: str = "auto") -> torch.device:
+def pick_device(wanted: str | torch.device = "auto") -> torch.device:
     """`auto` takes the first of CUDA (or ROCm), XPU, MPS, CPU that is there. Raises DeviceError for one that is not."""
     import torch
 
+    wanted = str(wanted)
     if wanted == "auto":
         for kind in ("cuda", "xpu", "mps"):
             if _available(kind):
@@ -51,10 +52,11 @@ def _available(kind: str) -> bool:
     return kind == "cpu"
 
 
-def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
+def pick_dtype(wanted: str | torch.dtype, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 where the device computes it natively, float16 on older GPUs, else float32."""
     import torch
 
+    wanted = str(wanted).removeprefix("torch.")
     if wanted != "auto":
         if wanted not in DTYPES:
             raise InvalidInputError(
@@ -124,12 +126,25 @@ def _cgroup_headroom() -> list[int]:
     return [] if limit == "max" else [max(0, int(limit) - int(used) + int(cached.get("inactive_file", 0)))]
 
 
+def _cgroup_cpus(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Processors' worth of time that this process's cgroup grants (`docker run --cpus`); empty where it sets no limit.
+
+    More threads than that are stopped together, again and again."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+        return [max(1, int(quota) // int(period))]
+    except (OSError, ValueError):  # no cgroup, or "max"
+        return []
+
+
 def set_threads(wanted: int = 0) -> int:
-    """Threads for CPU kernels: `wanted`, or one per physical core that this process may use. Returns the number."""
+    """Threads for CPU kernels: `wanted`, or one per physical core that this process and its cgroup may use. Returns
+    the number."""
     import psutil
     import torch
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = min([usable, *_cgroup_cpus()])
     number = wanted or min(usable, psutil.cpu_count(logical=False) or usable)
     if torch.get_num_threads() != number:
         torch.set_num_threads(number)

@@ -1,10 +1,12 @@
 """The Python front door: what each method returns, its asynchronous twin, and its errors."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import BertConfig, BertForSequenceClassification
 
 import llmasos
 from llmasos.errors import InvalidInputError, LLMasOSError, NoChatTemplateError, NotFoundError, UnsupportedError
@@ -13,7 +15,7 @@ from llmasos.inference.llm import LLM
 from llmasos.inference.request import SamplingParams
 from llmasos.model_zoo import get_model
 from llmasos.models.load import load_model
-from tiny import write_tiny_model
+from tiny import write_tiny_model, write_tokenizer
 
 MESSAGES = [{"role": "user", "content": "What is the capital?"}]
 
@@ -166,6 +168,7 @@ def test_doors_of_the_design_open(tiny_model: Path) -> None:
 
 def test_a_saved_model_answers_the_same(tiny_llm: LLM, tmp_path: Path) -> None:
     tiny_llm.save_pretrained(tmp_path / "saved")
+    assert len({file.stat().st_mode for file in (tmp_path / "saved").iterdir()}) == 1
     with LLM(load_model(tmp_path / "saved", device="cpu", dtype="float32"), name="again") as again:
         assert again.generate("The quick", max_tokens=10) == tiny_llm.generate("The quick", max_tokens=10)
         assert again.chat(MESSAGES, max_tokens=10) == tiny_llm.chat(MESSAGES, max_tokens=10)
@@ -206,3 +209,31 @@ def test_an_empty_prompt_begins_with_bos_or_is_refused(tiny_llm: LLM) -> None:
     assert isinstance(tiny_llm.generate("", max_tokens=3), str)
     with pytest.raises(InvalidInputError, match="not a text"):
         tiny_llm.generate(5, max_tokens=3)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, lambda scores: scores.softmax(-1)),
+        ({"problem_type": "multi_label_classification"}, torch.sigmoid),
+        ({"problem_type": "regression"}, lambda scores: scores),
+        ({"num_labels": 1}, torch.sigmoid),
+    ],
+    ids=["one label of several", "any labels", "regression", "one score"],
+)
+def test_classification_reads_scores_as_the_config_says(tmp_path: Path, changes: dict, wanted: Callable) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
+    config = BertConfig(**sizes | {"num_labels": 3} | changes, vocab_size=write_tokenizer(folder), pad_token_id=0)
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(config).eval()
+    model.save_pretrained(folder)
+    with LLM(load_model(folder, device="cpu", dtype="float32"), name="m") as llm:
+        found = llm.classify("The quick brown fox")
+        ids = torch.tensor([llm.tokenizer.encode("The quick brown fox")])
+        with torch.inference_mode():
+            expected = wanted(model(ids).logits[0])
+        assert isinstance(found, dict)
+        assert list(found) == list(config.id2label.values())
+        assert list(found.values()) == pytest.approx(expected.tolist(), abs=1e-5)

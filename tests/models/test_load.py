@@ -7,7 +7,14 @@ import pytest
 import torch
 from family_equality import edit_weights
 
-from llmasos.errors import FormatError, InvalidInputError, PickleRefusedError, UnknownArchitectureError
+from llmasos import devices
+from llmasos.errors import (
+    FormatError,
+    InvalidInputError,
+    PickleRefusedError,
+    UnknownArchitectureError,
+    UnsupportedError,
+)
 from llmasos.models import lowbit
 from llmasos.models.load import gguf_in, load_model, round_q4
 from llmasos.models.lowbit import MANY_TOKENS, Int4Linear, Int8Linear
@@ -105,3 +112,41 @@ def test_a_misshapen_tensor_is_named_whatever_is_made_of_it(tmp_path: Path, quan
     edit_weights(folder, lambda t: t | {"model.layers.1.mlp.down_proj.weight": torch.ones(32, 128)})
     with pytest.raises(FormatError, match=r"down_proj.*\[32, 128\].*\[32, 64\]"):
         load_model(folder, device="cpu", dtype="bfloat16", quantization=quantization)
+
+
+def test_weights_quantised_by_another_scheme_are_refused(tmp_path: Path) -> None:
+    """Such tensors may have the right names and shapes and mean something only together with their scales."""
+    folder = write_tiny_model(
+        tmp_path / "m", quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]}
+    )
+    with pytest.raises(UnsupportedError, match="fp8"):
+        load_model(folder, device="cpu")
+    folder = write_tiny_model(tmp_path / "int8")
+    name = "model.layers.0.mlp.down_proj.weight"
+    edit_weights(folder, lambda t: t | {name: t[name].mul(20).to(torch.int8)})
+    for quantization in ("none", "int8"):
+        with pytest.raises(UnsupportedError, match=r"down_proj.*int8"):
+            load_model(folder, device="cpu", quantization=quantization)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_rounding_takes_the_dtype_of_its_kernels(
+    tiny_model: Path, quantization: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: False)
+    model = load_model(tiny_model, device="cpu", quantization=quantization)
+    assert model.module.dtype == torch.bfloat16
+    with pytest.raises(UnsupportedError, match='dtype="bfloat16"'):
+        load_model(tiny_model, device="cpu", quantization=quantization, dtype="float16")
+
+
+def test_torch_s_own_devices_and_dtypes_are_taken(tiny_model: Path) -> None:
+    module = load_model(tiny_model, device=torch.device("cpu"), dtype=torch.float16).module
+    assert (module.device.type, module.dtype) == ("cpu", torch.float16)
+
+
+@pytest.mark.parametrize(("text", "cpus"), [("200000 100000", [2]), ("50000 100000", [1]), ("max 100000", [])])
+def test_a_cgroup_limits_the_threads(tmp_path: Path, text: str, cpus: list[int]) -> None:
+    (tmp_path / "cpu.max").write_text(text + "\n")
+    assert devices._cgroup_cpus(tmp_path) == cpus
+    assert devices._cgroup_cpus(tmp_path / "none") == []

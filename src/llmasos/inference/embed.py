@@ -19,6 +19,7 @@ from llmasos.models.attention import Varlen, layer_specs
 from llmasos.models.encoder import Pooling, pool, starts_of
 
 if TYPE_CHECKING:
+    from llmasos.models.config import ModelConfig
     from llmasos.models.load import LoadedModel
 
 BATCH_TOKENS = 4096
@@ -118,7 +119,8 @@ def fill_mask(
 
 
 def classify(model: LoadedModel, ids: Sequence[Sequence[int]], *, lock: threading.Lock) -> list[dict[str, float]]:
-    """Label probabilities of each text."""
+    """Label probabilities of each text: of one label among all, or of each by itself where the config says
+    `multi_label_classification` or there is only one. A `regression` model gives its scores as they are."""
     if not model.config.num_labels:
         raise UnsupportedError(
             f"A {model.config.architecture} has no classification head.",
@@ -131,5 +133,12 @@ def classify(model: LoadedModel, ids: Sequence[Sequence[int]], *, lock: threadin
         starts = starts_of([len(t) for t in texts], model.module.device)
         with lock, torch.inference_mode():
             logits = model.module.classify(hidden_states(model, texts), starts)
-            results += [dict(zip(labels, row, strict=True)) for row in logits.float().softmax(-1).tolist()]
+            results += [dict(zip(labels, row, strict=True)) for row in _shares(logits, model.config).tolist()]
     return results
+
+
+def _shares(logits: Tensor, config: ModelConfig) -> Tensor:
+    kind = config.extra.get("problem_type")
+    if kind == "regression":
+        return logits
+    return logits.sigmoid() if kind == "multi_label_classification" or config.num_labels == 1 else logits.softmax(-1)

@@ -29,6 +29,8 @@ from llmasos.inference.request import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from llmasos.inference.generate import Event, Job
     from llmasos.inference.remote import RemoteLLM
     from llmasos.models.load import LoadedModel
@@ -74,8 +76,8 @@ class LLM:
         cls,
         name_or_path: str | Path,
         *,
-        device: str = "auto",
-        dtype: str = "auto",
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
         quantization: str = "auto",
         on_progress: Callable[[Progress], None] | None = None,
     ) -> LLM | RemoteLLM:
@@ -84,14 +86,15 @@ class LLM:
 
         `device`: auto, cpu, cuda, cuda:1, mps, xpu. `dtype`: auto, float32, bfloat16, float16. `quantization`: auto,
         none, int8, int4. Raises NotFoundError, NetworkError, OfflineError, FormatError, DeviceError,
-        InsufficientMemoryError, InvalidInputError.
+        UnsupportedError, InvalidInputError.
         """
         from llmasos.client.providers import is_remote
 
         if isinstance(name_or_path, str) and is_remote(name_or_path):
             from llmasos.inference.remote import RemoteLLM
 
-            return RemoteLLM.from_pretrained(name_or_path, device=device, dtype=dtype, quantization=quantization)
+            options = {"device": str(device), "dtype": str(dtype), "quantization": quantization}
+            return RemoteLLM.from_pretrained(name_or_path, **options)
         from llmasos.models.load import load_model
         from llmasos.store import ensure
 

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
@@ -92,9 +92,12 @@ def _check_expressible(config: ModelConfig) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """All of the text or nothing: written beside its place, then moved over it."""
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as out:
-        out.write(text)
-    os.replace(out.name, path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -136,8 +139,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def load_model(
     path: Path | str,
     *,
-    device: str = "auto",
-    dtype: str = "auto",
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
     quantization: str = "auto",
     with_tokenizer: bool = True,
 ) -> LoadedModel:
@@ -145,8 +148,9 @@ def load_model(
 
     `device`, `dtype`: see `llmasos.devices`; "auto" also reads LLMASOS_DEVICE and LLMASOS_DTYPE (encoders on a
     CPU: float32). `quantization`: "auto" keeps GGUF's low-bit weights low-bit where that is faster (CPU, bfloat16) and
-    leaves others alone; "none" computes with full weights; "int8" and "int4" round the linear layers on loading (CPU).
-    Raises NotFoundError, FormatError, UnknownArchitectureError, DeviceError, InvalidInputError.
+    leaves others alone; "none" computes with full weights; "int8" and "int4" round the linear layers but the head on
+    loading (CPU, bfloat16; int4 falls back to int8, and int8 to none, for a layer whose size has no kernel).
+    Raises NotFoundError, FormatError, UnknownArchitectureError, UnsupportedError, DeviceError, InvalidInputError.
     """
     path = Path(path)
     if not path.exists():
@@ -167,15 +171,17 @@ def _load(
     path: Path,
     config: ModelConfig,
     checkpoint: Checkpoint,
-    device: str,
-    dtype: str,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
     quantization: str,
     with_tokenizer: bool,
 ) -> LoadedModel:
     chosen = settings()
     where = pick_device(chosen.device if device == "auto" else device)
     wanted = chosen.dtype if dtype == "auto" else dtype
-    if wanted == "auto" and config.is_encoder and where.type == "cpu":
+    if wanted == "auto" and where.type == "cpu" and quantization in ("int8", "int4"):
+        wanted = "bfloat16"  # of their kernels
+    if wanted == "auto" and where.type == "cpu" and config.is_encoder:
         wanted = "float32"  # small models, and embeddings are compared in their fourth digit
     kind = pick_dtype(wanted, where)
     if where.type == "cpu":
@@ -183,7 +189,7 @@ def _load(
     if quantization in ("int8", "int4") and (where.type != "cpu" or kind != torch.bfloat16):
         raise UnsupportedError(
             f"quantization={quantization!r} runs on a CPU with bfloat16; this is {where} with {kind}.",
-            hint='Use quantization="none".',
+            hint='Use quantization="none", or device="cpu" and dtype="bfloat16".',
             param="quantization",
         )
     module = _build(config)
@@ -316,7 +322,13 @@ class _Filler:
             )
 
     def _read(self, name: str) -> Tensor:
-        return self.checkpoint.tensor(name)
+        tensor = self.checkpoint.tensor(name)
+        if not tensor.is_floating_point():
+            raise UnsupportedError(
+                f"{self.checkpoint.path}: {name} holds {tensor.dtype} numbers, which need scales to be weights.",
+                hint="Take the model's original weights or a GGUF file.",
+            )
+        return tensor
 
     def _source(self, parameter: str) -> tuple[tuple[str, ...], Callable[[list[Tensor]], Tensor]]:
         """Checkpoint names behind one of our parameters and how they join. Raises FormatError if one is missing."""

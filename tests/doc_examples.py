@@ -159,7 +159,8 @@ def live_server(llms: Mapping[str, Any]) -> Iterator[str]:
     """The real server in a thread, on a free loopback port; gives `http://host:port`."""
     import uvicorn
 
-    from llmasos.serve.server import create_app, listen
+    from llmasos.apps.hosting import listen
+    from llmasos.serve.server import create_app
 
     listener = listen("127.0.0.1", 0)
     config = uvicorn.Config(create_app(llms), log_config=None, lifespan="off", timeout_graceful_shutdown=5)

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from llmasos.apps import Application
+from llmasos.apps.server import LoopbackOnly
 from llmasos.errors import InvalidInputError, ServerError
 
 SNIPPET = """\
@@ -158,7 +159,7 @@ def test_a_function_that_does_not_end_is_named_and_can_be_left(tmp_path):
 def test_a_port_in_use_is_said_with_a_way_out():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ServerError, match=f"Port {port} of 127.0.0.1 is in use") as caught:
+        with pytest.raises(ServerError, match=f"Port {port} is in use on 127.0.0.1") as caught:
             Application().run(port=port)
     assert "app.run(port=" in caught.value.hint
 
@@ -176,6 +177,29 @@ def test_a_host_that_is_not_ours_and_a_port_that_is_none_are_refused():
     for port in (-1, 65536, "8000", True):
         with pytest.raises(InvalidInputError, match="port="):
             Application().run(port=port)  # type: ignore[arg-type]
+
+
+def test_another_name_pointed_at_this_machine_reaches_nothing(tmp_path):
+    with running(STREAM, tmp_path) as (process, url):
+        for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example"):
+            refused = httpx.get(f"{url}/healthz", headers={"host": host})
+            assert refused.status_code == 403 and host in refused.json()["message"]
+        for host in ("localhost:8000", "127.0.0.1", "[::1]:8000"):
+            assert httpx.get(f"{url}/healthz", headers={"host": host}).status_code == 200
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
+async def test_a_websocket_of_another_name_is_closed():
+    sent = []
+    scope = {"type": "websocket", "headers": [(b"host", b"evil.example")]}
+
+    async def send(message):
+        sent.append(message)
+
+    await LoopbackOnly(Application())(scope, None, send)
+    assert [message["type"] for message in sent] == ["websocket.close"]
 
 
 async def test_run_inside_a_running_loop_says_what_to_do_instead():

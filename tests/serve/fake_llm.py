@@ -7,9 +7,10 @@ import threading
 import httpx
 import uvicorn
 
+from llmasos.apps.hosting import listen
 from llmasos.errors import ContextOverflowError, NoChatTemplateError, UnsupportedError
 from llmasos.inference.request import Chunk, Completion, RequestMetrics, RequestOutput, SamplingParams, TokenLogprob
-from llmasos.serve.server import create_app, listen
+from llmasos.serve.server import create_app
 
 EOS = 256
 

@@ -10,7 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmasos.client.http import is_loopback
+from llmasos.apps.hosting import foreign_host
 from llmasos.serve.problems import StoppingError, error_response, log, problem_of, unexpected
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -19,8 +19,7 @@ _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 class Gate:
     """ASGI middleware. `x-request-id` is taken from the request where it is harmless text, else made, and sent back.
 
-    `loopback_only` refuses requests whose Host header is no loopback name: a web page whose own name was pointed at
-    127.0.0.1 (DNS rebinding) can't reach an open server through its visitor's browser.
+    `loopback_only` refuses requests whose Host header is no loopback name.
     """
 
     def __init__(self, app: ASGIApp, *, max_body_bytes: int, loopback_only: bool) -> None:
@@ -46,8 +45,7 @@ class Gate:
             await send(message)
 
         try:
-            if self.loopback_only and not is_loopback(_host(headers.get("host", ""))):
-                message = f"The host {headers.get('host', '')!r} is not this machine's loopback name."
+            if self.loopback_only and (message := foreign_host(scope)):
                 await error_response(403, message, code="forbidden_host")(scope, receive, send_with_id)
                 return
             await self.app(scope, self._limited(headers, receive), send_with_id)
@@ -79,8 +77,3 @@ class Gate:
             return message
 
         return limited
-
-
-def _host(header: str) -> str:
-    """The name in a Host header, without the port; brackets of an IPv6 address stay."""
-    return header if header.endswith("]") else header.rpartition(":")[0] or header

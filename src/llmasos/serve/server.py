@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import signal
-import socket
-import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import uvicorn
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from llmasos import __version__
+from llmasos.apps.hosting import check_exposure, listen, run, url_of
 from llmasos.client.http import is_loopback
 from llmasos.client.providers import is_remote
 from llmasos.client.types import ChatCompletionChunk, TextCompletion
-from llmasos.errors import InvalidInputError, ServerError, UnsupportedError
+from llmasos.errors import InvalidInputError, UnsupportedError
 from llmasos.serve import problems
 from llmasos.serve.gate import Gate
 from llmasos.serve.lane import Models, ServedModel
@@ -124,52 +120,8 @@ def serve(
     with listen(host, port) as listener, contextlib.ExitStack() as stack:
         llms, aliases = _load(models, load or _from_pretrained, stack)
         app = create_app(llms, aliases=aliases, loopback_only=is_loopback(host), **options)
-        run(app, listener, on_ready)
-
-
-def check_exposure(host: str, *, insecure: bool) -> None:
-    """Raises ServerError for an address that others can reach, unless that is wanted: there are no keys yet."""
-    if not is_loopback(host) and not insecure:
-        raise ServerError(
-            f"{host!r} can be reached by other machines, and this server asks nobody for a key.",
-            hint="Use --host 127.0.0.1, or --insecure if everyone who can reach it may use it.",
-        )
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises ServerError that says why the address can't be had."""
-    if not 0 <= port <= 65535:
-        raise ServerError(f"Port {port} can't be used: ports are 0 to 65535.", hint="Try --port 8000.")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except (OSError, UnicodeError, OverflowError) as e:
-        raise ServerError(f"The address {host}:{port} can't be used: {e}.", hint="Try --host 127.0.0.1.") from e
-    listener = socket.socket(family, kind, protocol)
-    try:
-        if hasattr(socket, "SO_REUSEADDR") and not hasattr(socket, "SO_EXCLUSIVEADDRUSE"):
-            # Without it a server can't come back for a minute; on Windows it would let two share a port.
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(2048)
-    except (OSError, OverflowError) as e:
-        listener.close()
-        raise _bind_error(host, port, e) from e
-    return listener
-
-
-def _bind_error(host: str, port: int, e: Exception) -> ServerError:
-    number = e.errno if isinstance(e, OSError) else None
-    if number == errno.EADDRINUSE:
-        return ServerError(
-            f"Port {port} is in use on {host}.", hint=f"Stop what uses it, or choose another: --port {port + 1}."
-        )
-    if number == errno.EACCES:
-        return ServerError(
-            f"Port {port} may not be used by this user.", hint="Choose one above 1023, e.g. --port 8000."
-        )
-    return ServerError(f"The address {host}:{port} can't be used: {e}.", hint="Try --host 127.0.0.1 --port 8000.")
+        url = url_of(*listener.getsockname()[:2]) + "/v1"
+        run(app, listener, grace=SHUTDOWN_SECONDS, ready=lambda: on_ready(url) if on_ready else None)
 
 
 def _from_pretrained(reference: str) -> LLM:
@@ -205,43 +157,3 @@ def _load(
         llms[served] = llm
         aliases[reference] = served
     return llms, aliases
-
-
-def run(app: FastAPI, listener: socket.socket, on_ready: Callable[[str], None] | None = None) -> None:
-    """Serve `app` until SIGINT or SIGTERM; then requests in flight get SHUTDOWN_SECONDS to end."""
-    host, port = listener.getsockname()[:2]
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        server_header=False,
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-    )
-    server = _Server(config, lambda: on_ready and on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"))
-    server.run(sockets=[listener])
-
-
-class _Server(uvicorn.Server):
-    """Returns after a signal instead of raising it again: a server that was asked to stop has not failed."""
-
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], Any]) -> None:
-        super().__init__(config)
-        self._on_ready = on_ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._on_ready()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield  # only the main thread may set handlers
-            return
-        handled = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self.handle_exit) for number in handled}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

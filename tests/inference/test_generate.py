@@ -118,6 +118,47 @@ def test_cancelling_returns_what_there_is(tiny_llm: LLM) -> None:
         assert one.outputs[0].text == tiny_llm.complete(one.prompt, SamplingParams(temperature=0, max_tokens=4))[0].text
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_long_prompt_can_be_cancelled_between_its_pieces(
+    tiny_llm: LLM, monkeypatch: pytest.MonkeyPatch, beams: int
+) -> None:
+    monkeypatch.setattr(generate, "PREFILL_TOKENS", 10)
+    calls = iter(range(100))
+    params = SamplingParams(temperature=0, max_tokens=5, num_beams=beams, n=beams)
+    output = tiny_llm.complete([list(range(5, 105))], params, cancelled=lambda: next(calls) >= 3)[0]
+    assert next(calls) < 10
+    assert {(c.token_ids, c.text, c.finish_reason) for c in output.outputs} == {((), "", "abort")}
+
+
+def test_other_requests_take_turns_with_a_long_prompt(tiny_llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "PREFILL_TOKENS", 10)
+    lock = threading.Lock()
+    passes: list[bool] = []
+    job = generate.Job(tuple(range(5, 55)), GREEDY, 3)
+
+    def free() -> bool:
+        passes.append(lock.acquire(blocking=False))
+        lock.release()
+        return False
+
+    assert len(list(generate.Generation(tiny_llm.model, [job], lock=lock, cancelled=free))) == 3
+    assert passes == [True] * (5 + 2)
+
+
+def test_rows_stay_in_order_when_new_prompts_take_them(tiny_llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows out of order would be gathered, all keys and values of them, at every token."""
+    monkeypatch.setattr(generate, "MAX_ROWS", 2)
+    seen: list[list[int]] = []
+    plan = generate.ContiguousCache.plan
+    monkeypatch.setattr(
+        generate.ContiguousCache, "plan", lambda self, rows, new: (seen.append(list(rows)), plan(self, rows, new))[1]
+    )
+    params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in (2, 9, 9)]
+    tiny_llm.complete([[5, 6], [7, 8], [9, 10]], params)
+    assert [1, 0] not in seen
+    assert seen.count([0, 1]) > 5
+
+
 def test_two_streams_in_one_thread_interleave(tiny_llm: LLM) -> None:
     first, second = tiny_llm.stream("The quick", max_tokens=9), tiny_llm.stream("What is", max_tokens=9)
     pairs = list(zip(first, second, strict=False))

@@ -59,8 +59,7 @@ class _Search:
     def run(self) -> list[Beam]:
         running = [Beam((), 0.0)]
         with torch.inference_mode():
-            with self.lock:
-                logits = self._prefill()
+            logits = self._prefill()
             while not self.cancelled():
                 candidates = self._candidates(logits, running)
                 closed = [self._closes(beam) for _, beam in candidates]
@@ -81,8 +80,12 @@ class _Search:
         piece = prefill_piece(len(prompt), self.config)
         hidden = torch.empty(0)
         for at in range(0, len(prompt), piece):
-            hidden = self._forward([0], [prompt[at : at + piece]])
-        logits: Tensor = self.module.logits(hidden[-1:])
+            if at and self.cancelled():
+                break
+            with self.lock:
+                hidden = self._forward([0], [prompt[at : at + piece]])
+        with self.lock:
+            logits: Tensor = self.module.logits(hidden[-1:])
         return logits
 
     def _step(self, sources: list[int], running: list[Beam]) -> Tensor:

@@ -109,6 +109,8 @@ class Generation:
         active = [i for i, job in enumerate(self.jobs) if job.max_tokens > 0]
         self._waiting = deque(active)
         self._running: list[_Running] = []
+        self._entering: list[list[_Running]] = []
+        """Those of the running completions whose prompt is being computed, by prompt."""
         sizes = [self.jobs[i] for i in active]
         num_rows = min(sum(j.params.n for j in sizes), max([MAX_ROWS, *(j.params.n for j in sizes)]))
         self._free = list(range(num_rows))[::-1]
@@ -131,8 +133,8 @@ class Generation:
                 yield from self._abort()
                 return
             with self.lock, torch.inference_mode():
-                ready = self._prefill(new) if (new := self._admit()) else self._decode()
-                tokens = _choose(ready)
+                ready = self._prefill() if self._entering or self._admit() else self._decode()
+                tokens = _choose(ready) if ready else []
                 chunks = [self._advance(s, row, token) for (s, row), token in zip(ready, tokens, strict=True)]
             for (sequence, _), chunk in zip(ready, chunks, strict=True):
                 yield self._event(sequence.job, chunk)
@@ -147,19 +149,20 @@ class Generation:
             for index in range(self.jobs[job].params.n):
                 yield self._event(job, Chunk(index, "", finish_reason="abort"))
 
-    def _admit(self) -> list[list[_Running]]:
-        """Waiting jobs that find rows now, each as its completions; prompts of one pass stay within PREFILL_TOKENS."""
-        admitted: list[list[_Running]] = []
+    def _admit(self) -> bool:
+        """Let in the waiting jobs that find rows now; prompts of one pass stay within PREFILL_TOKENS."""
         tokens = 0
         while self._waiting:
             number = self._waiting[0]
             job = self.jobs[number]
-            if job.params.n > len(self._free) or (admitted and tokens + len(job.prompt) > PREFILL_TOKENS):
+            if job.params.n > len(self._free) or (self._entering and tokens + len(job.prompt) > PREFILL_TOKENS):
                 break
             self._waiting.popleft()
             tokens += len(job.prompt)
-            admitted.append([self._start(number, index) for index in range(job.params.n)])
-        return admitted
+            self._entering.append([self._start(number, index) for index in range(job.params.n)])
+            self._running += self._entering[-1]
+        self._running.sort(key=lambda s: s.row)  # rows in order need not be gathered when all of them decode
+        return bool(self._entering)
 
     def _start(self, number: int, index: int) -> _Running:
         job, row = self.jobs[number], self._free.pop()
@@ -174,21 +177,22 @@ class Generation:
             stops=StopStrings(job.params.stop, include=job.params.include_stop),
         )
 
-    def _prefill(self, admitted: list[list[_Running]]) -> list[tuple[_Running, Tensor]]:
-        """Run the prompts; the completions of one prompt share its pass and then copy its row."""
-        prompts = [list(self.jobs[group[0].job].prompt) for group in admitted]
-        rows = [group[0].row for group in admitted]
-        piece = prefill_piece(len(prompts[0]), self.model.config)
-        while len(prompts) == 1 and len(prompts[0]) > piece:
-            self._forward(rows, [prompts[0][:piece]])
-            prompts[0] = prompts[0][piece:]
-        logits = self._last_logits(rows, prompts)
+    def _prefill(self) -> list[tuple[_Running, Tensor]]:
+        """One pass over the prompts that enter; none is ready while the only one is too long for one pass. The
+        completions of one prompt share its pass and then copy its row."""
+        prompts = [self.jobs[group[0].job].prompt for group in self._entering]
+        rows = [group[0].row for group in self._entering]
+        done, piece = self._cache.lengths[rows[0]], prefill_piece(len(prompts[0]), self.model.config)
+        if len(prompts) == 1 and len(prompts[0]) - done > piece:
+            self._forward(rows, [prompts[0][done : done + piece]])
+            return []
+        logits = self._last_logits(rows, [prompts[0][done:], *prompts[1:]])
         ready = []
-        for group, row in zip(admitted, logits, strict=True):
+        for group, row in zip(self._entering, logits, strict=True):
             copies = [s.row for s in group[1:]]
             self._cache.reorder(copies, [group[0].row] * len(copies))
-            self._running += group
             ready += [(s, row) for s in group]
+        self._entering = []
         return ready
 
     def _decode(self) -> list[tuple[_Running, Tensor]]:
@@ -203,7 +207,7 @@ class Generation:
         self._cache.lengths[s.row] = 0
         return [*self.jobs[s.job].prompt, *s.ids]
 
-    def _last_logits(self, rows: list[int], tokens: list[list[int]]) -> Tensor:
+    def _last_logits(self, rows: list[int], tokens: Sequence[Sequence[int]]) -> Tensor:
         hidden = self._forward(rows, tokens)
         if len(hidden) > len(rows):
             ends = torch.tensor([len(t) for t in tokens]).cumsum(0) - 1
@@ -211,7 +215,7 @@ class Generation:
         logits: Tensor = self.module.logits(hidden)
         return logits
 
-    def _forward(self, rows: list[int], tokens: list[list[int]]) -> Tensor:
+    def _forward(self, rows: list[int], tokens: Sequence[Sequence[int]]) -> Tensor:
         positions = self._cache.plan(rows, [len(t) for t in tokens])
         packed = torch.tensor([i for t in tokens for i in t], device=self.module.device)
         hidden: Tensor = self.module(packed, positions, self._cache)

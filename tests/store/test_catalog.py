@@ -40,7 +40,7 @@ def test_every_entry_is_complete(entry: Entry) -> None:
     assert entry.use in ("chat", "base", "encoder", "embedding")
     assert entry.licence in LICENCES
     assert re.fullmatch(r"[\w.-]+/[\w.-]+", entry.repo)
-    assert entry.sources[0] == f"hf:{entry.repo}"  # the upstream is tried first
+    assert entry.sources[0].partition("@")[0] == f"hf:{entry.repo}"  # the upstream is tried first
     assert entry.languages and all(re.fullmatch(r"[a-z]{2}|mul|code", language) for language in entry.languages)
     assert all(re.fullmatch(r"[0-9a-f]{64}", pin) for pin in entry.sha256.values())
     assert resolve(entry.name).entry == entry
@@ -53,6 +53,12 @@ def test_every_architecture_of_the_catalogue_is_one_that_loads(entry: Entry) -> 
     from llmasos.models.families import known_architectures
 
     assert entry.architecture in known_architectures()
+
+
+def test_a_revision_other_than_main_is_explained() -> None:
+    for entry in ENTRIES:
+        if parse_source(entry.sources[0]).revision:
+            assert entry.notice and "pickle" in entry.notice, entry.name
 
 
 def test_wheels_of_the_catalogue_are_pinned() -> None:

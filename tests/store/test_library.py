@@ -247,3 +247,26 @@ def test_names_are_found_in_any_case_and_by_the_reference_that_was_pulled(web: W
     assert Library().disk_size("acme/tiny") >= Library().get("acme/tiny").size
     Library().remove("acme/tiny")
     assert not Library().has("acme/tiny")
+
+
+def test_a_safetensors_file_is_loaded_through_its_folder(original: Path) -> None:
+    for ref in (str(original / "model.safetensors"), f"file:{original}/model.safetensors"):
+        assert ensure(ref) == original
+    shutil.copy(original / "model.safetensors", original / "other.safetensors")
+    with pytest.raises(InvalidInputError, match="is not the one"):
+        ensure(str(original / "other.safetensors"))
+
+
+def test_what_lies_deep_inside_a_folder_is_not_its_model(home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "documents"
+    (folder / "a" / "b").mkdir(parents=True)
+    (folder / "a" / "b" / "m.gguf").write_bytes(tiny_gguf(tmp_path))
+    with pytest.raises(NotFoundError, match="no model"):
+        import_model(folder)
+    assert import_model(folder / "a").architecture == "LlamaForCausalLM"
+
+
+def test_a_folder_without_a_card_has_nothing_to_be_verified_with(home: Path, original: Path) -> None:
+    shutil.copytree(original, home / "models" / "byhand")
+    with pytest.raises(NotFoundError, match="no hashes"):
+        Library().verify("byhand")

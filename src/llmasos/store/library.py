@@ -164,8 +164,13 @@ class Library:
         return freed
 
     def verify(self, name: str, *, on_progress: OnProgress | None = None) -> Verification:
-        """Read every byte again and compare it with the card."""
+        """Read every byte again and compare it with the card. Raises NotFoundError for a folder without one."""
         folder, card = self.folder(name), self.get(name)
+        if not (folder / CARD_NAME).exists():
+            raise NotFoundError(
+                f"{folder} has no {CARD_NAME}, so there are no hashes to compare its files with.",
+                hint=f"`llmasos import {folder} --name NAME` makes a model with one.",
+            )
         meter = Meter(on_progress, card.size)
         missing, changed = [], []
         for file in card.files:
@@ -207,10 +212,12 @@ def _describe(folder: Path) -> Card:
     )
 
 
-def _files(folder: Path) -> list[str]:
+def _files(folder: Path, depth: int = 100) -> list[str]:
+    """Paths below `folder`, at most `depth` folders down."""
     found = []
     for where, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        deepest = len(Path(where).relative_to(folder).parts) >= depth
+        folders[:] = [] if deepest else [name for name in folders if not name.startswith(".")]
         found += [(Path(where) / name).relative_to(folder).as_posix() for name in files]
     return sorted(found)
 
@@ -329,7 +336,9 @@ def _plan_import(library: Library, path: Path, name: str | None, mode: Mode) -> 
 def files_at(path: Path) -> list[str]:
     """The files of the model at `path` (a folder, or one weight file), relative to its folder."""
     if path.is_dir():
-        return choose_files(_files(path), str(path), index=lambda name: (path / name).read_bytes())
+        # A model has at most one level of folders; what lies deeper in somebody's folder is not meant.
+        near = [name for name in _files(path, depth=1) if name != CARD_NAME]
+        return choose_files(near, str(path), index=lambda name: (path / name).read_bytes())
     here = [entry.name for entry in path.parent.iterdir() if entry.is_file()]
     if path.suffix.lower() == ".gguf":
         group = SHARD.sub("", path.name)
@@ -338,6 +347,20 @@ def files_at(path: Path) -> list[str]:
         others = [name for name in here if not name.endswith((".gguf", ".safetensors", ".safetensors.index.json"))]
         return choose_files([*others, path.name], str(path))
     return choose_files([path.name], str(path))  # refuses, and says why
+
+
+def loadable(path: Path) -> Path:
+    """What `load_model` takes for a model at `path`: a .gguf file or a folder as it is, the folder of a .safetensors
+    file. Raises InvalidInputError if that folder's model does not consist of the file."""
+    if path.suffix.lower() != ".safetensors" or path.is_dir():
+        return path
+    if path.name in files_at(path.parent):
+        return path.parent
+    raise InvalidInputError(
+        f"{path} is not the one that {path.parent} is loaded from.",
+        hint=f"`llmasos import {path} --name NAME` makes a model of it.",
+        param="ref",
+    )
 
 
 def _same_disk(source: Path, home: Path) -> bool:

@@ -26,7 +26,7 @@ from llmasos.errors import (
 from llmasos.store.card import CARD_NAME, Card, CardFile, check_name, write_card
 from llmasos.store.catalog import Resolved, SourceRef, existing, local_path, looks_like_model
 from llmasos.store.headers import Facts, opener, read_facts
-from llmasos.store.library import Library, discard, import_model, model_lock
+from llmasos.store.library import Library, discard, import_model, loadable, model_lock
 from llmasos.store.sources import Listing, list_source
 from llmasos.store.transfer import Meter, OnProgress, check_online, disk_errors, file_sha256
 
@@ -69,10 +69,10 @@ def ensure(ref: str | Path, *, on_progress: OnProgress | None = None) -> Path:
         _say_notice(library.resolve(ref), Meter(on_progress), on_progress)
         return library.path(ref)
     if looks_like_model(path):
-        return path.absolute()
+        return loadable(path.absolute())
     resolved = library.resolve(ref)
     if resolved.sources[0].kind == "file":
-        return existing(resolved.sources[0].path)
+        return loadable(existing(resolved.sources[0].path))
     return library.path(pull(ref, on_progress=on_progress).name)
 
 

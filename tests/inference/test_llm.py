@@ -56,6 +56,11 @@ def test_generation_config_gives_the_defaults(tmp_path: Path) -> None:
     with LLM(load_model(folder, device="cpu"), name="m") as llm:
         params = llm.params(top_k=5)
         assert (params.temperature, params.top_k, params.top_p) == (0.6, 5, 0.95)
+    (folder / "generation_config.json").write_text('{"repetition_penalty": 1.3}')
+    with LLM(load_model(folder, device="cpu"), name="m") as llm:
+        for params in (llm.params(), llm.params(num_beams=2)):
+            assert (params.temperature, params.repetition_penalty) == (0, 1.3)
+        assert llm.params(repetition_penalty=1.0).repetition_penalty == 1
 
 
 def test_chat_uses_the_template(tiny_llm: LLM) -> None:
@@ -254,6 +259,8 @@ def test_classification_reads_scores_as_the_config_says(tmp_path: Path, changes:
         ids = torch.tensor([llm.tokenizer.encode("The quick brown fox")])
         with torch.inference_mode():
             expected = wanted(model(ids).logits[0])
+        with pytest.raises(UnsupportedError, match=r"is an encoder .* and can't chat"):
+            llm.chat("hello")
         assert isinstance(found, dict)
         assert list(found) == list(config.id2label.values())
         assert list(found.values()) == pytest.approx(expected.tolist(), abs=1e-5)

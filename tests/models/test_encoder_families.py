@@ -328,6 +328,16 @@ def test_two_poolings_at_once_are_refused(tmp_path: Path) -> None:
         pooling_defaults(sentence_folder(tmp_path, both))
 
 
+@pytest.mark.parametrize("kind", ["mean", "cls", "last", "max"])
+@pytest.mark.parametrize(("normalize", "max_tokens"), [(True, 20), (False, None)])
+def test_a_saved_encoder_pools_as_before(kind: str, normalize: bool, max_tokens: int | None, tmp_path: Path) -> None:
+    loaded = load_ours(save(tiny("BertModel"), tmp_path / "m"))
+    assert loaded.pooling["pooling"] == "mean"
+    loaded.pooling = {"pooling": kind, "normalize": normalize, "max_tokens": max_tokens}
+    loaded.save_pretrained(tmp_path / "saved")
+    assert load_ours(tmp_path / "saved").pooling == loaded.pooling
+
+
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "modules.json").write_text("{")
     with pytest.raises(FormatError, match=r"modules\.json is not valid JSON"):

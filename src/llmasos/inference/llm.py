@@ -212,13 +212,16 @@ class LLM:
             # n equal greedy texts are what nobody asks for; beams give n different ones
             several = options.get("n", 1) != 1 and options.get("num_beams", 1) == 1
             defaults = {"temperature": 1.0 if sampled or several else 0.0}
+        if (penalty := self.model.generation.get("repetition_penalty")) is not None:
+            defaults["repetition_penalty"] = penalty  # holds without sampling too
         return SamplingParams.of(**{**defaults, **options})
 
     def _defaults(self) -> dict[str, Any]:
+        """How generation_config.json samples; empty if it doesn't."""
         generation = self.model.generation
         if not generation.get("do_sample"):
             return {}
-        names = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
+        names = ("temperature", "top_k", "top_p", "min_p", "typical_p")
         return {"temperature": 1.0} | {k: generation[k] for k in names if generation.get(k) is not None}
 
     # full results
@@ -306,7 +309,7 @@ class LLM:
         without BOS token has nothing to be predicted from and is not scored."""
         from llmasos.inference.embed import score_tokens
 
-        self._decoder_only("score")
+        self._decoder_only("score text")
         many = _texts(texts)
         scores = []
         for text in many:
@@ -425,7 +428,7 @@ class LLM:
         self, jobs: list[_Encoded], params: list[SamplingParams], cancelled: Callable[[], bool]
     ) -> Iterator[list[RequestOutput] | None]:
         """Run to the end; yields None between forward passes and the outputs last."""
-        self._decoder_only("generate")
+        self._decoder_only("generate text")
         started = time.perf_counter()
         work = [self._job(ids, p) for (_, ids), p in zip(jobs, params, strict=True)]
         beams = {i for i, p in enumerate(params) if p.num_beams > 1 and work[i].max_tokens > 0}
@@ -456,7 +459,7 @@ class LLM:
         return next(result for result in self._steps(jobs, params, cancelled) if result is not None)
 
     def _stream(self, job: _Encoded, params: SamplingParams) -> Iterator[Chunk]:
-        self._decoder_only("stream")
+        self._decoder_only("stream text")
         if params.num_beams > 1:
             raise UnsupportedError("Beam search can't stream.", hint="Use generate or complete.", param="num_beams")
         if params.prompt_logprobs is not None:
@@ -562,6 +565,7 @@ class LLM:
         return tuple(ids)
 
     def _encode_chat(self, messages: str | Messages, tools: list[Any] | None = None) -> _Encoded:
+        self._decoder_only("chat")
         text = self.chat_prompt(messages, tools)
         # the template writes BOS itself
         return text, tuple(self._token_ids(text, add_special_tokens=False))
@@ -601,7 +605,7 @@ class LLM:
     def _decoder_only(self, what: str) -> None:
         if self.is_encoder:
             raise UnsupportedError(
-                f"{self.name} is an encoder ({self.model.config.architecture}) and can't {what} text.",
+                f"{self.name} is an encoder ({self.model.config.architecture}) and can't {what}.",
                 hint="Use embed, fill_mask or classify, or a decoder model.",
             )
 

@@ -8,7 +8,7 @@ so: `mlm_logits` (masked_lm), `classify` (num_labels), `pooled` (pooler).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -180,7 +180,25 @@ def pooling_defaults(path: Path) -> dict[str, Any]:
     return found | {"max_tokens": int(limit) if limit else None}
 
 
+def pooling_files(found: Mapping[str, Any], width: int) -> dict[str, Any]:
+    """What `pooling_defaults` found, as the sentence-transformers files that say it: name in the folder -> content.
+    No files where it is what a folder without them means."""
+    if found == {"pooling": "mean", "normalize": False, "max_tokens": None}:
+        return {}
+    kinds = [("Transformer", ""), ("Pooling", "1_Pooling")] + [("Normalize", "2_Normalize")] * found["normalize"]
+    modes = {f"pooling_mode_{mode}{_SUFFIXES[mode]}": kind == found["pooling"] for mode, kind in _MODES.items()}
+    return {
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for i, (kind, path) in enumerate(kinds)
+        ],
+        "1_Pooling/config.json": {"word_embedding_dimension": width, **modes},
+        "sentence_bert_config.json": {"max_seq_length": found["max_tokens"], "do_lower_case": False},
+    }
+
+
 _MODES: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last", "max": "max"}
+_SUFFIXES = {"mean": "_tokens", "cls": "_token", "lasttoken": "", "max": "_tokens"}
 _GGUF_POOLING: dict[int, Pooling] = {0: "mean", 1: "mean", 2: "cls", 3: "last"}
 
 

@@ -51,10 +51,11 @@ class LoadedModel:
     generation: dict[str, Any] = field(default_factory=dict)
     """Sampling defaults of generation_config.json."""
     pooling: dict[str, Any] = field(default_factory=dict)
-    """How a sentence-embedding folder says its vectors are pooled: kind, normalize."""
+    """How an encoder's vectors are pooled: see `encoder.pooling_defaults`. Empty for decoders."""
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Write config.json, safetensors and tokenizer as Hugging Face keeps them; transformers loads the folder.
+        """Write config.json, safetensors and tokenizer as Hugging Face keeps them, and how an encoder's vectors are
+        pooled as sentence-transformers does; transformers loads the folder.
 
         Raises UnsupportedError for a model whose weights are low-bit in memory (load it with quantization="none"), and
         for one born from GGUF that its Hugging Face class can't express."""
@@ -72,6 +73,12 @@ class LoadedModel:
         save_safetensors(dict(to_hf(family_of(self.config), self.config, state)), folder, metadata={"format": "pt"})
         if self.generation:
             write_atomically(folder / "generation_config.json", json.dumps(self.generation, indent=2) + "\n")
+        if self.pooling:
+            from llmasos.models.encoder import pooling_files
+
+            for name, content in pooling_files(self.pooling, self.config.hidden_size).items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                write_atomically(folder / name, json.dumps(content, indent=2) + "\n")
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
 

@@ -206,3 +206,10 @@ def test_streams_are_known_by_the_function_or_its_annotation():
     assert found["bare"].collect(["b", "a"]) == b'"ba"'
     assert found["bare"].collect([]) == b"[]"
     assert found["words"].collect([]) == b'""'
+
+
+def test_a_type_that_can_not_be_described_is_refused_with_the_reason():
+    def call(f: Callable[[int], int]) -> None: ...
+
+    with pytest.raises(InvalidInputError, match=r"can't be written as JSON: .*Callable"):
+        describe(call, "/call", None)

@@ -604,3 +604,9 @@ def _echo_client() -> Any:
         return [text, n, many]
 
     return app.test_client()
+
+
+def test_a_path_that_is_not_there_is_named():
+    with Application().test_client() as client:
+        assert client.get("/nope").json()["message"] == "There is no GET /nope."
+        assert client.post("/healthz").json()["message"] == "There is no POST /healthz."

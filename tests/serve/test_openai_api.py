@@ -8,7 +8,8 @@ from fake_llm import FakeLLM, asgi_client
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmasos.serve import create_app
+from llmasos.inference.request import TokenLogprob
+from llmasos.serve import create_app, render
 
 HI = [{"role": "user", "content": "hi"}]
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
@@ -109,6 +110,35 @@ async def test_chat_logprobs_have_bytes_and_alternatives() -> None:
         ],
     }
     assert (await chat(logprobs=True)).json()["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == []
+
+
+async def test_logprobs_name_a_token_by_what_it_adds_to_the_text(tiny_llm) -> None:
+    async with asgi_client({"tiny": tiny_llm}) as client:
+        fields = {
+            "model": "tiny",
+            "temperature": 0,
+            "max_tokens": 4,
+            "prompt": "The quick",
+            "logprobs": 1,
+            "echo": True,
+        }
+        [choice] = (await client.post("/v1/completions", json=fields)).json()["choices"]
+        found = choice["logprobs"]
+        assert " quick" in found["tokens"] and not any("Ġ" in token for token in found["tokens"])
+        assert found["text_offset"][:3] == [sum(map(len, found["tokens"][:i])) for i in range(3)]
+
+
+def test_an_alternative_beyond_the_tokenizer_has_no_text() -> None:
+    padding = TokenLogprob(104, "h", -0.5, ((104, "h", -0.5), (9999, "", -0.9)))
+    [position] = render.chat_logprobs(FakeLLM().tokenizer, [padding]).content
+    assert [(top.token, top.bytes) for top in position.top_logprobs] == [("h", [104]), ("", [])]
+
+
+async def test_a_body_that_is_no_json_object_says_what_to_send() -> None:
+    async with asgi_client(FakeLLM()) as client:
+        for content, kind in ((b"[]", "application/json"), (b'{"model": "fake"}', "text/plain")):
+            answer = await client.post("/v1/chat/completions", content=content, headers={"content-type": kind})
+            assert answer.status_code == 400 and "application/json" in answer.json()["error"]["message"]
 
 
 async def test_every_parameter_reaches_the_model() -> None:

@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -71,6 +72,21 @@ def test_models_are_closed_when_a_later_one_fails_to_load() -> None:
     with pytest.raises(InvalidInputError, match="broken"):
         serve(["good", "bad"], port=0, load=load)
     assert first.closed
+
+
+def test_what_clients_read_names_a_model_by_the_name_it_is_served_under(tmp_path: Path) -> None:
+    (tmp_path / "mine.gguf").touch()
+    loaded = []
+
+    def load(name: str) -> FakeLLM:
+        loaded.append(FakeLLM(name))
+        return loaded[-1]
+
+    def ready(url: str) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    serve([str(tmp_path / "mine.gguf")], port=0, load=load, on_ready=ready)
+    assert loaded[0].name == "mine" and loaded[0].closed
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

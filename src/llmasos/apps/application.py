@@ -280,6 +280,8 @@ class Application:
     async def _http_error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         hint = {404: "GET / lists the routes.", 405: "GET / lists each route's methods."}.get(error.status_code, "")
+        if hint:
+            error.detail = f"There is no {request.method} {request.url.path}."
         return problems.of_http_exception(error, hint=hint)
 
 

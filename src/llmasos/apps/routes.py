@@ -214,7 +214,8 @@ def _input(function: str, p: inspect.Parameter, annotation: Any, note: str, plac
         schema = create_model("Input", value=(annotation, ...)).model_json_schema(by_alias=False)
     except PydanticUserError as e:
         raise InvalidInputError(
-            f"The parameter {p.name!r} of {function}() has the type {annotation!r}, which can't be written as JSON.",
+            f"The parameter {p.name!r} of {function}() has the type {annotation!r}, "
+            f"which can't be written as JSON: {e.message.rstrip('.')}.",
             hint="Use plain types, lists, dicts, dataclasses or pydantic models.",
             param=p.name,
         ) from e

@@ -218,13 +218,11 @@ def _echoes(lane: Lane, body: CompletionRequest, prompts: list[list[int]]) -> li
 def _completion_logprobs(lane: Lane, body: CompletionRequest, output: RequestOutput, one: Completion) -> Any:
     if body.logprobs is None:
         return None
-    positions: list[tuple[str, TokenLogprob | None]] = []
+    positions: list[tuple[int, TokenLogprob | None]] = []
     if body.echo:
-        decode = lane.model.tokenizer.decode
-        for token_id, logprob in zip(output.prompt_token_ids, output.prompt_logprobs or (), strict=True):
-            positions.append((logprob.token if logprob else decode([token_id], skip_special_tokens=False), logprob))
-    positions += [(logprob.token, logprob) for logprob in one.logprobs or ()]
-    return render.completion_logprobs(positions)
+        positions += zip(output.prompt_token_ids, output.prompt_logprobs or (), strict=True)
+    positions += [(logprob.token_id, logprob) for logprob in one.logprobs or ()]
+    return render.completion_logprobs(lane.model.tokenizer, positions)
 
 
 async def _completion_events(lane: Lane, body: CompletionRequest) -> AsyncGenerator[str, None]:
@@ -245,9 +243,9 @@ async def _completion_events(lane: Lane, body: CompletionRequest) -> AsyncGenera
                 offset = offsets.setdefault(chunk.index, 0)
                 logprobs = None
                 if body.logprobs is not None:
-                    positions = [(logprob.token, logprob) for logprob in chunk.logprobs]
-                    logprobs = render.completion_logprobs(positions, offset)
-                    offsets[chunk.index] += sum(len(token) for token, _ in positions)
+                    positions = [(logprob.token_id, logprob) for logprob in chunk.logprobs]
+                    logprobs = render.completion_logprobs(lane.model.tokenizer, positions, offset)
+                    offsets[chunk.index] += sum(map(len, logprobs.tokens))
                 choice = CompletionChoice(
                     index=i * params.n + chunk.index,
                     text=text,

@@ -106,6 +106,9 @@ async def _validation(request: Request, e: Exception) -> Response:
     param = _path(first)
     if first["type"] == "json_invalid":
         return error_response(400, f"The body is not valid JSON: {first['ctx']['error']}.", code="invalid_json")
+    if first["type"] == "model_attributes_type" and not param:
+        message = "The body must be a JSON object, sent with content-type application/json."
+        return error_response(400, message, code="invalid_type")
     code = _CODES.get(first["type"]) or ("invalid_type" if first["type"].endswith("_type") else "invalid_value")
     if first["type"] == "missing":
         message = (

@@ -52,43 +52,56 @@ def embedding_usage(num_tokens: int) -> EmbeddingUsage:
 
 
 def chat_logprobs(tokenizer: ServedTokenizer, positions: Iterable[TokenLogprob]) -> ChatLogprobs:
-    def one(token_id: int, token: str, logprob: float) -> dict[str, object]:
-        return {"token": token, "logprob": logprob, "bytes": list(tokenizer.token_bytes(token_id))}
+    def one(token_id: int, logprob: float) -> dict[str, object]:
+        data = _bytes(tokenizer, token_id)
+        return {"token": data.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(data)}
 
     content = [
         ChatTokenLogprob.model_validate(
-            one(p.token_id, p.token, p.logprob)
-            | {"top_logprobs": [TopLogprob.model_validate(one(*alternative)) for alternative in p.top]}
+            one(p.token_id, p.logprob)
+            | {"top_logprobs": [TopLogprob.model_validate(one(token_id, logprob)) for token_id, _, logprob in p.top]}
         )
         for p in positions
     ]
     return ChatLogprobs(content=content)
 
 
-def completion_logprobs(positions: Sequence[tuple[str, TokenLogprob | None]], offset: int = 0) -> CompletionLogprobs:
-    """`positions`: each token's text and its log-probabilities; none for the first token of an echoed prompt.
+def completion_logprobs(
+    tokenizer: ServedTokenizer, positions: Iterable[tuple[int, TokenLogprob | None]], offset: int = 0
+) -> CompletionLogprobs:
+    """`positions`: each token's id and its log-probabilities; none for the first token of an echoed prompt.
 
     `offset` is where the first token starts in the choice's text.
     """
     result = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
     tops: list[dict[str, float] | None] = []
-    for token, position in positions:
+    for token_id, position in positions:
+        token = token_text(tokenizer, token_id)
         result.tokens.append(token)
         result.text_offset.append(offset)
         offset += len(token)
         result.token_logprobs.append(position.logprob if position else None)
-        tops.append(_top(position) if position else None)
+        tops.append(_top(tokenizer, position) if position else None)
     result.top_logprobs = tops
     return result
 
 
-def _top(position: TokenLogprob) -> dict[str, float]:
+def _top(tokenizer: ServedTokenizer, position: TokenLogprob) -> dict[str, float]:
     """Alternatives by their text, the chosen token always among them. Of two with one text the likelier counts."""
     top: dict[str, float] = {}
-    for _, token, logprob in position.top:
-        top.setdefault(token, logprob)
-    top.setdefault(position.token, position.logprob)
+    for token_id, _, logprob in (*position.top, (position.token_id, "", position.logprob)):
+        top.setdefault(token_text(tokenizer, token_id), logprob)
     return top
+
+
+def token_text(tokenizer: ServedTokenizer, token_id: int) -> str:
+    """What the token adds to a text, not how its vocabulary spells it (`Ġare`); U+FFFD for parts of a character."""
+    return _bytes(tokenizer, token_id).decode("utf-8", "replace")
+
+
+def _bytes(tokenizer: ServedTokenizer, token_id: int) -> bytes:
+    """Nothing for the rows that pad a model's vocabulary."""
+    return tokenizer.token_bytes(token_id) if token_id < tokenizer.vocab_size else b""
 
 
 def embedding_base64(vector: Sequence[float]) -> str:

@@ -154,6 +154,7 @@ def _load(
         served = name or _served_name(reference)
         if served in llms:
             raise InvalidInputError(f"Two models would be served as {served!r}.", hint="Give each its own name.")
+        llm.name = served  # errors name the model, and clients need not read where it lies
         llms[served] = llm
         aliases[reference] = served
     return llms, aliases

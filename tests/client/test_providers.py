@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmasos.client.providers import PROVIDERS, is_remote, parse
+from llmasos.client.providers import PROVIDERS, is_remote, parse, shown
 from llmasos.client.providers.anthropic import AnthropicWire
 from llmasos.client.sse import Event
 from llmasos.errors import InvalidInputError, ProviderError, UnsupportedError
@@ -200,3 +200,21 @@ def test_an_event_of_any_shape_is_read_or_a_provider_error(data: object, kind: s
     body = {**data, "type": kind} if isinstance(data, dict) else data
     with contextlib.suppress(ProviderError):
         WIRE.stream_reader().read(Event(json.dumps(body)))
+
+
+def test_a_login_or_a_token_in_a_name_is_never_shown() -> None:
+    secret = "http://u:PASSWORD@127.0.0.1:9/v1"
+    assert shown(f"openai+{secret}?k=TOKEN#m") == "openai+http://127.0.0.1:9/v1#m"
+    assert shown("openai:gpt?x") == "openai:gpt?x"
+    for name in (f"{secret}?k=TOKEN#m", f"openai+{secret}"):
+        with pytest.raises(InvalidInputError) as caught:
+            parse(name)
+        assert "PASSWORD" not in str(caught.value) and "TOKEN" not in str(caught.value)
+    assert "KEY" not in repr(parse(f"{secret}#m", api_key="KEY"))
+
+
+@pytest.mark.parametrize("name", ["http://[x/v1#m", "http://h:99999/v1#m", "openai+https://[/#m"])
+def test_an_address_that_can_not_be_is_an_input_error(name: str) -> None:
+    assert is_remote(name)
+    with pytest.raises(InvalidInputError, match="not a valid address"):
+        parse(name)

@@ -399,3 +399,9 @@ def test_from_pretrained_gives_a_remote_model_for_a_provider_name(monkeypatch: p
     llm = LLM.from_pretrained("openai:gpt-4.1")
     assert isinstance(llm, RemoteLLM) and llm.model == "gpt-4.1" and is_remote(llm.name)
     assert not llm.is_encoder and llm.has_chat_template
+
+
+def test_a_password_in_the_address_is_used_and_not_shown(provider: FakeProvider) -> None:
+    llm = provider.llm("http://u:PASSWORD@127.0.0.1:1/v1#m")
+    assert llm.chat("hi") == "hi!"
+    assert llm.name == "http://127.0.0.1:1/v1#m" and "PASSWORD" not in repr(llm)

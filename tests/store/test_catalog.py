@@ -171,3 +171,10 @@ def test_an_allowed_name_is_one_folder_below_the_library(name: str) -> None:
     except LLMasOSError:
         return
     assert Path("models", name).parts == ("models", name) and name not in (".", "..")
+
+
+def test_a_wrong_address_is_refused_without_its_secrets() -> None:
+    for ref in ("http://u:PASSWORD@h/m.bin?token=TOKEN", "https://[x/m.gguf", "http://u:PASSWORD@h:99999/m.gguf"):
+        with pytest.raises(InvalidInputError) as caught:
+            resolve(ref)
+        assert "PASSWORD" not in str(caught.value) and "TOKEN" not in str(caught.value)

@@ -20,7 +20,7 @@ from dataclasses import MISSING, Field, dataclass, fields
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 from llmasos.client.client import AsyncClient, Client
-from llmasos.client.providers import Endpoint, is_remote, parse
+from llmasos.client.providers import Endpoint, is_remote, parse, shown
 from llmasos.client.types import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -85,7 +85,7 @@ class RemoteLLM:
         transport: httpx.BaseTransport | None = None,
         async_transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self.name = name
+        self.name = shown(name)
         self.endpoint: Endpoint = parse(name, api_key=api_key)
         self.model = self.endpoint.model
         self._options: dict[str, Any] = {"timeout": timeout, "max_retries": max_retries}

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from llmasos.errors import FormatError, InvalidInputError, NotFoundError
 from llmasos.store.card import tidy_name
+from llmasos.store.transfer import redact
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 SourceKind = Literal["hf", "pypi", "https", "file"]
@@ -239,10 +240,14 @@ def parse_source(text: str) -> SourceRef:
 
 def _parse_url(text: str) -> SourceRef:
     url, _, fragment = text.partition("#")
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # looked at here, because it may be none
+    except ValueError as e:
+        raise InvalidInputError(f"This address is not valid: {e}.", hint="Form: https://host/path/file.gguf.") from e
     if not parts.path.lower().endswith((".gguf", ".safetensors")) or not parts.hostname:
         raise InvalidInputError(
-            f"{url!r} is not the address of a .gguf or .safetensors file.",
+            f"{redact(url)!r} is not the address of a .gguf or .safetensors file.",
             hint="For a repository on the hub write hf:owner/name.",
             param="ref",
         )

@@ -6,7 +6,7 @@ Standard library only, so that a name can be looked at without loading an HTTP c
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
@@ -93,14 +93,19 @@ class Endpoint:
 
     provider: Provider
     model: str
-    key: str = ""
+    key: str = field(default="", repr=False)
 
 
 def is_remote(name: str) -> bool:
     """Does this name mean a model behind an API? `https://` without `#model` is a file to download, so it does not."""
     if match := _URL.match(name):
-        return bool(match["protocol"]) or bool(urlsplit(name).fragment)
+        return bool(match["protocol"]) or bool(name.partition("#")[2])
     return name.partition(":")[0] in PROVIDERS and ":" in name
+
+
+def shown(name: str) -> str:
+    """`name` without a login or a query, which may hold secrets: for messages."""
+    return re.sub(r"\?[^#]*", "", re.sub(r"//[^/?#]*@", "//", name)) if _URL.match(name) else name
 
 
 def parse(name: str, *, api_key: str | None = None) -> Endpoint:
@@ -128,12 +133,18 @@ def parse(name: str, *, api_key: str | None = None) -> Endpoint:
 
 def _parse_url(name: str, url: str, protocol: str, api_key: str | None) -> Endpoint:
     """A server of one's own. Its key, if it wants one, is in LLMASOS_API_KEY: another provider's never goes there."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # looked at here, because it may be none
+    except ValueError as e:
+        raise InvalidInputError(f"{shown(name)!r} is not a valid address: {e}.", hint=f"Write {_FORMS}.") from e
     if not parts.hostname or not parts.fragment:
-        raise InvalidInputError(f"{name!r} lacks the {'model' if parts.hostname else 'host'}.", hint=f"Write {_FORMS}.")
+        raise InvalidInputError(
+            f"{shown(name)!r} lacks the {'model' if parts.hostname else 'host'}.", hint=f"Write {_FORMS}."
+        )
     if parts.query:
         raise InvalidInputError(
-            f"{name!r} has a query ({parts.query!r}), which a base URL can't have.", hint=f"Write {_FORMS}."
+            f"{shown(name)!r} was given with a query, which a base URL can't have.", hint=f"Write {_FORMS}."
         )
     base_url = urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
     provider = own_server(base_url).provider

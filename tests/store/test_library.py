@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -270,3 +271,15 @@ def test_a_folder_without_a_card_has_nothing_to_be_verified_with(home: Path, ori
     shutil.copytree(original, home / "models" / "byhand")
     with pytest.raises(NotFoundError, match="no hashes"):
         Library().verify("byhand")
+
+
+@pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "a/../../b", "C:\\x", ""])
+def test_a_card_that_points_outside_its_folder_is_damaged(home: Path, original: Path, path: str) -> None:
+    import_model(original, mode="copy")
+    card = home / "models" / "wee" / CARD_NAME
+    facts = json.loads(card.read_text())
+    facts["files"][0]["path"] = path
+    card.write_text(json.dumps(facts))
+    with pytest.raises(FormatError, match="points outside"):
+        Library().get("wee")
+    assert not Library().has("wee")

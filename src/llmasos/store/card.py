@@ -7,13 +7,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from llmasos.errors import FormatError, InvalidInputError, NotFoundError
 
 CARD_NAME = "llmasos.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]{0,127}")
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
+
+
+def stays_inside(path: str) -> bool:
+    """Whether `path` lies in the folder it is put in, on every platform."""
+    return not any(mark in path for mark in "\\:\0") and not any(part in ("", ".", "..") for part in path.split("/"))
 
 
 class CardFile(BaseModel):
@@ -24,6 +29,13 @@ class CardFile(BaseModel):
     size: int
     sha256: str
     linked_from: str | None = None
+
+    @field_validator("path")
+    @classmethod
+    def _inside(cls, path: str) -> str:
+        if not stays_inside(path):
+            raise ValueError(f"the path {path!r} points outside the model's folder")
+        return path
 
 
 class Upstream(BaseModel):

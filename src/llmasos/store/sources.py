@@ -25,7 +25,7 @@ from llmasos.errors import (
     PickleRefusedError,
 )
 from llmasos.settings import settings
-from llmasos.store.card import Upstream
+from llmasos.store.card import Upstream, stays_inside
 from llmasos.store.catalog import Entry, SourceRef
 from llmasos.store.transfer import (
     Download,
@@ -300,8 +300,7 @@ def _hub_file(file: Mapping[str, Any]) -> RemoteFile:
 
 def check_path(path: str) -> str:
     """`path` if it stays inside the folder it is put in, on every platform; FormatError otherwise."""
-    parts = path.split("/")
-    if "\\" in path or ":" in path or "\0" in path or any(part in ("", ".", "..") for part in parts):
+    if not stays_inside(path):
         raise FormatError(f"The file name {path!r} points outside its folder: refused.")
     return path
 

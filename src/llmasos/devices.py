@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmasos.errors import DeviceError, InvalidInputError
+from llmasos.settings import settings
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +73,33 @@ def pick_dtype(wanted: str | torch.dtype, device: torch.device) -> torch.dtype:
     if device.type == "xpu":
         return torch.bfloat16
     return torch.bfloat16 if cpu_has_bf16() else torch.float32
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how a model computes."""
+
+    device: torch.device
+    dtype: torch.dtype
+    low_bit: bool
+    """GGUF's low-bit weights stay low-bit: they are read faster than decoded ones. Not where full weights were asked
+    for by naming float32."""
+
+
+def place(
+    device: str | torch.device = "auto", dtype: str | torch.dtype = "auto", *, encoder: bool = False
+) -> Placement:
+    """The device and dtype of a model; "auto" also reads LLMASOS_DEVICE and LLMASOS_DTYPE."""
+    import torch
+
+    defaults = settings()
+    where = pick_device(defaults.device if device == "auto" else device)
+    wanted = defaults.dtype if dtype == "auto" else dtype
+    on_cpu = where.type == "cpu"
+    if wanted == "auto" and on_cpu and encoder:
+        return Placement(where, torch.float32, False)  # small, and embeddings are compared in their fourth digit
+    chosen = pick_dtype(wanted, where)
+    return Placement(where, chosen, on_cpu and (wanted == "auto" or chosen == torch.bfloat16))
 
 
 def cpu_has_bf16() -> bool:
@@ -158,7 +187,7 @@ def describe() -> dict[str, Any]:
     import psutil
     import torch
 
-    device = pick_device()
+    placement = place()
     gpus = [
         {"name": torch.cuda.get_device_name(i), "memory": torch.cuda.get_device_properties(i).total_memory}
         for i in range(torch.cuda.device_count())
@@ -172,6 +201,6 @@ def describe() -> dict[str, Any]:
         "memory_free": free_memory(),
         "gpus": gpus,
         "torch": torch.__version__,
-        "device": str(device),
-        "dtype": str(pick_dtype("auto", device)).removeprefix("torch."),
+        "device": str(placement.device),
+        "dtype": str(placement.dtype).removeprefix("torch."),
     }

@@ -217,7 +217,7 @@ def test_rounded_weights_stay_close(tiny_llm: LLM, tiny_model: Path, quantizatio
         ({"device": "cuda:99"}, "cuda:99"),
         ({"dtype": "int3"}, "int3"),
         ({"quantization": "q9"}, "q9"),
-        ({"quantization": "int8", "dtype": "float32"}, "bfloat16"),
+        ({"quantization": "int8", "dtype": "float16"}, "bfloat16 or float32"),
     ],
 )
 def test_wrong_options_are_named(tiny_model: Path, options: dict, words: str) -> None:

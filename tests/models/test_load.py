@@ -76,13 +76,15 @@ def test_several_gguf_files_must_be_told_apart(tmp_path: Path) -> None:
         gguf_in(tmp_path)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("tokens", [1, 5, MANY_TOKENS, MANY_TOKENS + 9])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_low_bit_layers_multiply_by_their_decoded_weight(bits: int, tokens: int) -> None:
+def test_low_bit_layers_multiply_by_their_decoded_weight(bits: int, tokens: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(bits)
-    weight, bias = torch.randn(48, 64, generator=generator) * 0.1, torch.randn(48, generator=generator).bfloat16()
+    weight, bias = torch.randn(48, 64, generator=generator) * 0.1, torch.randn(48, generator=generator).to(dtype)
     layer = Int4Linear([round_q4(weight)], bias) if bits == 4 else Int8Linear(weight, bias)
-    x = torch.randn(tokens, 64, generator=generator).bfloat16()
+    x = torch.randn(tokens, 64, generator=generator).to(dtype)
+    assert layer(x).dtype == dtype
     expected = x.float() @ layer.dequantize().float().T + bias.float()
     torch.testing.assert_close(layer(x).float(), expected, atol=3e-2, rtol=2e-2)
     rounding = (layer.dequantize().float() - weight).abs().max()
@@ -132,12 +134,14 @@ def test_weights_quantised_by_another_scheme_are_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
-def test_rounding_takes_the_dtype_of_its_kernels(
+def test_rounding_runs_with_and_without_bfloat16(
     tiny_model: Path, quantization: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: False)
-    model = load_model(tiny_model, device="cpu", quantization=quantization)
-    assert model.module.dtype == torch.bfloat16
+    for native in (True, False):
+        monkeypatch.setattr(devices, "cpu_has_bf16", lambda native=native: native)
+        model = load_model(tiny_model, device="cpu", quantization=quantization)
+        assert model.module.dtype == (torch.bfloat16 if native else torch.float32)
+        assert any(isinstance(m, Int4Linear | Int8Linear) for m in model.module.modules())
     with pytest.raises(UnsupportedError, match='dtype="bfloat16"'):
         load_model(tiny_model, device="cpu", quantization=quantization, dtype="float16")
 

@@ -146,13 +146,10 @@ def load(ref: str, *, device: str = "auto", dtype: str = "auto", quantization: s
 
 
 def _check_placement(device: str, dtype: str, quantization: str) -> None:
-    from llmasos.devices import pick_device, pick_dtype
+    from llmasos.devices import place
     from llmasos.models.load import QUANTIZATIONS
-    from llmasos.settings import settings
 
-    chosen = settings()
-    where = pick_device(chosen.device if device == "auto" else device)
-    pick_dtype(chosen.dtype if dtype == "auto" else dtype, where)
+    place(device, dtype)
     if quantization not in QUANTIZATIONS:
         raise InvalidInputError(
             f"quantization={quantization!r} is not known.",

@@ -121,11 +121,10 @@ def _try_home() -> str:
 
 
 def _try_device() -> str:
-    from llmasos import devices
+    from llmasos.devices import place
 
-    chosen = settings()
-    device = devices.pick_device(chosen.device)
-    return f"{device}, {str(devices.pick_dtype(chosen.dtype, device)).removeprefix('torch.')}"
+    placement = place()
+    return f"{placement.device}, {str(placement.dtype).removeprefix('torch.')}"
 
 
 def _try_url(url: str) -> str:

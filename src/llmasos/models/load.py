@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from llmasos.devices import pick_device, pick_dtype, set_threads
+from llmasos.devices import Placement, place, set_threads
 from llmasos.errors import FormatError, InvalidInputError, NotFoundError, UnsupportedError
 from llmasos.formats import Checkpoint, open_checkpoint, save_safetensors
 from llmasos.formats.quants import BLOCK, dequantize
@@ -154,7 +154,7 @@ def load_model(
     """Load an HF folder (config.json + safetensors) or a GGUF file.
 
     `device`, `dtype`: see `llmasos.devices`; "auto" also reads LLMASOS_DEVICE and LLMASOS_DTYPE (encoders on a
-    CPU: float32). `quantization`: "auto" keeps GGUF's low-bit weights low-bit where that is faster (CPU, bfloat16) and
+    CPU: float32). `quantization`: "auto" keeps GGUF's low-bit weights low-bit where that is faster (CPU) and
     leaves others alone; "none" computes with full weights; "int8" and "int4" round the linear layers but the head on
     loading (CPU, bfloat16; int4 falls back to int8, and int8 to none, for a layer whose size has no kernel).
     Raises NotFoundError, FormatError, UnknownArchitectureError, UnsupportedError, DeviceError, InvalidInputError.
@@ -183,24 +183,18 @@ def _load(
     quantization: str,
     with_tokenizer: bool,
 ) -> LoadedModel:
-    chosen = settings()
-    where = pick_device(chosen.device if device == "auto" else device)
-    wanted = chosen.dtype if dtype == "auto" else dtype
-    if wanted == "auto" and where.type == "cpu" and quantization in ("int8", "int4"):
-        wanted = "bfloat16"  # of their kernels
-    if wanted == "auto" and where.type == "cpu" and config.is_encoder:
-        wanted = "float32"  # small models, and embeddings are compared in their fourth digit
-    kind = pick_dtype(wanted, where)
-    if where.type == "cpu":
-        set_threads(chosen.threads)
-    if quantization in ("int8", "int4") and (where.type != "cpu" or kind != torch.bfloat16):
+    placement = place(device, dtype, encoder=config.is_encoder)
+    if placement.device.type == "cpu":
+        set_threads(settings().threads)
+    if quantization in ("int8", "int4") and (placement.device.type != "cpu" or placement.dtype == torch.float16):
         raise UnsupportedError(
-            f"quantization={quantization!r} runs on a CPU with bfloat16; this is {where} with {kind}.",
+            f"quantization={quantization!r} runs on a CPU with bfloat16 or float32; this is {placement.device} with "
+            f"{placement.dtype}.",
             hint='Use quantization="none", or device="cpu" and dtype="bfloat16".',
             param="quantization",
         )
     module = _build(config)
-    _Filler(config, checkpoint, where, kind, quantization).fill(module)
+    _Filler(config, checkpoint, placement, quantization).fill(module)
     module.eval().requires_grad_(False)
     return LoadedModel(
         module=module,
@@ -261,14 +255,12 @@ def _build(config: ModelConfig) -> nn.Module:
 class _Filler:
     """Puts a checkpoint's tensors into a module made on the meta device."""
 
-    def __init__(
-        self, config: ModelConfig, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, quantization: str
-    ) -> None:
-        self.config, self.checkpoint, self.device, self.dtype = config, checkpoint, device, dtype
+    def __init__(self, config: ModelConfig, checkpoint: Checkpoint, placement: Placement, quantization: str) -> None:
+        self.config, self.checkpoint = config, checkpoint
+        self.device, self.dtype = placement.device, placement.dtype
         self.is_gguf = checkpoint.path.suffix == ".gguf"
         self.used: set[str] = set()
-        low_bit = device.type == "cpu" and dtype == torch.bfloat16
-        self.keep_blocks = self.is_gguf and quantization == "auto" and low_bit
+        self.keep_blocks = self.is_gguf and quantization == "auto" and placement.low_bit
         self.round_to = quantization if quantization in ("int8", "int4") else None
 
     def fill(self, module: nn.Module) -> None:

@@ -1,8 +1,9 @@
 """Linear layers and embeddings whose weights stay low-bit in memory, for CPUs, where bytes per weight set the speed.
 
-N = outputs, K = inputs, G = 32 weights that share a scale. Activations are bfloat16; the products come from PyTorch's
-own kernels (`_weight_int4pack_mm_for_cpu`, `_weight_int8pack_mm`). They are made for few tokens: from `MANY_TOKENS` on,
-a weight is decoded to bfloat16 for the call and multiplied by oneDNN, which is compute-bound there.
+N = outputs, K = inputs, G = 32 weights that share a scale. The products come from PyTorch's own kernels
+(`_weight_int4pack_mm_for_cpu`, `_weight_int8pack_mm`), which take bfloat16 activations on any CPU and are made for few
+tokens: from `MANY_TOKENS` on, a weight is decoded for the call to the activations' dtype (float32 where the CPU has no
+bfloat16) and multiplied by oneDNN, which is compute-bound there.
 """
 
 from __future__ import annotations
@@ -53,15 +54,15 @@ class Int4Linear(nn.Module):
         """Shapes that the kernel takes."""
         return out_features % 16 == 0 and in_features % GROUP == 0
 
-    def dequantize(self) -> Tensor:
-        """The weight in bfloat16, [N, K]."""
-        return torch.cat([dequantize(dtype, rows, out=torch.bfloat16) for dtype, rows in self._blocks])
+    def dequantize(self, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """The weight, [N, K]."""
+        return torch.cat([dequantize(kind, rows, out=dtype) for kind, rows in self._blocks])
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, self.in_features)
         if flat.shape[0] >= MANY_TOKENS:
-            return F.linear(x, self.dequantize(), self.bias)
-        out = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self.packed, GROUP, self.scales)
+            return F.linear(x, self.dequantize(x.dtype), self.bias)
+        out = torch.ops.aten._weight_int4pack_mm_for_cpu(flat.bfloat16(), self.packed, GROUP, self.scales).to(x.dtype)
         out = out if self.bias is None else out + self.bias
         return out.view(*x.shape[:-1], self.out_features)
 
@@ -91,15 +92,15 @@ class Int8Linear(nn.Module):
         """Widths that the kernel takes."""
         return in_features % GROUP == 0
 
-    def dequantize(self) -> Tensor:
-        """The weight in bfloat16, [N, K]."""
-        return self.q.bfloat16() * self.scale[:, None]
+    def dequantize(self, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """The weight, [N, K]."""
+        return self.q.to(dtype) * self.scale.to(dtype)[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, self.in_features)
         if flat.shape[0] >= MANY_TOKENS:
-            return F.linear(x, self.dequantize(), self.bias)
-        out = torch._weight_int8pack_mm(flat, self.q, self.scale)
+            return F.linear(x, self.dequantize(x.dtype), self.bias)
+        out = torch._weight_int8pack_mm(flat.bfloat16(), self.q, self.scale).to(x.dtype)
         out = out if self.bias is None else out + self.bias
         return out.view(*x.shape[:-1], self.out_features)
 

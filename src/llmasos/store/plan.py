@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmasos import devices
 from llmasos.errors import InvalidInputError, LLMasOSError, NetworkError, NotFoundError, OfflineError
 from llmasos.store.catalog import Resolved, existing
 from llmasos.store.headers import Facts, opener, read_facts, read_tensors
@@ -124,11 +125,12 @@ def plan(
             hint=f"Ask for at most {config.context_length}.",
             param="context",
         )
-    device, dtype, memory_free = _device(device, dtype, config)
-    width = _WIDTHS[dtype]
+    placement = devices.place(device, dtype, encoder=config.is_encoder)
+    memory_free = devices.free_memory(placement.device)
+    width = placement.dtype.itemsize
     weights = weights_bytes(found.tensors, width)
     if found.facts.format == "gguf":
-        weights = gguf_weights_bytes(found.tensors, config, device, dtype)
+        weights = gguf_weights_bytes(found.tensors, config, width, low_bit=placement.low_bit)
     activations = activation_bytes(config, weights, context, concurrency, width)
 
     def fits(tokens: int) -> bool:
@@ -153,8 +155,8 @@ def plan(
         kv_cache_bytes=kv_cache_bytes(config, context, concurrency, width),
         activation_bytes=activations,
         memory_free=memory_free,
-        device=device,
-        dtype=dtype,
+        device=str(placement.device),
+        dtype=str(placement.dtype).removeprefix("torch."),
         context=context,
         context_length=config.context_length,
         max_context=_largest(config.context_length, fits),
@@ -168,18 +170,17 @@ def weights_bytes(tensors: Sequence[TensorInfo], width: int) -> int:
     return sum(math.prod(t.shape) * width if t.dtype in _FLOATS else t.nbytes for t in weights)
 
 
-def gguf_weights_bytes(tensors: Sequence[TensorInfo], config: ModelConfig, device: str, dtype: str) -> int:
-    """Bytes of a GGUF file's weights once loaded: copies in `dtype`, or low-bit ones on a CPU with bfloat16, and those
-    parts of the mapped file that are used again (blocks of embeddings and 4-bit layers)."""
+def gguf_weights_bytes(tensors: Sequence[TensorInfo], config: ModelConfig, width: int, *, low_bit: bool) -> int:
+    """Bytes of a GGUF file's weights once loaded: copies of `width` bytes per element or low-bit ones, and those parts
+    of the mapped file that are used again (blocks of embeddings and 4-bit layers)."""
     from llmasos.models.lowbit import FOUR_BIT, GROUP, Int4Linear
 
-    low_bit = (device, dtype) == ("cpu", "bfloat16")
     tied = not config.is_encoder and all(tensor.name != "output.weight" for tensor in tensors)
     total = 0
     for tensor in tensors:
         elements = math.prod(tensor.shape)
         if not low_bit or tensor.dtype in _FLOATS:
-            total += elements * _WIDTHS[dtype]
+            total += elements * width
             continue
         four = tensor.dtype in FOUR_BIT and Int4Linear.fits(elements // tensor.shape[-1], tensor.shape[-1])
         linear = elements // 2 + elements // GROUP * 4 if four else elements  # with scale and minimum of each group
@@ -214,23 +215,6 @@ def _largest(most: int, fits: Callable[[int], bool]) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
-
-
-_WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-
-def _device(wanted: str, dtype: str, config: ModelConfig) -> tuple[str, str, int]:
-    """Names of the device and dtype that `load_model` would use, and the device's free bytes."""
-    from llmasos import devices
-    from llmasos.settings import settings
-
-    defaults = settings()
-    device = devices.pick_device(defaults.device if wanted == "auto" else wanted)
-    dtype = defaults.dtype if dtype == "auto" else dtype
-    if dtype == "auto" and config.is_encoder and device.type == "cpu":
-        dtype = "float32"  # as in models.load
-    chosen = devices.pick_dtype(dtype, device)
-    return str(device), str(chosen).removeprefix("torch."), devices.free_memory(device)
 
 
 @dataclass(frozen=True)

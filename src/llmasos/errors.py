@@ -75,7 +75,7 @@ class ContextOverflowError(InvalidInputError):
             hint=f"Shorten the prompt or ask for at most {room} new tokens."
             if room > 0
             else f"Shorten the prompt by at least {min(1, max_tokens) - room} tokens.",
-            param="max_tokens",
+            param="max_tokens" if max_tokens else "input",
         )
 
 

@@ -172,6 +172,23 @@ def test_an_overlong_text_is_refused_or_cut_on_request(tiny_llm: LLM) -> None:
     assert tiny_llm.embed(text + " the end", truncate=True) == tiny_llm.embed(first)
 
 
+def test_truncation_cuts_where_the_makers_do(tiny_llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny_llm.model, "pooling", {"max_tokens": 6})
+    ids = tiny_llm.tokenizer.encode("The quick brown fox jumps over the lazy dog")
+    cut = tiny_llm.embed(tiny_llm.tokenizer.decode(ids[:6]))
+    assert tiny_llm.embed(tiny_llm.tokenizer.decode(ids), truncate=True) == pytest.approx(cut)
+    assert tiny_llm.embed(tiny_llm.tokenizer.decode(ids)) != pytest.approx(cut)
+
+
+def test_logprobs_name_tokens_by_their_text(tiny_llm: LLM) -> None:
+    output = tiny_llm.complete("The quick", SamplingParams(temperature=0, max_tokens=12, logprobs=3, ignore_eos=True))[
+        0
+    ]
+    assert "Ġ" not in "".join(p.token for p in output.outputs[0].logprobs or ())
+    whole = [p for p in output.outputs[0].logprobs or () if "\ufffd" not in p.token]
+    assert all(p.token == tiny_llm.tokenizer.decode([p.token_id], skip_special_tokens=False) for p in whole)
+
+
 def test_score_of_a_continuation_adds_up(tiny_llm: LLM) -> None:
     score = tiny_llm.score(" fox", prompt="The quick brown")
     ids = tiny_llm.tokenizer.encode("The quick brown fox")

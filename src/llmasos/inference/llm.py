@@ -290,8 +290,8 @@ class LLM:
         """Embeddings as lists of floats: one for a string, one each for a list.
 
         `pooling`: mean, cls, last or max; default: what the model's folder says, else mean (encoders), last token
-        (decoders). `normalize` gives unit length. A text beyond the context is an error with the counts, or cut with
-        `truncate`.
+        (decoders). `normalize` gives unit length. A text beyond the context is an error with the counts; `truncate`
+        cuts it where the model's makers do (sentence-transformers' max_seq_length), else at the context.
         """
         from llmasos.inference.embed import embed
 
@@ -584,12 +584,16 @@ class LLM:
         return ids
 
     def _within(self, ids: list[int], truncate: bool) -> list[int]:
-        if len(ids) <= self.context_length:
-            return ids
-        if not truncate:
+        if len(ids) > self.context_length and not truncate:
             raise ContextOverflowError(len(ids), 0, self.context_length)
+        if not truncate:
+            return ids
+        # where its makers cut: a sentence encoder is trained on shorter texts than it has positions
+        length = min(self.context_length, self.model.pooling.get("max_tokens") or self.context_length)
+        if len(ids) <= length:
+            return ids
         end = ids[-1:] if ids[-1] in self.tokenizer.special_ids else []  # the one that closes a text stays
-        return ids[: self.context_length - len(end)] + end
+        return ids[: length - len(end)] + end
 
     def _params_for(
         self, jobs: Sequence[_Encoded], params: SamplingParams | Sequence[SamplingParams] | None

@@ -138,6 +138,7 @@ class TokenLogprob:
 
     token_id: int
     token: str
+    """The text that the token adds; half a character shows as U+FFFD."""
     logprob: float
     top: tuple[tuple[int, str, float], ...] = ()
 

@@ -115,11 +115,16 @@ class Sampler:
 
 
 def token_names(tokenizer: Tokenizer | None) -> Callable[[int], str]:
-    """How log-probabilities name a token; empty for one of the rows that pad a model's vocabulary."""
+    """How log-probabilities name a token: the text that it adds, half characters as U+FFFD; empty for one of the rows
+    that pad a model's vocabulary."""
     if tokenizer is None:
         return str
-    name = tokenizer.backend.id_to_token
-    return lambda token: name(token) or ""
+    known = tokenizer.backend.id_to_token
+
+    def text(token: int) -> str:
+        return "" if known(token) is None else tokenizer.token_bytes(token).decode("utf-8", "replace")
+
+    return text
 
 
 def token_logprob(logits: Tensor, token: int, num_top: int, name: Callable[[int], str]) -> TokenLogprob:

@@ -191,6 +191,7 @@ class ContiguousCache:
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
         self._rows: list[int] = []
+        self._decodes = False
         self._new: list[int] = []
         self._capacity = min(capacity, self._limit)
         for _ in range(config.num_layers):
@@ -208,7 +209,8 @@ class ContiguousCache:
         assert needed <= self._limit, "the caller checks the context length"
         if needed > self._capacity:
             self._grow(needed)
-        if all(n == 1 for n in num_new):
+        self._decodes = all(n == 1 for n in num_new)
+        if self._decodes:
             positions = torch.tensor([self.lengths[r] for r in rows])
             self._decode_plan(positions)
             return positions.to(self._device)
@@ -230,7 +232,7 @@ class ContiguousCache:
                 store[i][:, :, :old] = tensor
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if all(n == 1 for n in self._new):
+        if self._decodes:
             return self._decode(layer, q, k, v)
         out, at = [], 0
         for row, n in zip(self._rows, self._new, strict=True):
@@ -253,11 +255,14 @@ class ContiguousCache:
         keys, values, spec = self._keys[layer], self._values[layer], self.specs[layer]
         batch, num_heads, width = q.shape
         if batch == 1:
-            row, at = self._rows[0], self._length - 1
-            keys[row, :, at] = k[0]
-            values[row, :, at] = v[0]
+            if len(self.lengths) > 1:
+                row = self._rows[0]
+                keys, values = keys[row : row + 1], values[row : row + 1]
+            keys.select(2, self._length - 1).copy_(k)
+            values.select(2, self._length - 1).copy_(v)
             low = max(0, self._length - spec.window) if spec.window else 0
-            past_k, past_v = keys[row : row + 1, :, low : self._length], values[row : row + 1, :, low : self._length]
+            seen = self._length - low
+            past_k, past_v = keys.narrow(2, low, seen), values.narrow(2, low, seen)
         else:
             keys[self._index, :, self._positions] = k
             values[self._index, :, self._positions] = v

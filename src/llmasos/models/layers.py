@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from llmasos.models.config import Activation, ModelConfig, RopeScaling
 
+FEW_TOKENS = 8
+"""Up to here a layer costs its kernel launches, not its arithmetic."""
+
 
 def activate(x: Tensor, kind: Activation) -> Tensor:
     match kind:
@@ -56,10 +59,12 @@ class Norm(nn.Module):
 
     def _rms(self, x: Tensor) -> Tensor:
         assert self.weight is not None
+        if x.shape[0] <= FEW_TOKENS and not (self.unit_offset or self.late_rounding):
+            # (x, -x) has mean 0 and x's mean square as its variance: LayerNorm's one kernel instead of six
+            both = F.layer_norm(torch.cat([x, -x], -1), (2 * self.width,), eps=self.eps)
+            return both[..., : self.width] * self.weight
         values = x.float()
-        # the mean of squares in the two cheapest kernels: for one token, launches are what it costs
-        mean = (values * values).sum(-1, keepdim=True).mul_(1 / self.width)
-        scale = torch.rsqrt(mean.add_(self.eps))
+        scale = torch.rsqrt(values.square().mean(-1, keepdim=True).add_(self.eps))
         if self.unit_offset:
             return (values * scale * (1.0 + self.weight.float())).to(x.dtype)
         if self.late_rounding:
@@ -76,6 +81,7 @@ class Rope:
         self._trained = (scaling.original_context or context) if scaling is not None else 0
         self._kind = scaling.kind if scaling is not None else ""
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._neighbours: dict[torch.device, Tensor] = {}
 
     def tables(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines for positions [T], each [T, 1, R]."""
@@ -119,11 +125,17 @@ class Rope:
             cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
         return cos[:, None].to(dtype), sin[:, None].to(dtype)
 
+    def _partners(self, device: torch.device) -> Tensor:
+        """The neighbour that each dimension of a pair turns with, [R]."""
+        if device not in self._neighbours:
+            self._neighbours[device] = torch.arange(self.dim, device=device) ^ 1
+        return self._neighbours[device]
+
     def rotate(self, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
         """x [T, H, D]; the first R of D dimensions rotate. Rounds where Hugging Face's models round."""
         cos, sin = tables
         part = x if self.dim == x.shape[-1] else x[..., : self.dim]
-        partner = part.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) if self.interleaved else part.roll(self.dim // 2, -1)
+        partner = part.index_select(-1, self._partners(x.device)) if self.interleaved else part.roll(self.dim // 2, -1)
         out = (part * cos).add_(partner * sin).to(x.dtype)
         return out if self.dim == x.shape[-1] else torch.cat([out, x[..., self.dim :]], -1)
 

@@ -23,6 +23,7 @@ PACKED_ROWS = 4096
 """Rows that are packed at a time; a multiple of the 64 that the kernel keeps together."""
 Blocks = tuple[str, Tensor]
 """A GGML block type and the rows as stored, uint8 [N, bytes]."""
+_int4_product = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 
 
 class Int4Linear(nn.Module):
@@ -59,12 +60,11 @@ class Int4Linear(nn.Module):
         return torch.cat([dequantize(kind, rows, out=dtype) for kind, rows in self._blocks])
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.reshape(-1, self.in_features)
-        if flat.shape[0] >= MANY_TOKENS:
+        """x [T, K] -> [T, N]."""
+        if x.shape[0] >= MANY_TOKENS:
             return F.linear(x, self.dequantize(x.dtype), self.bias)
-        out = torch.ops.aten._weight_int4pack_mm_for_cpu(flat.bfloat16(), self.packed, GROUP, self.scales).to(x.dtype)
-        out = out if self.bias is None else out + self.bias
-        return out.view(*x.shape[:-1], self.out_features)
+        out: Tensor = _int4_product(x.bfloat16(), self.packed, GROUP, self.scales).to(x.dtype)
+        return out if self.bias is None else out + self.bias
 
 
 class Int8Linear(nn.Module):
@@ -97,12 +97,11 @@ class Int8Linear(nn.Module):
         return self.q.to(dtype) * self.scale.to(dtype)[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.reshape(-1, self.in_features)
-        if flat.shape[0] >= MANY_TOKENS:
+        """x [T, K] -> [T, N]."""
+        if x.shape[0] >= MANY_TOKENS:
             return F.linear(x, self.dequantize(x.dtype), self.bias)
-        out = torch._weight_int8pack_mm(flat.bfloat16(), self.q, self.scale).to(x.dtype)
-        out = out if self.bias is None else out + self.bias
-        return out.view(*x.shape[:-1], self.out_features)
+        out = torch._weight_int8pack_mm(x.bfloat16(), self.q, self.scale).to(x.dtype)
+        return out if self.bias is None else out + self.bias
 
 
 class BlockEmbedding(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from llmasos.formats.quants import FOUR_BIT as FOUR_BIT
 from llmasos.formats.quants import dequantize, unpack_q4
 
-MANY_TOKENS = 48
+MANY_TOKENS = 160
 GROUP = 32
 PACKED_ROWS = 4096
 """Rows that are packed at a time; a multiple of the 64 that the kernel keeps together."""

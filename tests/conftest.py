@@ -1,11 +1,16 @@
 """Shared fixtures: an empty home for every test, and tiny random models that are made once per session."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tiny import write_tiny_model
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a job in the background of a script ignores Ctrl-C and hands that on to its children; tests here send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -169,6 +169,8 @@ def test_logprobs_are_of_the_raw_logits_best_first() -> None:
         ({"stop": ("",)}, "stop"),
         ({"n": 3, "num_beams": 2}, "n"),
         ({"min_p": "x"}, "min_p"),
+        ({"length_penalty": 2.0}, "length_penalty"),
+        ({"early_stopping": True}, "early_stopping"),
         ({"seed": 1.5}, "seed"),
         ({"stop_token_ids": ("a",)}, "stop_token_ids"),
         ({"logit_bias": {"a": 1.0}}, "logit_bias"),

@@ -146,7 +146,7 @@ async def test_every_parameter_reaches_the_model() -> None:
     fields = {
         "n": 2, "temperature": 0.5, "top_p": 0.9, "presence_penalty": 0.1, "frequency_penalty": 0.2, "seed": 7,
         "top_k": 3, "min_p": 0.05, "typical_p": 0.8, "repetition_penalty": 1.1, "ignore_eos": True,
-        "length_penalty": 0.5,
+        "num_beams": 2, "length_penalty": 0.5,
     }  # fmt: skip
     more = {"stop": "X", "stop_token_ids": [1], "logit_bias": {"65": -100}, "max_completion_tokens": 9}
     assert (await chat(llm, **fields, **more)).status_code == 200

@@ -88,6 +88,9 @@ class SamplingParams:
         for name in ("include_stop", "ignore_eos", "early_stopping"):
             if not isinstance(value := getattr(self, name), bool):  # Hugging Face's early_stopping="never" is no True
                 raise InvalidInputError(f"{name}={value!r} is neither True nor False.", param=name)
+        for name, usual in (("length_penalty", 1.0), ("early_stopping", False)):
+            if self.num_beams == 1 and getattr(self, name) != usual:
+                raise InvalidInputError(f"{name} needs num_beams of at least 2.", param=name)
         if self.num_beams > 1 and self.n > self.num_beams:
             raise InvalidInputError(f"n={self.n} is more than num_beams={self.num_beams}.", param="n")
 

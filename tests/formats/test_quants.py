@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmasos.errors import FormatError, UnsupportedError
-from llmasos.formats.quants import BLOCK, FOUR_BIT, dequantize, unpack_q4, unpack_q8
+from llmasos.formats.quants import BLOCK, FOUR_BIT, dequantize, unpack_q4
 from llmasos.formats.types import GGML_TYPES
 
 # Where float16 scales lie in a block.
@@ -95,14 +95,6 @@ def test_unpacked_four_bit_rows_multiply_back_to_the_decoded_ones(dtype: str) ->
     assert q.shape == (2, 3, width) and d.shape == m.shape == (2, 3, width // 32)
     weights = q.float().view(2, 3, -1, 32) * d[..., None] + m[..., None]
     assert torch.equal(weights.view(2, 3, width), dequantize(dtype, blocks))
-
-
-def test_unpacked_eight_bit_rows_multiply_back_to_the_decoded_ones() -> None:
-    blocks = torch.from_numpy(random_blocks("Q8_0", rows=6, per_row=4)).view(2, 3, -1)
-    q, d = unpack_q8(blocks)
-    assert q.dtype == torch.int8 and q.shape == (2, 3, 128) and d.shape == (2, 3, 4)
-    weights = q.float().view(2, 3, 4, 32) * d[..., None]
-    assert torch.equal(weights.view(2, 3, 128), dequantize("Q8_0", blocks))
 
 
 def test_a_type_without_a_decoder_is_named() -> None:

@@ -83,7 +83,7 @@ class Application:
         self._limiter = anyio.CapacityLimiter(_NUM_THREADS)
         self.asgi = FastAPI(title=self.title, version=version, docs_url=None, redoc_url=None, lifespan=self.lifespan)
         """The FastAPI application below, for middleware and routes of its own kind."""
-        self.asgi.openapi = self.openapi  # type: ignore[method-assign]
+        self.asgi.openapi = self.openapi  # type: ignore[method-assign]  # FastAPI's own way
         self.asgi.add_exception_handler(HTTPException, self._http_error)
         for path, endpoint in (("/", self._index), ("/healthz", self._health), ("/docs", self._docs)):
             self.asgi.add_api_route(path, endpoint, methods=["GET"], include_in_schema=False)

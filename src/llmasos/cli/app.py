@@ -88,7 +88,7 @@ def _bindable(command: Command) -> Callable[..., int | None]:
             annotation = Annotated[kind | None, _about(command, name, kind)]  # type: ignore[valid-type]  # a type known at run time
             keyword = inspect.Parameter.KEYWORD_ONLY
             parameters.append(inspect.Parameter(name, keyword, default=None, annotation=annotation))
-    bound.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    bound.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what cyclopts reads
     bound.__annotations__ = {p.name: p.annotation for p in parameters}
     return bound
 

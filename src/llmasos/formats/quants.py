@@ -185,15 +185,3 @@ def unpack_q4(dtype: str, blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, d, m = _fields(flat[:, 16:].reshape(-1, 4, 32), 4), d * scale, -(_half(flat, 2) * minimum)
     lead = blocks.shape[:-1]
     return q.view(*lead, -1), d.view(*lead, -1), m.view(*lead, -1)
-
-
-def unpack_q8(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Integers and scales of Q8_0 rows, so that `weight = q * d`.
-
-    uint8 [..., bytes] -> q int8 [..., n], d float32 [..., n / 32].
-    """
-    flat = _as_blocks("Q8_0", blocks)
-    lead = blocks.shape[:-1]
-    per_row = blocks.shape[-1] // flat.shape[-1]
-    q = flat[:, 2:].reshape(*lead, per_row * 32).view(torch.int8)
-    return q, _half(flat, 0).view(*lead, per_row)

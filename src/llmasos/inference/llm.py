@@ -621,7 +621,7 @@ _Encoded = tuple[str, tuple[int, ...]]
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
         return [prompts]  # type: ignore[list-item]  # a text or token ids: one prompt
-    return list(prompts)  # type: ignore[arg-type]
+    return list(prompts)  # type: ignore[arg-type]  # several: each a prompt
 
 
 def _texts(given: str | list[str]) -> list[str]:

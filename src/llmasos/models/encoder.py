@@ -118,12 +118,12 @@ class Encoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.embed_norm.weight.device  # type: ignore[union-attr]
+        return self.embed_norm.weight.device  # type: ignore[union-attr]  # encoders' norms have weights
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the hidden states (low-bit weights compute in it)."""
-        return self.embed_norm.weight.dtype  # type: ignore[union-attr]
+        return self.embed_norm.weight.dtype  # type: ignore[union-attr]  # encoders' norms have weights
 
 
 def starts_of(lengths: Sequence[int], device: torch.device | str = "cpu") -> Tensor:

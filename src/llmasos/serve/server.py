@@ -76,7 +76,7 @@ def create_app(
     async def version() -> Version:
         return Version()
 
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's own way
     return app
 
 

@@ -301,7 +301,7 @@ class _Metadata:
         if value is None:
             return None
         try:
-            return kind(value)  # type: ignore[call-arg]
+            return kind(value)  # type: ignore[call-arg]  # int, float or str
         except (TypeError, ValueError):
             raise FormatError(f"The GGUF file's {_PREFIX}{key} is {value!r}, not of type {kind.__name__}.") from None
 

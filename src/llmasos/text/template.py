@@ -152,11 +152,11 @@ def _marked(message: dict[str, Any]) -> dict[str, Any]:
     content = message.get("content")
     if isinstance(content, str):
         return {**message, "content": content + _MARK}
-    for at in reversed(range(len(content or []))):
-        part = content[at]  # type: ignore[index]
-        if "text" in part:
-            marked = {**part, "text": part["text"] + _MARK}
-            return {**message, "content": [*content[:at], marked, *content[at + 1 :]]}  # type: ignore[index]
+    parts = list(content or [])
+    for at in reversed(range(len(parts))):
+        if "text" in parts[at]:
+            parts[at] = {**parts[at], "text": parts[at]["text"] + _MARK}
+            return {**message, "content": parts}
     raise InvalidInputError("The final message has no text to continue.", param="continue_final_message")
 
 

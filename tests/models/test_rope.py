@@ -12,6 +12,8 @@ from family_equality import FP32, furthest, hf_logits, load_ours, our_logits, ra
 from transformers import LlamaConfig, Phi3Config, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from llmasos.models.attention import ContiguousCache
+from llmasos.models.config import RopeScaling
 from llmasos.models.families import config_from_hf, config_to_hf
 from llmasos.models.layers import Rope, rope_frequencies
 
@@ -176,3 +178,36 @@ def test_going_back_below_the_trained_context_goes_back_to_its_frequencies(tmp_p
     first = our_logits(loaded, [below])[0]
     our_logits(loaded, [above])
     assert torch.equal(our_logits(loaded, [below])[0], first)
+
+
+@pytest.mark.parametrize("scaling", ["default", "yarn", "dynamic", "longrope"])
+def test_a_prompt_in_pieces_turns_like_the_whole_prompt(tmp_path, scaling):
+    loaded = load_ours(save_hf(tiny_model(hf_config(scaling)), tmp_path))
+    (prompt,) = random_prompts(64, [50])
+    cache = ContiguousCache(loaded.config, 1, device=torch.device("cpu"), dtype=torch.float32)
+    parts = []
+    for piece in prompt.split([20, 20, 10]):
+        positions = cache.plan([0], [len(piece)])
+        parts.append(loaded.module(piece, positions, cache, torch.full((len(piece),), 50)))
+        cache.advance()
+    whole = our_logits(loaded, [prompt])[0]
+    assert furthest(loaded.module.logits(torch.cat(parts)), whole) <= 1e-5
+
+
+def test_lengths_tell_neighbours_in_a_batch_apart():
+    rope = Rope(8, 100.0, False, RopeScaling("dynamic", factor=4.0, original_context=32), 32)
+    # three decodes whose positions happen to follow each other
+    cos, sin = rope.tables(torch.tensor([31, 32, 33]), torch.float32, torch.tensor([32, 33, 34]))
+    for i, position in enumerate([31, 32, 33]):
+        alone = rope.tables(torch.tensor([position]), torch.float32, torch.tensor([position + 1]))
+        assert torch.equal(cos[i : i + 1], alone[0]) and torch.equal(sin[i : i + 1], alone[1])
+
+
+def test_prepared_tables_are_the_tables():
+    prepared, grown = (Rope(16, 10000.0, False, None, 4096) for _ in range(2))
+    prepared.prepare(1000, torch.device("cpu"), torch.bfloat16)
+    positions = torch.tensor([0, 999, 3])
+    for ours, theirs in zip(
+        prepared.tables(positions, torch.bfloat16), grown.tables(positions, torch.bfloat16), strict=True
+    ):
+        assert torch.equal(ours, theirs)

@@ -135,7 +135,7 @@ class Decoder(nn.Module):
         self.head = nn.Linear(embedding_size, config.vocab_size, bias=config.head_bias)
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
-        self._ropes = make_ropes(config)
+        self.ropes = make_ropes(config)
         self._sliding = [config.is_sliding(i) for i in range(config.num_layers)]
 
     def embed_tokens(self, tokens: Tensor, positions: Tensor) -> Tensor:
@@ -153,16 +153,19 @@ class Decoder(nn.Module):
             x = self.embed_norm(x)
         return x
 
-    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Hidden states after the final norm, [T, D], for tokens [T] at positions [T] of their own sequences."""
+    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, lengths: Tensor | None = None) -> Tensor:
+        """Hidden states after the final norm, [T, D], for tokens [T] at positions [T] of their own sequences.
+
+        `lengths` [T] are the tokens that each token's sequence has (a prompt in pieces: the whole prompt's), for rotary
+        frequencies that depend on it."""
         x = self.embed_tokens(tokens, positions)
         tables: RopeTables = {}
         if self.config.position == "rope":
             dtype = torch.float32 if self.config.rope_float32 else x.dtype
             for sliding in set(self._sliding):
-                tables[sliding] = self._ropes[sliding].tables(positions, dtype)
+                tables[sliding] = self.ropes[sliding].tables(positions, dtype, lengths)
         for layer, sliding in zip(self.layers, self._sliding, strict=True):
-            x = layer(x, self._ropes[sliding], tables.get(sliding), attend)
+            x = layer(x, self.ropes[sliding], tables.get(sliding), attend)
         return self.final_norm(x) if self.config.final_norm else x
 
     def logits(self, hidden: Tensor) -> Tensor:

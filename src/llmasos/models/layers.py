@@ -16,6 +16,8 @@ from llmasos.models.config import Activation, ModelConfig, RopeScaling
 
 FEW_TOKENS = 8
 """Up to here a layer costs its kernel launches, not its arithmetic."""
+LENGTH_DEPENDENT = ("dynamic", "longrope")
+"""Rotary scalings whose frequencies change with the length of a sequence."""
 
 
 def activate(x: Tensor, kind: Activation) -> Tensor:
@@ -81,43 +83,67 @@ class Rope:
         self._trained = (scaling.original_context or context) if scaling is not None else 0
         self._kind = scaling.kind if scaling is not None else ""
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._prepared: dict[tuple[torch.device, torch.dtype], int] = {}
+        self._frequencies: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._factor = 1.0
         self._neighbours: dict[torch.device, Tensor] = {}
 
-    def tables(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines for positions [T], each [T, 1, R]."""
-        end = int(positions.max()) + 1
-        if self._kind in ("dynamic", "longrope") and end > self._trained:
-            return self._stretched(positions, dtype)
+    def prepare(self, length: int, device: torch.device, dtype: torch.dtype) -> None:
+        """Make the tables of positions below `length`. From then on the caller answers for asking no further, and a
+        GPU is not waited for to find out."""
+        key = (device, dtype)
+        if self._kind not in LENGTH_DEPENDENT and length > self._prepared.get(key, 0):
+            self._grow(key, length)
+            self._prepared[key] = length
+
+    def tables(self, positions: Tensor, dtype: torch.dtype, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines for positions [T], each [T, 1, R].
+
+        `lengths` [T] are the tokens that each token's sequence has, for frequencies that depend on it; without them,
+        positions that go up by one belong to one sequence, whole from its start. Either way a sequence turns the same
+        alone and packed with others."""
+        if self._kind in LENGTH_DEPENDENT:
+            lengths = _run_ends(positions) if lengths is None else lengths
+            return self._cos_sin(positions.float()[:, None] * self._inverse_for(lengths), dtype)
         key = (positions.device, dtype)
-        if key not in self._tables or self._tables[key][0].shape[0] < end:
-            # tables outlive this call: made in inference mode, they could not serve a backward pass later
-            with torch.inference_mode(False):
-                every = torch.arange(max(256, 1 << (end - 1).bit_length()), device=positions.device)
-                self._tables[key] = self._angles(every, dtype)
+        if key not in self._prepared or positions.device.type == "cpu":
+            end = int(positions.max()) + 1
+            if key not in self._tables or self._tables[key][0].shape[0] < end:
+                self._grow(key, max(256, 1 << (end - 1).bit_length()))
         cos, sin = self._tables[key]
         return cos[positions], sin[positions]
 
-    def _stretched(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Frequencies that depend on the length of a sequence. Positions that go up by one belong to one sequence, so
-        that a sequence turns the same alone and packed with others."""
-        breaks = positions.diff() != 1
-        lasts = F.pad(breaks, (0, 1), value=True).nonzero()[:, 0]
-        lengths = positions[lasts][F.pad(breaks.cumsum(0), (1, 0))] + 1
-        over = lengths > self._trained
-        # longrope knows two sets of frequencies, dynamic one for every length
-        kinds = over.long() if self._kind == "longrope" else lengths * over
-        shape = (positions.shape[0], 1, self.dim)
-        cos, sin = (torch.empty(shape, dtype=dtype, device=positions.device) for _ in range(2))
-        for kind in kinds.unique().tolist():
-            at = kinds == kind
-            cos[at], sin[at] = self._angles(positions[at], dtype, kind)
-        return cos, sin
+    def _grow(self, key: tuple[torch.device, torch.dtype], length: int) -> None:
+        device, dtype = key
+        # tables outlive this call: made in inference mode, they could not serve a backward pass later
+        with torch.inference_mode(False):
+            inverse = self._constants(device)[0]
+            self._tables[key] = self._cos_sin(torch.outer(torch.arange(length, device=device).float(), inverse), dtype)
 
-    def _angles(self, positions: Tensor, dtype: torch.dtype, stretched_to: int = 0) -> tuple[Tensor, Tensor]:
-        """Computed in float32, whatever the model's dtype."""
-        inverse, factor = rope_frequencies(self.dim, self.theta, self.scaling, self.context, stretched_to)
-        angles = torch.outer(positions.float(), inverse.to(positions.device))
-        cos, sin = angles.cos() * factor, angles.sin() * factor
+    def _inverse_for(self, lengths: Tensor) -> Tensor:
+        """Inverse frequencies of tokens whose sequences have `lengths` tokens, [T, R/2]; no wait for the device."""
+        short, long = self._constants(lengths.device)
+        if self._kind == "dynamic":
+            assert self.scaling is not None
+            base = _dynamic_base(self.dim, self.theta, self.scaling.factor, self._trained, lengths.double())
+            long = 1.0 / base.float()[:, None] ** long
+        return torch.where(lengths[:, None] > self._trained, long, short)
+
+    def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Inverse frequencies within the trained context; those beyond it (longrope) or their exponents (dynamic)."""
+        if device not in self._frequencies:
+            with torch.inference_mode(False):
+                shape = self.dim, self.theta, self.scaling, self.context
+                short, self._factor = rope_frequencies(*shape)
+                long = (
+                    rope_frequencies(*shape, self._trained + 1)[0] if self._kind == "longrope" else _exponents(self.dim)
+                )
+                self._frequencies[device] = short.to(device), long.to(device)
+        return self._frequencies[device]
+
+    def _cos_sin(self, angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """angles [T, R/2] in float32, whatever the model's dtype -> cosines and signed sines, [T, 1, R]."""
+        cos, sin = angles.cos() * self._factor, angles.sin() * self._factor
         # each dimension meets its partner times sine, negative for the first of a pair
         if self.interleaved:
             cos, sin = torch.stack([cos, cos], -1).flatten(-2), torch.stack([-sin, sin], -1).flatten(-2)
@@ -145,7 +171,7 @@ def stretched_from(config: ModelConfig) -> int:
 
     Keys that were cached before that point no longer fit the queries after it."""
     scaling = config.rope_scaling
-    if scaling is None or scaling.kind not in ("dynamic", "longrope"):
+    if scaling is None or scaling.kind not in LENGTH_DEPENDENT:
         return 0
     return scaling.original_context or config.context_length
 
@@ -158,7 +184,7 @@ def rope_frequencies(
     `stretched_to` is the sequence length when it exceeds the trained context (dynamic and longrope), else 0. Formulas:
     YaRN arXiv:2309.00071 §3; LongRoPE arXiv:2402.13753; llama3 and dynamic as in Hugging Face's modeling_rope_utils.
     """
-    exponent = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
+    exponent = _exponents(dim)
     inverse = 1.0 / (theta**exponent)
     if scaling is None:
         return inverse, 1.0
@@ -168,8 +194,8 @@ def rope_frequencies(
         case "dynamic":
             if stretched_to:
                 trained = scaling.original_context or context
-                base = theta * (scaling.factor * stretched_to / trained - (scaling.factor - 1)) ** (dim / (dim - 2))
-                inverse = 1.0 / (base**exponent)
+                base = _dynamic_base(dim, theta, scaling.factor, trained, torch.tensor(stretched_to).double())
+                inverse = 1.0 / (base.float() ** exponent)
             return inverse, 1.0
         case "llama3":
             return _llama3(inverse, scaling), 1.0
@@ -177,6 +203,21 @@ def rope_frequencies(
             return _yarn(inverse, dim, theta, scaling, context)
         case "longrope":
             return _longrope(exponent, theta, scaling, context, stretched_to)
+
+
+def _exponents(dim: int) -> Tensor:
+    return torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
+
+
+def _dynamic_base(dim: int, theta: float, factor: float, trained: int, length: Tensor) -> Tensor:
+    return theta * (factor * length / trained - (factor - 1)) ** (dim / (dim - 2))
+
+
+def _run_ends(positions: Tensor) -> Tensor:
+    """One more than the last position of the run of consecutive positions that each position is part of, [T]."""
+    breaks = positions.diff() != 1
+    lasts = F.pad(breaks, (0, 1), value=True).nonzero()[:, 0]
+    return positions[lasts][F.pad(breaks.cumsum(0), (1, 0))] + 1
 
 
 def _llama3(inverse: Tensor, s: RopeScaling) -> Tensor:

@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from llmasos.inference.llm import Score as Score
     from llmasos.inference.request import RequestOutput as RequestOutput
     from llmasos.inference.request import SamplingParams as SamplingParams
+    from llmasos.inference.request import StructuredOutput as StructuredOutput
 
-__all__ = ["LLM", "RequestOutput", "SamplingParams", "Score", "generate_text"]
+__all__ = ["LLM", "RequestOutput", "SamplingParams", "Score", "StructuredOutput", "generate_text"]
 
 
 def generate_text(
@@ -25,7 +26,7 @@ def __getattr__(name: str) -> Any:
         from llmasos.inference import llm
 
         return getattr(llm, name)
-    if name in ("RequestOutput", "SamplingParams"):
+    if name in ("RequestOutput", "SamplingParams", "StructuredOutput"):
         from llmasos.inference import request
 
         return getattr(request, name)

@@ -475,6 +475,8 @@ class LLM:
     def _job(self, ids: tuple[int, ...], params: SamplingParams) -> Job:
         from llmasos.inference.generate import Job, resolve_max_tokens
 
+        if params.structured is not None:
+            raise UnsupportedError("Structured output needs the engine.", param="structured")
         size = self.model.config.vocab_size
         for name, named in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
             for i in named:

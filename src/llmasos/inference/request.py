@@ -5,14 +5,65 @@ Names are vLLM's and Hugging Face's. Counts say `num_`; token ids are plain ints
 
 from __future__ import annotations
 
+import json as jsonlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from llmasos.errors import InvalidInputError
+from llmasos.errors import InvalidInputError, UnsupportedError
 
 FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True)
+class StructuredOutput:
+    """What the whole output must look like: exactly one of these (names as in vLLM). Raises InvalidInputError.
+
+    That a schema, expression or grammar can be enforced is only known when it is compiled: `constrain.GrammarCompiler`.
+    """
+
+    json: Mapping[str, Any] | str | bool | None = None
+    """A JSON Schema, as an object or as JSON text; kept as text. True or {}: any JSON object. Output has its properties
+    in the schema's order and is one line; the schema's key "x-guidance" changes that (llguidance's options)."""
+    regex: str | None = None
+    """A regular expression (syntax of Rust's regex crate, without look-around) that the whole output matches."""
+    choice: tuple[str, ...] | None = None
+    grammar: str | None = None
+    """A context-free grammar, in Lark's notation (as llguidance reads it) or in llama.cpp's GBNF."""
+    json_object: bool | None = None
+    """True: any JSON object."""
+
+    def __post_init__(self) -> None:
+        if self.json_object not in (None, True):
+            raise InvalidInputError(f"json_object={self.json_object!r} asks for nothing.", param="structured")
+        given = [f.name for f in fields(self) if getattr(self, f.name) is not None]
+        if len(given) != 1:
+            raise InvalidInputError(
+                f"Structured output names {' and '.join(given) or 'no form'}.",
+                hint="Give exactly one of json, regex, choice, grammar, json_object.",
+                param="structured",
+            )
+        if self.json is not None:
+            object.__setattr__(self, "json", _schema_text(self.json))
+        if self.choice is not None:
+            if isinstance(self.choice, str) or not isinstance(self.choice, Iterable):
+                raise InvalidInputError(f"choice={self.choice!r} is not a list of texts.", param="structured")
+            object.__setattr__(self, "choice", tuple(self.choice))
+        for name, texts in (("regex", [self.regex]), ("grammar", [self.grammar]), ("choice", self.choice or [None])):
+            if getattr(self, name) is not None and not all(isinstance(t, str) and t for t in texts):
+                raise InvalidInputError(f"{name}={getattr(self, name)!r} has no text.", param="structured")
+
+
+def _schema_text(schema: Any) -> str:
+    try:
+        value = jsonlib.loads(schema) if isinstance(schema, str) else schema
+        if value is not True and not isinstance(value, Mapping):
+            raise ValueError("a schema is an object, or true")
+        text = jsonlib.dumps(dict(value) if isinstance(value, Mapping) else value, allow_nan=False, ensure_ascii=False)
+    except (ValueError, TypeError, RecursionError) as e:
+        raise InvalidInputError(f"json={schema!r} is no JSON Schema: {e}.", param="structured") from None
+    return '{"type": "object"}' if text in ("true", "{}") else text
 
 
 @dataclass(frozen=True)
@@ -45,6 +96,8 @@ class SamplingParams:
     logprobs: int | None = None
     """Return log-probabilities (of the model's raw logits) for the chosen token and this many alternatives."""
     prompt_logprobs: int | None = None
+    structured: StructuredOutput | None = None
+    """Tokens that lead away from this form are never chosen. Ends as soon as nothing more can follow."""
     num_beams: int = 1
     length_penalty: float = 1.0
     """Beam scores are divided by length ** length_penalty."""
@@ -93,6 +146,19 @@ class SamplingParams:
                 raise InvalidInputError(f"{name} needs num_beams of at least 2.", param=name)
         if self.num_beams > 1 and self.n > self.num_beams:
             raise InvalidInputError(f"n={self.n} is more than num_beams={self.num_beams}.", param="n")
+        if self.structured is not None:
+            self._check_structured()
+
+    def _check_structured(self) -> None:
+        if not isinstance(self.structured, StructuredOutput):
+            raise InvalidInputError(f"structured={self.structured!r} is no StructuredOutput.", param="structured")
+        for name, clash in (("ignore_eos", self.ignore_eos), ("num_beams", self.num_beams > 1)):
+            if clash:
+                raise UnsupportedError(
+                    f"structured can't be combined with {name}={getattr(self, name)!r}.",
+                    hint=f"Leave out {name}.",
+                    param=name,
+                )
 
     @property
     def greedy(self) -> bool:

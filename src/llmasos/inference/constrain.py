@@ -1,0 +1,281 @@
+"""Structured output: from a JSON Schema, regular expression, choice or grammar to the tokens that may come next.
+
+llguidance keeps a parser per completion and writes a bit mask over the vocabulary: bit i of a row of int32 words says
+whether token i may follow (word i // 32, least significant bit first). Bits behind the tokenizer's vocabulary, which
+pad a model's, are 0. Where the grammar leaves one text only, so does the mask leave one token only: the one that the
+tokenizer itself would write. That makes jump-ahead (`forced_tokens`) exact: it gives the tokens that the masks would
+have let through one by one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
+from llguidance.gbnf_to_lark import any_to_lark
+from numpy.typing import NDArray
+
+from llmasos.errors import InvalidInputError, LLMasOSError, UnsupportedError
+from llmasos.inference.request import StructuredOutput
+
+if TYPE_CHECKING:
+    from llmasos.text import Tokenizer
+
+MAX_COMPILED = 64
+"""Grammars that are kept ready."""
+_LIMITS = LLParserLimits(verbose_errors=False)
+# one way to write an object, as json.dumps does: a small model can't run on in white space, and more is forced
+_JSON_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+def num_words(vocab_size: int) -> int:
+    """int32 words of a mask row."""
+    return (vocab_size + 31) // 32
+
+
+class Matcher:
+    """Where one completion stands in its grammar. `error` is set once something went wrong inside (a limit, a token
+    that was not allowed); masks then allow the end only."""
+
+    def __init__(self, state: LLMatcher, eos_token_ids: frozenset[int]) -> None:
+        self._state, self._eos = state, eos_token_ids
+
+    def copy(self) -> Matcher:
+        """An independent matcher at the same place."""
+        return Matcher(self._state.deep_copy(), self._eos)
+
+    @property
+    def error(self) -> LLMasOSError | None:
+        if not self._state.is_error():
+            return None
+        return InvalidInputError(f"The structured output failed: {_reason(self._state)}.", param="structured")
+
+    @property
+    def may_stop(self) -> bool:
+        """What there is fits the grammar: an end token is allowed."""
+        return self._state.is_accepting()
+
+    @property
+    def is_finished(self) -> bool:
+        """Nothing but an end token can follow, or one was accepted."""
+        return self._state.is_stopped()
+
+    def fill_mask(self, row: NDArray[np.int32]) -> None:
+        """Write the mask of the next token to `row` [num_words(vocab_size)]."""
+        assert row.dtype == np.int32 and row.flags["C_CONTIGUOUS"]
+        self._state.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+
+    def accept(self, token: int) -> bool:
+        """Go on by one token. False: it was not allowed, see `error`."""
+        return self._state.consume_token(token)
+
+    def forced_tokens(self) -> list[int]:
+        """The tokens that must come now, and go on by them; empty where there is a choice. Never an end token."""
+        tokens = self._state.compute_ff_tokens()
+        if not tokens or self._eos & set(tokens) or self._state.validate_tokens(tokens) < len(tokens):
+            return []
+        self._state.consume_tokens(tokens)
+        return tokens
+
+    def num_accepted(self, drafts: Sequence[int]) -> int:
+        """How many of `drafts` may follow one another from here; the place does not change."""
+        return self._state.validate_tokens(list(drafts)) if drafts else 0
+
+    def rollback(self, num_tokens: int) -> None:
+        """Take back the last accepted (or forced) tokens."""
+        if num_tokens and not self._state.rollback(num_tokens):
+            raise AssertionError(f"the matcher can't take back {num_tokens} tokens")
+
+
+Fill = tuple[Matcher, int, Sequence[int]]
+"""A matcher, its row of the bit mask, and drafts: draft i's mask goes to the i-th row behind."""
+
+
+class GrammarCompiler:
+    """Compiles for one tokenizer; keeps what it compiled. Thread-safe. The first use reads the vocabulary (about 0.2 s
+    per 50,000 tokens). Raises UnsupportedError for a tokenizer without an end token: output could not end."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self.tokenizer, self.vocab_size = tokenizer, vocab_size
+        self._eos = frozenset(i for i in tokenizer.eos_token_ids if i < vocab_size)
+        if not self._eos:
+            raise UnsupportedError(
+                "Structured output needs a tokenizer with an end-of-sequence token; this one has none.",
+                param="structured",
+            )
+        self._compiled: OrderedDict[StructuredOutput, LLMatcher] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @cached_property
+    def _vocabulary(self) -> LLTokenizer:
+        wrapper = _Vocabulary(self.tokenizer, self.vocab_size, self._eos)
+        made = LLTokenizer(wrapper, eos_token=sorted(self._eos))  # type: ignore[arg-type]  # has what TokenizerWrapper has
+        wrapper.greedy = made.greedy_tokenize
+        return made
+
+    @cached_property
+    def _executor(self) -> LLExecutor:
+        return LLExecutor()
+
+    def matcher(self, structured: StructuredOutput) -> Matcher:
+        """A matcher at the start. Raises InvalidInputError with the value and llguidance's words for what can't be
+        enforced."""
+        with self._lock:
+            state, vocabulary = self._compiled.get(structured), self._vocabulary
+        if state is None:
+            state = _compile(structured, vocabulary)  # may take a second: others need not wait
+        with self._lock:
+            self._compiled[structured] = state
+            self._compiled.move_to_end(structured)
+            if len(self._compiled) > MAX_COMPILED:
+                self._compiled.popitem(last=False)
+            return Matcher(state.deep_copy(), self._eos)
+
+    def fill_masks(self, fills: Sequence[Fill], bitmask: NDArray[np.int32]) -> None:
+        """Masks of many completions at once, on several threads, with the GIL released.
+
+        bitmask [R, num_words(vocab_size)], contiguous. Drafts must be allowed (`num_accepted`). Errors show in each
+        matcher's `error`.
+        """
+        assert bitmask.dtype == np.int32 and bitmask.flags["C_CONTIGUOUS"]
+        num_rows, words = bitmask.shape
+        if len(fills) == 1 and not fills[0][2]:
+            fills[0][0].fill_mask(bitmask[fills[0][1]])
+        elif any(drafts for _, _, drafts in fills):
+            work = [(m._state, row, list(drafts)) for m, row, drafts in fills]
+            self._executor.unsafe_compute_mask_ptr_with_draft_token(work, bitmask.ctypes.data, 4 * words, num_rows)
+        elif fills:
+            rows = [(m._state, row) for m, row, _ in fills]
+            self._executor.unsafe_compute_mask_ptr(rows, bitmask.ctypes.data, 4 * words, num_rows)
+
+
+class _Vocabulary:
+    """What llguidance asks of a tokenizer (its TokenizerWrapper): the bytes of every id, and how a text is cut."""
+
+    is_tokenizer_wrapper = True
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos: frozenset[int]) -> None:
+        known = tokenizer.backend.id_to_token
+        self.eos_token_id, self.bos_token_id = min(eos), tokenizer.bos_token_id
+        self.tokens = [tokenizer.token_bytes(i) if known(i) is not None else b"" for i in range(vocab_size)]
+        self._special = {i for i in tokenizer.special_ids | eos if i < vocab_size}
+        self.special_token_ids = sorted(self._special)
+        self._backend = tokenizer.backend
+        # tokenizers that put a space before every text: cut behind a mark that never joins with what follows
+        self._mark = "" if self._cut("a", "") is not None else "\x02"
+        self.greedy: Callable[[str], list[int]]
+
+    def __call__(self, text: str) -> list[int]:
+        """`text` as the model's tokenizer cuts it in the middle of an output; greedily where that would change the text
+        or find special tokens in it."""
+        ids = self._cut(text, self._mark)
+        return self.greedy(text) if ids is None else ids
+
+    def _cut(self, text: str, mark: str) -> list[int] | None:
+        lead = self._backend.encode(mark, add_special_tokens=False).ids if mark else []
+        ids = self._backend.encode(mark + text, add_special_tokens=False).ids
+        if ids[: len(lead)] != lead:
+            return None
+        ids = ids[len(lead) :]
+        if any(i >= len(self.tokens) or i in self._special for i in ids):
+            return None
+        return ids if b"".join(self.tokens[i] for i in ids) == text.encode() else None
+
+
+def _grammar(structured: StructuredOutput) -> str:
+    """llguidance's own notation."""
+    if structured.regex is not None:
+        return LLMatcher.grammar_from_regex(structured.regex)
+    if structured.choice is not None:
+        return LLMatcher.grammar_from_lark("start: " + " | ".join(map(_literal, structured.choice)))
+    if structured.grammar is not None:
+        return LLMatcher.grammar_from_lark(any_to_lark(structured.grammar))
+    schema = structured.json if isinstance(structured.json, str) else '{"type": "object"}'
+    return LLMatcher.grammar_from_json_schema(schema, defaults=_JSON_LAYOUT)  # type: ignore[arg-type]  # a TypedDict
+
+
+def _compile(structured: StructuredOutput, vocabulary: LLTokenizer) -> LLMatcher:
+    try:
+        grammar = _grammar(structured)
+    except Exception as e:  # the converter raises all sorts
+        raise _refused(structured, str(e)) from None
+    state = LLMatcher(vocabulary, grammar, log_level=0, limits=_LIMITS)
+    if state.is_error():
+        raise _refused(structured, _reason(state))
+    return state
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _reason(state: LLMatcher) -> str:
+    return state.get_error().removesuffix("<non-verbose/>").strip().rstrip(".")
+
+
+def _refused(structured: StructuredOutput, reason: str) -> InvalidInputError:
+    name, value = next((k, v) for k, v in vars(structured).items() if v is not None)
+    shown = value if len(str(value)) <= 200 else f"{str(value)[:200]} ..."
+    return InvalidInputError(f"{name}={shown!r} can't be enforced: {reason}.", param="structured")
+
+
+def tool_calls(
+    tools: Sequence[Mapping[str, Any]],
+    *,
+    begin: str,
+    end: str,
+    special: Mapping[str, int] | None = None,
+    arguments: str = "arguments",
+    required: bool = False,
+    parallel: bool = True,
+) -> StructuredOutput:
+    """Output in which each call of a tool is written `begin` {"name": ..., `arguments`: {...}} `end`, with arguments
+    that fit the tool's parameters.
+
+    `tools`: OpenAI's tool objects. Before, between and behind the calls there is free text, until `begin` is written;
+    with `required`, only calls (white space between them), at least one. `parallel=False`: one call and nothing behind
+    it. `special`: the tokenizer's special tokens by text, so that those in `begin` and `end` are meant as tokens, not
+    spelled out.
+    """
+    if not tools or not begin:
+        raise InvalidInputError("A tool-call form needs tools and a text that begins a call.", param="tools")
+    calls = {"anyOf": [_call_schema(tool.get("function", tool), arguments) for tool in tools]}
+    layout = json.dumps({**calls, "x-guidance": _JSON_LAYOUT}, ensure_ascii=False)
+    first, *rest = _pieces(begin, special or {})
+    body = " ".join([*rest, f"%json {layout}", *_pieces(end, special or {})])
+    if required:
+        start, call = ("call (SPACE? call)*" if parallel else "call"), f"{first} {body}"
+    elif first.startswith("<"):
+        start, call = ("call* TEXT" if parallel else "call | TEXT"), f"TEXT {first} {body}"
+    else:
+        start, call = ("call* TEXT" if parallel else "call | TEXT"), f"trigger {body}"
+    rules = [f"start: {start}", f"call: {call}", "TEXT: /(.|\\n)*/", "SPACE: /[ \\n]{1,2}/"]
+    if "trigger" in call:
+        rules.append(f"trigger[lazy]: TEXT {first}")
+    return StructuredOutput(grammar="%llguidance {}\n" + "\n".join(rules))
+
+
+def _call_schema(function: Mapping[str, Any], arguments: str) -> dict[str, Any]:
+    parameters = function.get("parameters") or {"type": "object", "properties": {}, "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": {"name": {"const": function["name"]}, arguments: parameters},
+        "required": ["name", arguments],
+        "additionalProperties": False,
+    }
+
+
+def _pieces(text: str, special: Mapping[str, int]) -> list[str]:
+    """Lark terms for a text: special tokens by id, the rest quoted."""
+    if not special:
+        return [_literal(text)] if text else []
+    pattern = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True))
+    pieces = [piece for piece in re.split(f"({pattern})", text) if piece]
+    return [f"<[{special[piece]}]>" if piece in special else _literal(piece) for piece in pieces]

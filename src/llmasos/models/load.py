@@ -1,6 +1,7 @@
 """A path -> a model on a device; and back to a folder that transformers loads.
 
-Weights go from the mapped file to their place one module at a time, so loading needs little more memory than the model.
+Weights go from the mapped file to their place a few modules at a time, so loading needs little more memory than the
+model. Without a checkpoint they can be made up on the device, for measurements.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +31,8 @@ from llmasos.models.families import config_from_hf, config_to_hf, family_of
 from llmasos.models.families.gguf import GGUF_IGNORED, config_from_gguf, gguf_join, gguf_weights
 from llmasos.models.families.mapping import source_of, spellings, to_hf
 from llmasos.models.lowbit import FOUR_BIT, BlockEmbedding, Blocks, Int4Linear, Int8Linear
+from llmasos.models.parallel import Group, RowParallel, Shard, parallelize, shard_config
+from llmasos.models.weights import Upload, fill_with_noise, is_tied, own_part, tie
 from llmasos.settings import settings
 
 if TYPE_CHECKING:
@@ -37,6 +41,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger("llmasos")
 Quantization = Literal["auto", "none", "int8", "int4"]
 QUANTIZATIONS = ("auto", "none", "int8", "int4")
+LOAD_FORMATS = ("auto", "dummy")
+READERS = 4
+"""Threads that read a checkpoint for a GPU: one alone copies out of the page cache slower than a disk array reads."""
 _LAYER = re.compile(r"(?<=layers\.)\d+")
 
 
@@ -46,6 +53,7 @@ class LoadedModel:
 
     module: Any
     config: ModelConfig
+    """The whole model's; `module.config` is what this process computes of it."""
     tokenizer: Tokenizer | None
     path: Path
     generation: dict[str, Any] = field(default_factory=dict)
@@ -64,6 +72,10 @@ class LoadedModel:
             raise UnsupportedError(
                 "This model's weights are low-bit in memory and can't be saved at full precision.",
                 hint='Load it with quantization="none" first.',
+            )
+        if any(isinstance(m, RowParallel) for m in self.module.modules()):
+            raise UnsupportedError(
+                "This process holds only a part of the model's weights.", hint="Load it with tensor_parallel_size=1."
             )
         _check_expressible(self.config)
         folder.mkdir(parents=True, exist_ok=True)
@@ -150,6 +162,8 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     quantization: str = "auto",
     with_tokenizer: bool = True,
+    load_format: str = "auto",
+    group: Group | None = None,
 ) -> LoadedModel:
     """Load an HF folder (config.json + safetensors) or a GGUF file.
 
@@ -157,44 +171,56 @@ def load_model(
     CPU: float32). `quantization`: "auto" keeps GGUF's low-bit weights low-bit where that is faster (CPU) and
     leaves others alone; "none" computes with full weights; "int8" and "int4" round the linear layers but the head on
     loading (CPU, bfloat16; int4 falls back to int8, and int8 to none, for a layer whose size has no kernel).
+    `load_format`: "dummy" takes a folder with a config.json alone and makes random weights, always the same ones on the
+    same kind of device. `group`: this process loads its share of a tensor-parallel model.
     Raises NotFoundError, FormatError, UnknownArchitectureError, UnsupportedError, DeviceError, InvalidInputError.
     """
     path = Path(path)
     if not path.exists():
         raise NotFoundError(f"There is no model at {path}.", hint="See `llmasos ls`.")
-    if quantization not in QUANTIZATIONS:
-        raise InvalidInputError(
-            f"quantization={quantization!r} is not known.",
-            hint=f"Use {', '.join(QUANTIZATIONS)}.",
-            param="quantization",
-        )
+    _check_choice("quantization", quantization, QUANTIZATIONS)
+    _check_choice("load_format", load_format, LOAD_FORMATS)
+    if load_format == "dummy":
+        return _load(path, read_config(path), None, device, dtype, quantization, with_tokenizer, group)
     path = gguf_in(path)
     config, checkpoint = _open(path)
     with closing(checkpoint):
-        return _load(path, config, checkpoint, device, dtype, quantization, with_tokenizer)
+        return _load(path, config, checkpoint, device, dtype, quantization, with_tokenizer, group)
+
+
+def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise InvalidInputError(f"{name}={value!r} is not known.", hint=f"Use {', '.join(known)}.", param=name)
 
 
 def _load(
     path: Path,
     config: ModelConfig,
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | None,
     device: str | torch.device,
     dtype: str | torch.dtype,
     quantization: str,
     with_tokenizer: bool,
+    group: Group | None,
 ) -> LoadedModel:
-    placement = place(device, dtype, encoder=config.is_encoder)
+    placement = place(group.device if group is not None else device, dtype, encoder=config.is_encoder)
     if placement.device.type == "cpu":
-        set_threads(settings().threads)
-    if quantization in ("int8", "int4") and (placement.device.type != "cpu" or placement.dtype == torch.float16):
-        raise UnsupportedError(
-            f"quantization={quantization!r} runs on a CPU with bfloat16 or float32; this is {placement.device} with "
-            f"{placement.dtype}.",
-            hint='Use quantization="none", or device="cpu" and dtype="bfloat16".',
-            param="quantization",
-        )
-    module = _build(config)
-    _Filler(config, checkpoint, placement, quantization).fill(module)
+        threads = set_threads(settings().threads)
+        if group is not None:
+            torch.set_num_threads(max(1, threads // group.size))
+    _check_rounding(quantization, placement, exact=checkpoint is None or group is not None)
+    whole = _build(config)
+    shard, module = None, whole
+    if group is not None and group.size > 1:
+        shard = Shard(config, group.rank, group.size)
+        module = _build(shard_config(config, group.size))
+    if checkpoint is None:
+        fill_with_noise(config, whole, module, shard, placement)
+    else:
+        _Filler(config, checkpoint, placement, quantization, whole, shard).fill(module)
+    if shard is not None and group is not None:
+        assert isinstance(module, Decoder)
+        parallelize(module, group)
     module.eval().requires_grad_(False)
     return LoadedModel(
         module=module,
@@ -204,6 +230,25 @@ def _load(
         generation=_generation(path),
         pooling=_pooling(path) if config.is_encoder else {},
     )
+
+
+def _check_rounding(quantization: str, placement: Placement, *, exact: bool) -> None:
+    """`exact`: weights that are shared out or made up are not rounded."""
+    if quantization not in ("int8", "int4"):
+        return
+    if exact:
+        raise UnsupportedError(
+            f"quantization={quantization!r} needs all weights of a checkpoint in one process.",
+            hint='Use quantization="none", or tensor_parallel_size=1 and load_format="auto".',
+            param="quantization",
+        )
+    if placement.device.type != "cpu" or placement.dtype == torch.float16:
+        raise UnsupportedError(
+            f"quantization={quantization!r} runs on a CPU with bfloat16 or float32; this is {placement.device} with "
+            f"{placement.dtype}.",
+            hint='Use quantization="none", or device="cpu" and dtype="bfloat16".',
+            param="quantization",
+        )
 
 
 def _as_stored(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
@@ -226,9 +271,13 @@ def gguf_in(path: Path) -> Path:
     return path
 
 
-def _tokenizer(path: Path, checkpoint: Checkpoint) -> Tokenizer:
+def _tokenizer(path: Path, checkpoint: Checkpoint | None) -> Tokenizer | None:
     from llmasos.text import load_tokenizer, tokenizer_from_gguf
 
+    if checkpoint is None:  # a config.json is enough
+        with suppress(NotFoundError):
+            return load_tokenizer(path)
+        return None
     return tokenizer_from_gguf(checkpoint.metadata) if path.suffix == ".gguf" else load_tokenizer(path)
 
 
@@ -253,31 +302,58 @@ def _build(config: ModelConfig) -> nn.Module:
 
 
 class _Filler:
-    """Puts a checkpoint's tensors into a module made on the meta device."""
+    """Puts a checkpoint's tensors into a module made on the meta device. `whole` has the shapes of all weights; `shard`
+    says which part of them the module holds."""
 
-    def __init__(self, config: ModelConfig, checkpoint: Checkpoint, placement: Placement, quantization: str) -> None:
-        self.config, self.checkpoint = config, checkpoint
+    def __init__(
+        self,
+        config: ModelConfig,
+        checkpoint: Checkpoint,
+        placement: Placement,
+        quantization: str,
+        whole: nn.Module,
+        shard: Shard | None,
+    ) -> None:
+        self.config, self.checkpoint, self.shard = config, checkpoint, shard
         self.device, self.dtype = placement.device, placement.dtype
+        self.shapes = {name: p.shape for name, p in whole.named_parameters(remove_duplicate=False)}
         self.is_gguf = checkpoint.path.suffix == ".gguf"
         self.used: set[str] = set()
-        self.keep_blocks = self.is_gguf and quantization == "auto" and placement.low_bit
+        self.keep_blocks = self.is_gguf and quantization == "auto" and placement.low_bit and shard is None
         self.round_to = quantization if quantization in ("int8", "int4") else None
+        self.upload = Upload(self.device) if self.device.type == "cuda" else None
 
     def fill(self, module: nn.Module) -> None:
+        wanted: list[tuple[nn.Module, str, str]] = []
         for name, child in list(module.named_modules()):
             if isinstance(child, nn.Linear) and self._replace_linear(module, name, child):
                 continue
             if isinstance(child, nn.Embedding) and self._replace_embedding(module, name):
                 continue
-            for leaf in list(child._parameters):
-                parameter = child._parameters[leaf]
-                if parameter is None or not parameter.is_meta or self._is_tied(f"{name}.{leaf}"):
-                    continue
-                child._parameters[leaf] = self._parameter(f"{name}.{leaf}", parameter.shape)
-        if self.config.tie_embeddings and not self.config.is_encoder and isinstance(module.head, nn.Linear):
-            assert isinstance(module.embed, nn.Embedding)
-            module.head.weight = module.embed.weight
+            for leaf, parameter in child._parameters.items():
+                if parameter is not None and parameter.is_meta and not is_tied(self.config, f"{name}.{leaf}"):
+                    wanted.append((child, leaf, f"{name}.{leaf}"))
+        self._fill_parameters(wanted)
+        tie(self.config, module, self.shard)
         self._report_leftovers()
+
+    def _fill_parameters(self, wanted: Sequence[tuple[nn.Module, str, str]]) -> None:
+        """A mapped file costs a CPU nothing to "read", and decoded GGUF blocks take four bytes a weight: one at a time
+        there. The first error, in the order of the modules, is the one that is raised."""
+        if self.upload is None or self.is_gguf:
+            if self.upload is not None:
+                self.upload.begin()
+            for child, leaf, name in wanted:
+                child._parameters[leaf] = self._parameter(name)
+            return
+        with ThreadPoolExecutor(READERS, "llmasos-load", self.upload.begin) as pool:
+            futures = [pool.submit(self._parameter, name) for _, _, name in wanted]
+            try:
+                for (child, leaf, _), future in zip(wanted, futures, strict=True):
+                    child._parameters[leaf] = future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def _report_leftovers(self) -> None:
         """Weights that nothing here uses may belong to a variant that would be computed wrongly without a word. GGUF
@@ -303,14 +379,15 @@ class _Filler:
         names, _ = source_of(family, self.config, "head.weight")
         return {spelled for name in names for spelled in spellings(family, name)}
 
-    def _is_tied(self, parameter: str) -> bool:
-        return parameter == "head.weight" and self.config.tie_embeddings
-
-    def _parameter(self, name: str, shape: torch.Size) -> nn.Parameter:
+    def _parameter(self, name: str) -> nn.Parameter | None:
         names, join = self._source(name)
-        tensor = join([self._read(n) for n in names])
-        self._check_shape(names, tensor.shape, shape)
-        return nn.Parameter(tensor.to(self.device, self.dtype), requires_grad=False)
+        whole = join([self._read(n) for n in names])
+        self._check_shape(names, whole.shape, self.shapes[name])
+        part = own_part(name, whole, self.shard)
+        if part is None:
+            return None
+        placed = self.upload(part) if self.upload is not None else part.to(self.device)
+        return nn.Parameter(placed.to(self.dtype), requires_grad=False)
 
     def _check_shape(self, names: Sequence[str], found: Sequence[int], wanted: Sequence[int]) -> None:
         if tuple(found) != tuple(wanted):
@@ -385,7 +462,7 @@ class _Filler:
         if not Int8Linear.fits(linear.in_features):
             return None
         fits = Int4Linear.fits(linear.out_features, linear.in_features)
-        bias = self._parameter(f"{name}.bias", linear.bias.shape).data if linear.bias is not None else None
+        bias = self._parameter(f"{name}.bias") if linear.bias is not None else None
         if blocks and kinds <= set(FOUR_BIT) and fits:
             layer = Int4Linear([self._blocks(n) for n in names], bias)
             self._check_shape(names, (layer.out_features, layer.in_features), linear.weight.shape)

@@ -67,25 +67,34 @@ class Matcher:
         """Nothing but an end token can follow, or one was accepted."""
         return self._state.is_stopped()
 
-    def fill_mask(self, row: NDArray[np.int32]) -> None:
-        """Write the mask of the next token to `row` [num_words(vocab_size)]."""
-        assert row.dtype == np.int32 and row.flags["C_CONTIGUOUS"]
-        self._state.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+    def fill_masks(self, rows: NDArray[np.int32], drafts: Sequence[int] = ()) -> None:
+        """Write masks to `rows` [1 + len(drafts), num_words(vocab_size)], contiguous: of the next token, and behind
+        each draft. Rows behind a draft that is not allowed stay as they are. The place does not change."""
+        assert rows.dtype == np.int32 and rows.flags["C_CONTIGUOUS"] and len(rows) > len(drafts)
+        allowed = list(drafts[: self.num_accepted(drafts)])
+        for row, token in zip(rows, [*allowed, None], strict=False):
+            self._state.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+            if token is not None:
+                self._state.consume_token(token)
+        self.rollback(len(allowed))
 
     def accept(self, token: int) -> bool:
-        """Go on by one token. False: it was not allowed, see `error`."""
-        return self._state.consume_token(token)
+        """Go on by one token. True: nothing can follow (`is_finished`), also after a token that was not allowed, which
+        leaves an `error`."""
+        self._state.consume_token(token)
+        return self._state.is_stopped()
 
-    def forced_tokens(self) -> list[int]:
-        """The tokens that must come now, and go on by them; empty where there is a choice. Never an end token."""
-        tokens = self._state.compute_ff_tokens()
+    def forced_tokens(self, max_tokens: int | None = None) -> list[int]:
+        """The tokens that must come now, at most `max_tokens`, and go on by them; empty where there is a choice. Never
+        an end token."""
+        tokens = self._state.compute_ff_tokens()[:max_tokens]
         if not tokens or self._eos & set(tokens) or self._state.validate_tokens(tokens) < len(tokens):
             return []
         self._state.consume_tokens(tokens)
         return tokens
 
     def num_accepted(self, drafts: Sequence[int]) -> int:
-        """How many of `drafts` may follow one another from here; the place does not change."""
+        """How many of `drafts` may follow one another from here, an end token included; the place does not change."""
         return self._state.validate_tokens(list(drafts)) if drafts else 0
 
     def rollback(self, num_tokens: int) -> None:
@@ -95,7 +104,7 @@ class Matcher:
 
 
 Fill = tuple[Matcher, int, Sequence[int]]
-"""A matcher, its row of the bit mask, and drafts: draft i's mask goes to the i-th row behind."""
+"""A matcher, its row of the bit mask, and drafts: the mask behind each goes to the rows that follow."""
 
 
 class GrammarCompiler:
@@ -138,22 +147,28 @@ class GrammarCompiler:
                 self._compiled.popitem(last=False)
             return Matcher(state.deep_copy(), self._eos)
 
-    def fill_masks(self, fills: Sequence[Fill], bitmask: NDArray[np.int32]) -> None:
-        """Masks of many completions at once, on several threads, with the GIL released.
+    def masks(self, num_rows: int) -> NDArray[np.int32]:
+        """Masks that allow everything, [num_rows, num_words(vocab_size)]."""
+        return np.full((num_rows, num_words(self.vocab_size)), -1, np.int32)
 
-        bitmask [R, num_words(vocab_size)], contiguous. Drafts must be allowed (`num_accepted`). Errors show in each
-        matcher's `error`.
-        """
+    def fill_masks(self, fills: Sequence[Fill], bitmask: NDArray[np.int32]) -> None:
+        """`Matcher.fill_masks` for many completions, on several threads with the GIL released."""
         assert bitmask.dtype == np.int32 and bitmask.flags["C_CONTIGUOUS"]
-        num_rows, words = bitmask.shape
-        if len(fills) == 1 and not fills[0][2]:
-            fills[0][0].fill_mask(bitmask[fills[0][1]])
-        elif any(drafts for _, _, drafts in fills):
-            work = [(m._state, row, list(drafts)) for m, row, drafts in fills]
-            self._executor.unsafe_compute_mask_ptr_with_draft_token(work, bitmask.ctypes.data, 4 * words, num_rows)
+        if len(fills) == 1:
+            matcher, row, drafts = fills[0]
+            matcher.fill_masks(bitmask[row:], drafts)
         elif fills:
-            rows = [(m._state, row) for m, row, _ in fills]
-            self._executor.unsafe_compute_mask_ptr(rows, bitmask.ctypes.data, 4 * words, num_rows)
+            plain, drafted = [], []
+            for matcher, row, drafts in fills:
+                if allowed := drafts[: matcher.num_accepted(drafts)]:
+                    drafted.append((matcher._state, row, list(allowed)))
+                else:
+                    plain.append((matcher._state, row))
+            where = (bitmask.ctypes.data, 4 * bitmask.shape[1], bitmask.shape[0])
+            if plain:
+                self._executor.unsafe_compute_mask_ptr(plain, *where)
+            if drafted:
+                self._executor.unsafe_compute_mask_ptr_with_draft_token(drafted, *where)
 
 
 class _Vocabulary:

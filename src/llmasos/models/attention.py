@@ -73,7 +73,7 @@ def alibi_slopes(num_heads: int) -> tuple[float, ...]:
     return tuple(slopes)
 
 
-def _alibi(spec: AttentionSpec, distance: Tensor, k_pos: Tensor) -> Tensor:
+def alibi_bias(spec: AttentionSpec, distance: Tensor, k_pos: Tensor) -> Tensor:
     """What ALiBi adds to the scores: `distance` [.., T, S] and k_pos [S] -> [.., H, T or 1, S] in float32."""
     slopes = torch.tensor(spec.slopes, device=k_pos.device)[:, None, None]
     if spec.alibi_bf16:
@@ -96,7 +96,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, q_pos: Tenso
         scores = torch.tanh(scores / spec.softcap) * spec.softcap
     distance = q_pos[:, None] - k_pos[None, :]
     if spec.slopes:
-        scores = scores + _alibi(spec, distance, k_pos).unflatten(0, (k.shape[1], groups))
+        scores = scores + alibi_bias(spec, distance, k_pos).unflatten(0, (k.shape[1], groups))
     if hidden := _hidden(distance, spec):
         scores = scores.masked_fill(hidden[0], float("-inf"))
     out = scores.softmax(-1).to(v.dtype) @ v.permute(1, 0, 2)[:, None]
@@ -115,9 +115,12 @@ def _hidden(distance: Tensor, spec: AttentionSpec) -> list[Tensor]:
     return [torch.stack(masks).any(0)] if masks else []
 
 
-def _prefill(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, start: int) -> Tensor:
+def prefill(
+    q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, start: int, masks: dict[object, Tensor] | None = None
+) -> Tensor:
     """Queries at positions start.. against keys at 0..; one sequence. The fused kernel where the case allows it; where
-    a mask or the scores themselves are needed, QUERY_ROWS queries at a time against the keys that they can see."""
+    a mask or the scores themselves are needed, QUERY_ROWS queries at a time against the keys that they can see. `masks`
+    keeps what was made for the layers that follow."""
     num_tokens, num_keys = q.shape[0], k.shape[0]
     causal = spec.causal and num_tokens > 1
     masked = (spec.window and num_keys > spec.window) or (start and causal)
@@ -133,20 +136,27 @@ def _prefill(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, start: int) -
         k_pos = torch.arange(low, high, device=q.device)
         seen = queries, k[low:high], v[low:high], spec
         if spec.plain:
-            parts.append(_fused(*seen, visible=~_hidden(q_pos[:, None] - k_pos, spec)[0]))
+            key = (first, last, low, high, spec.window, q.dtype)
+            mask = None if masks is None else masks.get(key)
+            if mask is None:
+                hidden = _hidden(q_pos[:, None] - k_pos, spec)[0]
+                mask = torch.zeros(hidden.shape, dtype=q.dtype, device=q.device).masked_fill_(hidden, float("-inf"))
+                if masks is not None:
+                    masks[key] = mask
+            parts.append(_fused(*seen, mask=mask))
         else:
             parts.append(attention(*seen, q_pos, k_pos))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _fused(
-    q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, *, causal: bool = False, visible: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, *, causal: bool = False, mask: Tensor | None = None
 ) -> Tensor:
     out = F.scaled_dot_product_attention(
         q.transpose(0, 1)[None],
         k.transpose(0, 1)[None],
         v.transpose(0, 1)[None],
-        attn_mask=visible,
+        attn_mask=mask,
         is_causal=causal,
         scale=spec.scale,
         enable_gqa=q.shape[1] != k.shape[1],
@@ -163,9 +173,9 @@ class Varlen:
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         spec = self.specs[layer]
         if len(self.lengths) == 1:
-            return _prefill(q, k, v, spec, 0)
+            return prefill(q, k, v, spec, 0)
         parts = zip(q.split(self.lengths), k.split(self.lengths), v.split(self.lengths), strict=True)
-        return torch.cat([_prefill(*part, spec, 0) for part in parts])
+        return torch.cat([prefill(*part, spec, 0) for part in parts])
 
     def positions(self, device: torch.device | str = "cpu") -> Tensor:
         """Position of each packed token in its own sequence, [T]."""
@@ -247,8 +257,8 @@ class ContiguousCache:
         keys[:, start:end] = k.transpose(0, 1)
         values[:, start:end] = v.transpose(0, 1)
         if start == 0:
-            return _prefill(q, k, v, self.specs[layer], 0)
-        return _prefill(q, keys[:, :end].transpose(0, 1), values[:, :end].transpose(0, 1), self.specs[layer], start)
+            return prefill(q, k, v, self.specs[layer], 0)
+        return prefill(q, keys[:, :end].transpose(0, 1), values[:, :end].transpose(0, 1), self.specs[layer], start)
 
     def _decode(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One new token per row. Queries that share a key head form one small matrix, so keys are never repeated."""
@@ -282,7 +292,7 @@ class ContiguousCache:
         distance = self._positions[:, None] - k_pos
         if spec.slopes:
             # [B or none, H, 1, S] beside scores [B, K, H / K, S]
-            bias = _alibi(spec, distance[:, None], k_pos).squeeze(-2)
+            bias = alibi_bias(spec, distance[:, None], k_pos).squeeze(-2)
             scores = scores + bias.unflatten(-2, (past_k.shape[1], -1))
         if batch > 1 and (hidden := _hidden(distance, spec)):
             scores = scores.masked_fill(hidden[0][:, None, None], float("-inf"))

@@ -1,0 +1,284 @@
+"""Attention over pages in torch operations: the CPU's path, and what the kernels must equal.
+
+T = packed tokens, B = sequences, H = query heads, K = key/value heads, G = H / K, D = head width, S = keys.
+Indices and masks of a pass are made once (`Plan`) and serve all layers of a page group. A sequence whose pages lie side
+by side is read in place; other pages are gathered. Sequences that decode are read together, padded to the longest of
+them: what a padded key holds is masked, and finite, because a page is cleared when its first token is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llmasos.inference.batch import Batch
+from llmasos.models.attention import AttentionSpec, alibi_bias, prefill
+
+Stored = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""Keys and values [num_slots, K, D] of a layer, and their scales [num_slots, K] where they are fp8 or int8."""
+Ints = NDArray[np.int64]
+
+MOST_PADDING = 512
+"""Keys that may be read for nothing rather than split a batch of decodes: about what one more call costs."""
+MOST_GATHERED = 1 << 16
+"""Keys that are gathered at once: what bounds the memory of a layer's pass."""
+
+
+def by_page(memory: Tensor, page_size: int) -> Tensor:
+    """Slots first -> pages first: [num_slots, ...] -> [num_pages, page_size, ...]; fp8 as bytes, since torch cannot
+    index it."""
+    plain = memory.view(torch.uint8) if memory.dtype == torch.float8_e4m3fn else memory
+    return plain.unflatten(0, (-1, page_size))
+
+
+def quantize(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x [T, K, D] -> values in fp8 or int8 and their scales [T, K]: the largest of a token and head is 448 or 127."""
+    values = x.float()
+    largest = 448.0 if dtype == torch.float8_e4m3fn else 127.0
+    scales = values.abs().amax(-1).clamp_min(1e-12) / largest
+    values = values / scales[..., None]
+    return (values.round() if dtype == torch.int8 else values).to(dtype), scales
+
+
+@dataclass(slots=True)
+class Span:
+    """Where the keys of some sequences lie: neighbouring slots of one, or pages of several to gather."""
+
+    num: int
+    """Sequences, B."""
+    length: int
+    """Keys of each, S."""
+    slot: int = -1
+    """The first of S neighbouring slots."""
+    rows: Tensor | None = None
+    """[B · K · pages]: rows of the memory seen as [K · num_pages, page_size · D]."""
+    skipped: int = 0
+    """Keys of the first page that nobody reads."""
+
+
+@dataclass(slots=True)
+class Decodes:
+    """Sequences with one new token each that are read together."""
+
+    tokens: slice | Tensor
+    """Which of the packed tokens."""
+    span: Span
+    distance: Tensor
+    """[B, S]: from each key to the query."""
+    visible: Tensor | None
+    """[B, S]; None: all."""
+    masks: dict[torch.dtype, Tensor] = field(default_factory=dict)
+
+    def mask(self, dtype: torch.dtype) -> Tensor | None:
+        """What is added to the scores, [B, 1, 1, S]."""
+        if self.visible is None:
+            return None
+        if dtype not in self.masks:
+            zeros = torch.zeros(self.visible.shape, dtype=dtype, device=self.visible.device)
+            self.masks[dtype] = zeros.masked_fill_(~self.visible, float("-inf"))[:, None, None]
+        return self.masks[dtype]
+
+
+@dataclass(slots=True)
+class Chunk:
+    """New tokens of one sequence, and its keys from the first that any of them sees."""
+
+    tokens: slice
+    span: Span
+    start: int
+    """The first new token, counted from the first key."""
+
+
+class Plan:
+    """One pass over the pages of one group."""
+
+    def __init__(
+        self, batch: Batch, group: int, window: int, num_heads: int, num_pages: int, invariant: bool = False
+    ) -> None:
+        self.page_size, self.window = batch.page_size, window
+        self.num_heads, self.num_pages = num_heads, num_pages
+        self.device = batch.positions.device
+        self._table: Ints = batch.tables[group].cpu().numpy()
+        lengths = batch.seq_lens.cpu().numpy().astype(np.int64)
+        starts = batch.query_start.cpu().numpy().astype(np.int64)
+        new = np.diff(starts)
+        self._slots(batch, group)
+        self._find_fresh(lengths, new)
+        # the first key that a sequence's first query sees
+        lows = np.maximum(lengths - new - window + 1, 0) if window else np.zeros_like(lengths)
+        single = new == 1
+        self.masks: dict[object, Tensor] = {}
+        self.decodes = self._plan_decodes(np.flatnonzero(single), starts, lows, lengths, invariant)
+        self.chunks = [
+            self._plan_chunk(int(b), int(starts[b]), int(new[b]), int(lows[b]), int(lengths[b]))
+            for b in np.flatnonzero(new > 1)
+        ]
+
+    # where new tokens go
+
+    def _slots(self, batch: Batch, group: int) -> None:
+        positions = batch.positions
+        pages = batch.tables[group][batch.sequences, positions // self.page_size]
+        self.slots = pages.long() * self.page_size + positions % self.page_size
+        self.num_tokens = positions.shape[0]
+        first, last = int(self.slots[0]), int(self.slots[-1])
+        side_by_side = last - first == self.num_tokens - 1 and bool((self.slots.diff() == 1).all())
+        self.first_slot = first if side_by_side else -1
+
+    def _find_fresh(self, lengths: Ints, new: Ints) -> None:
+        """Pages that begin in this pass and do not fill: what is behind their tokens is cleared."""
+        tails = lengths % self.page_size
+        began = np.flatnonzero((tails > 0) & (tails <= new))
+        self.fresh: Tensor | None = None
+        if len(began):
+            pages = self._table[began, lengths[began] // self.page_size]
+            self.fresh = torch.from_numpy(pages.astype(np.int64)).to(self.device)
+
+    def write(self, stored: Stored, k: Tensor, v: Tensor) -> None:
+        """Keep k and v [T, K, D] in the slots of their tokens."""
+        for memory, scales, x in ((stored[0], stored[2], k), (stored[1], stored[3], v)):
+            if scales is not None:
+                x, scale = quantize(x, memory.dtype)
+                self._put(scales, scale)
+            self._put(memory, x)
+
+    def _put(self, memory: Tensor, x: Tensor) -> None:
+        if memory.dtype == torch.float8_e4m3fn:
+            memory, x = memory.view(torch.uint8), x.view(torch.uint8)
+        if self.fresh is not None:
+            by_page(memory, self.page_size).index_fill_(0, self.fresh, 0)
+        if self.first_slot >= 0:
+            memory.narrow(0, self.first_slot, self.num_tokens).copy_(x)
+        else:
+            memory.index_copy_(0, self.slots, x.to(memory.dtype))
+
+    # which keys are read
+
+    def _plan_decodes(self, sequences: Ints, starts: Ints, lows: Ints, lengths: Ints, invariant: bool) -> list[Decodes]:
+        """Sequences of about the same length together: MOST_PADDING keys at most are read for nothing."""
+        if len(sequences) == 1:
+            return [self._plan_block(sequences, starts, lows, lengths)]
+        num_keys = lengths - lows
+        blocks, block, padding = [], [], 0
+        for b in sequences[np.argsort(-num_keys[sequences], kind="stable")].tolist():
+            longest = int(num_keys[block[0]]) if block else 0
+            padding += longest - int(num_keys[b])
+            if block and (invariant or padding > MOST_PADDING or (len(block) + 1) * longest > MOST_GATHERED):
+                blocks.append(block)
+                block, padding = [], 0
+            block.append(b)
+        if block:
+            blocks.append(block)
+        return [self._plan_block(np.sort(np.array(b)), starts, lows, lengths) for b in blocks]
+
+    def _plan_block(self, sequences: Ints, starts: Ints, lows: Ints, lengths: Ints) -> Decodes:
+        tokens = starts[sequences]
+        low, high = lows[sequences], lengths[sequences]
+        span, base = self._span(sequences, low, high)
+        k_pos = base[:, None] + np.arange(span.length)
+        distance = high[:, None] - 1 - k_pos
+        visible = (distance >= 0) & (k_pos >= low[:, None])
+        return Decodes(
+            tokens=_as_slice(tokens, self.device),
+            span=span,
+            distance=torch.from_numpy(distance).to(self.device),
+            visible=None if visible.all() else torch.from_numpy(visible).to(self.device),
+        )
+
+    def _plan_chunk(self, b: int, at: int, num_new: int, low: int, length: int) -> Chunk:
+        span, base = self._span(np.array([b]), np.array([low]), np.array([length]))
+        return Chunk(slice(at, at + num_new), span, length - num_new - int(base[0]))
+
+    def _span(self, sequences: Ints, lows: Ints, highs: Ints) -> tuple[Span, Ints]:
+        """Where keys low .. high - 1 of each sequence lie, and the position of the first key of the span."""
+        size = self.page_size
+        first, last = lows // size, (highs - 1) // size
+        if len(sequences) == 1:
+            pages = self._table[sequences[0], first[0] : last[0] + 1].astype(np.int64)
+            low, length = int(lows[0]), int(highs[0] - lows[0])
+            skipped = low % size
+            if pages[-1] - pages[0] == len(pages) - 1 and (np.diff(pages) == 1).all():
+                return Span(1, length, slot=int(pages[0]) * size + skipped), lows
+            return Span(1, length, rows=self._rows(pages[None]), skipped=skipped), lows
+        columns = first[:, None] + np.arange(int((last - first).max()) + 1)
+        # behind its last page a sequence reads that page again, masked
+        pages = self._table[sequences[:, None], np.minimum(columns, last[:, None])].astype(np.int64)
+        base = first * size
+        return Span(len(sequences), int((highs - base).max()), rows=self._rows(pages)), base
+
+    def _rows(self, pages: Ints) -> Tensor:
+        heads = np.arange(self.num_heads)[None, :, None] * self.num_pages
+        return torch.from_numpy((heads + pages[:, None]).reshape(-1)).to(self.device)
+
+    # attention
+
+    def read(self, stored: Stored, q: Tensor, spec: AttentionSpec) -> Tensor:
+        """Queries [T, H, D] -> what they saw, [T, H, D]."""
+        parts: Sequence[Decodes | Chunk] = [*self.decodes, *self.chunks]
+        if len(parts) == 1:
+            return self._part(parts[0], stored, q, spec)
+        out = torch.empty_like(q)
+        for part in parts:
+            out[part.tokens] = self._part(part, stored, q[part.tokens], spec)
+        return out
+
+    def _part(self, part: Decodes | Chunk, stored: Stored, q: Tensor, spec: AttentionSpec) -> Tensor:
+        keys = self._keys(stored[0], stored[2], part.span, q.dtype)
+        values = self._keys(stored[1], stored[3], part.span, q.dtype)
+        if isinstance(part, Decodes):
+            return decode(q, keys, values, spec, part)
+        return prefill(q, keys[0].transpose(0, 1), values[0].transpose(0, 1), spec, part.start, self.masks)
+
+    def _keys(self, memory: Tensor, scales: Tensor | None, span: Span, dtype: torch.dtype) -> Tensor:
+        """The keys or values of a span, [B, K, S, D]."""
+        found = self._found(memory.transpose(0, 1), span)
+        if scales is None:
+            return found if found.dtype == dtype else found.to(dtype)
+        factors = self._found(scales.transpose(0, 1)[..., None], span)
+        return (found.float() * factors).to(dtype)
+
+    def _found(self, memory: Tensor, span: Span) -> Tensor:
+        """memory [K, num_slots, D] -> [B, K, S, D], in place where the slots are neighbours."""
+        if span.rows is None:
+            return memory.narrow(1, span.slot, span.length)[None]
+        kind, (heads, _, width) = memory.dtype, memory.shape
+        plain = memory.view(torch.uint8) if kind == torch.float8_e4m3fn else memory
+        if plain.is_contiguous():
+            found = plain.view(-1, self.page_size * width).index_select(0, span.rows)
+        else:
+            pages = plain.unflatten(1, (self.num_pages, self.page_size))
+            found = pages[span.rows // self.num_pages, span.rows % self.num_pages]
+        found = found.view(kind).view(span.num, heads, -1, width)
+        return found.narrow(2, span.skipped, span.length)
+
+
+def decode(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, block: Decodes) -> Tensor:
+    """One query per sequence: q [B, H, D], k and v [B, K, S, D]. Queries that share a key head form one small matrix,
+    so that keys are never repeated."""
+    queries = q.view(q.shape[0], k.shape[1], -1, q.shape[2])
+    if spec.plain:
+        out = F.scaled_dot_product_attention(queries, k, v, attn_mask=block.mask(q.dtype), scale=spec.scale)
+        return out.reshape(q.shape)
+    scores = (queries @ k.transpose(-1, -2)).float() * spec.scale
+    if spec.softcap:
+        scores = torch.tanh(scores / spec.softcap) * spec.softcap
+    if spec.slopes:
+        # [B or none, H, 1, S] beside scores [B, K, G, S]
+        k_pos = torch.arange(k.shape[2], device=k.device)
+        scores = scores + alibi_bias(spec, block.distance[:, None], k_pos).squeeze(-2).unflatten(-2, (k.shape[1], -1))
+    if block.visible is not None:
+        scores = scores.masked_fill(~block.visible[:, None, None], float("-inf"))
+    return (scores.softmax(-1).to(v.dtype) @ v).reshape(q.shape)
+
+
+def _as_slice(tokens: Ints, device: torch.device) -> slice | Tensor:
+    first, last = int(tokens[0]), int(tokens[-1])
+    if last - first == len(tokens) - 1:
+        return slice(first, last + 1)
+    return torch.from_numpy(tokens).to(device)

@@ -1,0 +1,141 @@
+"""The memory of the pages, and attention over them: what stands behind `attend` when the engine runs a model.
+
+T = packed tokens, B = sequences, H = query heads, K = key/value heads, D = head width. Every layer has its own keys and
+values [num_slots, K, D]; token t of a sequence lives in slot page * page_size + offset of its layer's group. `plan`
+announces a pass; then each layer calls the object once (or `write` and `read`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from llmasos.inference import paged_torch
+from llmasos.inference.batch import Batch
+from llmasos.models.attention import layer_specs
+
+if TYPE_CHECKING:
+    from llmasos.inference.cache import Copy
+    from llmasos.models.config import ModelConfig
+
+STORED = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "fp8": torch.float8_e4m3fn,
+    "int8": torch.int8,
+}
+
+
+def page_groups(config: ModelConfig) -> tuple[list[int], list[int]]:
+    """Layers that keep the same tokens share page numbers: (window of each group, 0 first; group of each layer)."""
+    windows = [config.window(i) for i in range(config.num_layers)]
+    groups = sorted(set(windows))
+    return groups, [groups.index(w) for w in windows]
+
+
+class Pages:
+    """Keys and values of all sequences. On a CPU the memory is virtual until it is written.
+
+    With kv_dtype fp8 or int8 every token and head has a float32 scale; "auto" is the model's dtype. `batch_invariant`
+    (CPU): every query is computed alone, so that no bit of its result depends on what else is in the pass.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_pages: Sequence[int],
+        page_size: int,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        kv_dtype: str = "auto",
+        batch_invariant: bool = False,
+    ) -> None:
+        self.config, self.page_size, self.dtype = config, page_size, dtype
+        self.device = torch.device(device)
+        self.num_pages = list(num_pages)
+        self.groups, self.layer_group = page_groups(config)
+        self.specs = layer_specs(config)
+        self.batch_invariant = batch_invariant
+        self.kv_dtype = stored_dtype(kv_dtype, dtype)
+        self.keys, self.values = ([self._empty(g) for g in self.layer_group] for _ in range(2))
+        scaled = is_scaled(self.kv_dtype)
+        self.key_scales, self.value_scales = (
+            [self._empty_scales(g) if scaled else None for g in self.layer_group] for _ in range(2)
+        )
+        self._plans: list[paged_torch.Plan] = []
+
+    def _empty(self, group: int) -> Tensor:
+        slots, heads = self.num_pages[group] * self.page_size, self.config.num_kv_heads
+        if self.device.type == "cpu":
+            # one head's keys lie side by side: they are read head by head, and in place
+            return torch.empty(heads, slots, self.config.head_dim, dtype=self.kv_dtype).transpose(0, 1)
+        return torch.empty(slots, heads, self.config.head_dim, dtype=self.kv_dtype, device=self.device)
+
+    def _empty_scales(self, group: int) -> Tensor:
+        slots, heads = self.num_pages[group] * self.page_size, self.config.num_kv_heads
+        if self.device.type == "cpu":
+            return torch.empty(heads, slots).transpose(0, 1)
+        return torch.empty(slots, heads, device=self.device)
+
+    @staticmethod
+    def bytes_per_page(config: ModelConfig, group: int, page_size: int, kv_dtype: str, dtype: torch.dtype) -> int:
+        """Bytes that one page of a group takes over all of the group's layers."""
+        num_layers = page_groups(config)[1].count(group)
+        stored = stored_dtype(kv_dtype, dtype)
+        head = config.head_dim * stored.itemsize + (4 if is_scaled(stored) else 0)
+        return 2 * num_layers * page_size * config.num_kv_heads * head
+
+    def plan(self, batch: Batch) -> None:
+        """Announce a pass."""
+        self._plans = [
+            paged_torch.Plan(
+                batch, group, window, self.config.num_kv_heads, self.num_pages[group], self.batch_invariant
+            )
+            for group, window in enumerate(self.groups)
+        ]
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Keep k and v [T, K, D] of the new tokens and return what the queries [T, H, D] saw."""
+        self.write(layer, k, v)
+        return self.read(layer, q)
+
+    def write(self, layer: int, k: Tensor, v: Tensor) -> None:
+        plan = self._plans[self.layer_group[layer]]
+        plan.write(self._stored(layer), k, v)
+
+    def read(self, layer: int, q: Tensor) -> Tensor:
+        """Attention of the queries [T, H, D] over the pages; this pass's keys and values are written."""
+        plan = self._plans[self.layer_group[layer]]
+        return plan.read(self._stored(layer), q, self.specs[layer])
+
+    def _stored(self, layer: int) -> paged_torch.Stored:
+        return self.keys[layer], self.values[layer], self.key_scales[layer], self.value_scales[layer]
+
+    def copy(self, copies: Iterable[Copy]) -> None:
+        """Copy whole pages; run before the next pass writes."""
+        for group in range(len(self.groups)):
+            own = [c for c in copies if c.group == group]
+            if not own:
+                continue
+            source, target = (
+                torch.tensor([getattr(c, end) for c in own], device=self.device) for end in ("source", "target")
+            )
+            for layer, of in enumerate(self.layer_group):
+                if of == group:
+                    for memory in self._stored(layer):
+                        if memory is not None:
+                            pages = paged_torch.by_page(memory, self.page_size)
+                            pages[target] = pages[source]
+
+
+def stored_dtype(kv_dtype: str, dtype: torch.dtype) -> torch.dtype:
+    return dtype if kv_dtype == "auto" else STORED[kv_dtype]
+
+
+def is_scaled(stored: torch.dtype) -> bool:
+    return stored.itemsize == 1

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llmasos.errors import ContextOverflowError
 from llmasos.inference.request import Chunk, FinishReason, SamplingParams, TokenLogprob
-from llmasos.inference.sampler import Sampler, token_logprob, token_names
+from llmasos.inference.sampler import Sampler, SamplingRow, make_batch, token_logprob, token_names
 from llmasos.inference.stopping import StopStrings
 from llmasos.models.attention import ContiguousCache
 from llmasos.models.layers import stretched_from
@@ -83,7 +83,7 @@ class _Running:
     index: int
     row: int
     max_tokens: int
-    sampler: Sampler
+    sampling: SamplingRow
     decoder: StreamDecoder | None
     stops: StopStrings
     ids: list[int] = field(default_factory=list)
@@ -172,7 +172,7 @@ class Generation:
             index=index,
             row=row,
             max_tokens=job.max_tokens,
-            sampler=Sampler(job.params, job.prompt, index),
+            sampling=SamplingRow(job.params, job.prompt, index),
             decoder=self.tokenizer.stream() if self.tokenizer else None,
             stops=StopStrings(job.params.stop, include=job.params.include_stop),
         )
@@ -224,8 +224,9 @@ class Generation:
 
     def _advance(self, s: _Running, logits: Tensor, token: int) -> Chunk:
         """Make `token` part of the completion; its last chunk frees the row."""
-        params = s.sampler.params
+        params = s.sampling.params
         s.ids.append(token)
+        s.sampling.add(token)
         reason: FinishReason | None
         stop_reason: str | int | None
         reason, stop_reason = self._ended_by(s, token)
@@ -246,9 +247,9 @@ class Generation:
         return Chunk(s.index, text, (token,), logprobs, reason, stop_reason)
 
     def _ended_by(self, s: _Running, token: int) -> tuple[FinishReason | None, int | None]:
-        if token in s.sampler.params.stop_token_ids:
+        if token in s.sampling.params.stop_token_ids:
             return "stop", token
-        if token in self._eos and not s.sampler.params.ignore_eos:
+        if token in self._eos and not s.sampling.params.ignore_eos:
             return "stop", None
         return None, None
 
@@ -260,7 +261,8 @@ class Generation:
 
 
 def _choose(ready: list[tuple[_Running, Tensor]]) -> list[int]:
-    """The next token of each; one argmax over the batch where that is all there is to do."""
-    if all(s.sampler.trivial for s, _ in ready):
-        return [int(i) for i in torch.stack([row for _, row in ready]).argmax(-1).tolist()]
-    return [s.sampler.choose(row, s.ids) for s, row in ready]
+    """The next token of each."""
+    batch = make_batch([s.sampling for s, _ in ready], [len(s.ids) for s, _ in ready])
+    logits = torch.stack([row for _, row in ready])
+    tokens: list[int] = Sampler(logits.device).sample(logits, batch).tokens.tolist()
+    return tokens

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json as jsonlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from llmasos.errors import InvalidInputError, UnsupportedError
 
 FinishReason = Literal["stop", "length", "abort"]
+LogitsProcessor = Callable[[list[int], Any], Any]
+"""(tokens of the output so far, float32 logits [V]) -> logits [V]; after penalties, before a grammar's mask."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ class SamplingParams:
     """Keep the stop string in the text."""
     ignore_eos: bool = False
     logit_bias: dict[int, float] = field(default_factory=dict)
+    logits_processors: tuple[LogitsProcessor, ...] = ()
+    """The caller's own changes to the logits, in order. Each waits for the token before: steps no longer overlap."""
     logprobs: int | None = None
     """Return log-probabilities (of the model's raw logits) for the chosen token and this many alternatives."""
     prompt_logprobs: int | None = None
@@ -106,7 +110,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        for name in ("stop", "stop_token_ids"):
+        for name in ("stop", "stop_token_ids", "logits_processors"):
             given = getattr(self, name) or ()
             if isinstance(given, str) or not isinstance(given, Iterable):
                 raise InvalidInputError(f"{name}={given!r} is not a list.", param=name)
@@ -126,6 +130,10 @@ class SamplingParams:
                 raise InvalidInputError(f"{name}={value!r} is not {kind} {bound}.", param=name)
         if any(not isinstance(s, str) or not s for s in self.stop):
             raise InvalidInputError(f"stop={list(self.stop)!r} must hold non-empty strings.", param="stop")
+        if not all(callable(p) for p in self.logits_processors):
+            raise InvalidInputError(
+                f"logits_processors={self.logits_processors!r} must hold functions.", param="logits_processors"
+            )
         if self.seed is not None and (not isinstance(self.seed, int) or isinstance(self.seed, bool)):
             raise InvalidInputError(f"seed={self.seed!r} is not a whole number.", param="seed")
         if not isinstance(self.logit_bias, Mapping):

@@ -1,12 +1,18 @@
 """Shared fixtures: an empty home for every test, and tiny random models that are made once per session."""
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tiny import write_tiny_model
+
+if not torch.cuda.is_available():
+    # read when triton is imported: kernels run in its interpreter
+    os.environ["TRITON_INTERPRET"] = "1"
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a job in the background of a script ignores Ctrl-C and hands that on to its children; tests here send it

@@ -1,0 +1,217 @@
+"""One walk over tiles of keys in pages: the inner loop that decode, prefill and shared prefixes have in common.
+
+B = sequences, T = packed queries, H = query heads, K = key heads, G = H / K, D = head width, P = page-table columns.
+Keys and values of one layer lie in [num_slots, K, D]; the key at position n of sequence b is in slot
+table[b, n // page_size] * page_size + n % page_size. Storage may be fp8 (e4m3) or int8: a stored number times its
+scale, one per slot and head, [num_slots, K] float32.
+
+Rows of a tile are queries times the G heads that share a key head (row r: query r // G, head r % G), so that a key is
+read once for all of them. Softmax is the online one (arXiv:1805.02867) in base 2: a row's state is acc [D], the weighted
+sum of values, m, the largest exponent so far, and l, the sum of weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from llmasos.models.attention import AttentionSpec
+
+LOG2E = 1.4426950408889634
+NOTHING = tl.constexpr(-1e30)
+"""m of a row that has seen no key; finite, so that differences of two of them are numbers."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a kernel is cut: rows and keys of a tile, warps of a program, depth of the software pipeline."""
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+
+
+@triton.jit
+def find_slots(table, n0, high, PAGE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Slots of keys n0 .. n0 + BLOCK_N - 1; those from `high` on are never used."""
+    offsets = tl.arange(0, BLOCK_N)
+    if PAGE % BLOCK_N == 0:
+        page = tl.load(table + n0 // PAGE, mask=n0 < high, other=0).to(tl.int64)
+        return page * PAGE + n0 % PAGE + offsets
+    else:
+        n = n0 + offsets
+        pages = tl.load(table + n // PAGE, mask=n < high, other=0).to(tl.int64)
+        return pages * PAGE + n % PAGE
+
+
+@triton.jit
+def empty_state(BLOCK_M: tl.constexpr, WIDTH: tl.constexpr):
+    acc = tl.zeros([BLOCK_M, WIDTH], tl.float32)
+    return acc, tl.full([BLOCK_M], NOTHING, tl.float32), tl.zeros([BLOCK_M], tl.float32)
+
+
+@triton.jit
+def load_rows(pointer, row, head, valid, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr):
+    """Heads head * G .. of queries from `pointer` ([.., K * G, D]) on, as rows: [BLOCK_M, WIDTH], zero where not valid."""
+    d = tl.arange(0, WIDTH)
+    at = (row // G) * (K * G * D) + (head * G + row % G) * D
+    return tl.load(pointer + at[:, None] + d[None, :], mask=valid[:, None] & (d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def store_rows(
+    pointer, value, row, head, valid, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr
+):
+    d = tl.arange(0, WIDTH)
+    at = (row // G) * (K * G * D) + (head * G + row % G) * D
+    tl.store(pointer + at[:, None] + d[None, :], value, mask=valid[:, None] & (d < D)[None, :])
+
+
+@triton.jit
+def walk(
+    acc,
+    m,
+    l,
+    q,
+    position,
+    slope,
+    keys,
+    values,
+    k_scales,
+    v_scales,
+    table,
+    begin,
+    end,
+    low,
+    high,
+    head,
+    factor,
+    softcap,
+    window,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    MASKED: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    ALIBI: tl.constexpr,
+    SCALED: tl.constexpr,
+):
+    """The state after keys begin .. end - 1, BLOCK_N at a time. Rows q [BLOCK_M, WIDTH] sit at `position` [BLOCK_M].
+
+    MASKED: only keys low .. high - 1 exist, and CAUSAL and WINDOW hide pairs; else every row sees every key of the walk.
+    Pages of keys that do not exist are not read: they may hold anything, a NaN times weight 0 too.
+    """
+    WIDTH: tl.constexpr = q.shape[1]
+    d = tl.arange(0, WIDTH)
+    slots = find_slots(table, begin, high, PAGE, BLOCK_N)
+    for n0 in range(begin, end, BLOCK_N):
+        n = n0 + tl.arange(0, BLOCK_N)
+        at = slots[:, None] * (K * D) + (head * D + d)[None, :]
+        cell = slots * K + head
+        # the next tile's slots are read before this tile's keys arrive
+        slots = find_slots(table, n0 + BLOCK_N, high, PAGE, BLOCK_N)
+        exists = (n >= low) & (n < high)
+        if MASKED:
+            k = tl.load(keys + at, mask=exists[:, None] & (d < D)[None, :], other=0.0)
+            v = tl.load(values + at, mask=exists[:, None] & (d < D)[None, :], other=0.0)
+        elif D < WIDTH:
+            k = tl.load(keys + at, mask=(d < D)[None, :], other=0.0)
+            v = tl.load(values + at, mask=(d < D)[None, :], other=0.0)
+        else:
+            k = tl.load(keys + at)
+            v = tl.load(values + at)
+        s = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee")
+        if SCALED:
+            s *= tl.load(k_scales + cell, mask=exists, other=0.0)[None, :]
+        if SOFTCAP:
+            # softcap · tanh(x): the factor holds 2 log2(e) / softcap
+            s = softcap * (1.0 - 2.0 / (tl.exp2(s * factor) + 1.0))
+        elif ALIBI:
+            s = s * factor
+        if ALIBI:
+            s -= slope[:, None] * (position[:, None] - n[None, :]).to(tl.float32)
+        if MASKED:
+            seen = exists[None, :]
+            if CAUSAL:
+                seen = seen & (n[None, :] <= position[:, None])
+            if WINDOW:
+                seen = seen & (n[None, :] > position[:, None] - window)
+                if not CAUSAL:
+                    seen = seen & (n[None, :] < position[:, None] + window)
+            s = tl.where(seen, s, float("-inf"))
+        if SOFTCAP or ALIBI:
+            m_new = tl.maximum(m, tl.max(s, 1))
+            p = tl.exp2(s - m_new[:, None])
+        else:
+            m_new = tl.maximum(m, tl.max(s, 1) * factor)
+            p = tl.exp2(s * factor - m_new[:, None])
+        shrink = tl.exp2(m - m_new)
+        l = l * shrink + tl.sum(p, 1)
+        if SCALED:
+            p *= tl.load(v_scales + cell, mask=exists, other=0.0)[None, :]
+        acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * shrink[:, None], input_precision="ieee")
+        m = m_new
+    return acc, m, l
+
+
+@triton.jit
+def join(acc, m, l, acc_other, m_other, l_other):
+    """The state after the keys of both."""
+    m_new = tl.maximum(m, m_other)
+    old, new = tl.exp2(m - m_new), tl.exp2(m_other - m_new)
+    return acc * old[:, None] + acc_other * new[:, None], m_new, l * old + l_other * new
+
+
+@triton.jit
+def finish(acc, m, l, sinks, head, row, valid, G: tl.constexpr, SINKS: tl.constexpr):
+    """The rows' results. A sink is one more logit of its head, with no value behind it."""
+    if SINKS:
+        l += tl.exp2(tl.load(sinks + head * G + row % G, mask=valid, other=0.0) * 1.4426950408889634 - m)
+    return acc / tl.where(l == 0.0, 1.0, l)[:, None]
+
+
+def check_layout(q: Tensor, keys: Tensor, values: Tensor, table: Tensor, spec: AttentionSpec) -> None:
+    """Raises ValueError for what these kernels do not compute."""
+    if spec.alibi_bf16:
+        raise ValueError("ALiBi rounded to bfloat16 is not computed by the kernels: take the torch path")
+    if not (q.is_contiguous() and keys.is_contiguous() and values.is_contiguous() and table.stride(1) == 1):
+        raise ValueError("q, keys and values must be contiguous, and so must be the rows of the page table")
+    if q.shape[1] % keys.shape[1] or q.shape[2] != keys.shape[2] or keys.shape != values.shape:
+        raise ValueError(f"queries {tuple(q.shape)} do not fit keys {tuple(keys.shape)}, values {tuple(values.shape)}")
+
+
+def arithmetic(
+    spec: AttentionSpec, k_scales: Tensor | None, slopes: Tensor | None
+) -> tuple[dict[str, float | int], dict[str, bool]]:
+    """The kernels' numbers and switches for one layer's arithmetic."""
+    if bool(spec.slopes) != (slopes is not None):
+        raise ValueError("a layer with ALiBi needs its slopes (times alibi_scale) as a tensor, others none")
+    if spec.softcap:
+        numbers = {"factor": 2 * LOG2E * spec.scale / spec.softcap, "softcap": spec.softcap * LOG2E}
+    else:
+        numbers = {"factor": spec.scale * LOG2E, "softcap": 0.0}
+    switches = {"SOFTCAP": bool(spec.softcap), "ALIBI": slopes is not None, "SCALED": k_scales is not None}
+    return numbers | {"window": spec.window}, switches
+
+
+def width(head_dim: int) -> int:
+    """Columns of a tile for a head of this width."""
+    return max(16, triton.next_power_of_2(head_dim))
+
+
+def sequence_block(num_sequences: int) -> int:
+    """Length of the vectors over all sequences; few sizes, since each is a kernel to compile."""
+    return 16 if num_sequences <= 16 else max(256, triton.next_power_of_2(num_sequences))
+
+
+def num_processors(device: torch.device) -> int:
+    """Multiprocessors to fill; off the GPU (Triton's interpreter) a small number."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

@@ -14,18 +14,22 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from llmasos.errors import InvalidInputError, UnsupportedError
+from llmasos.inference.sampler import uniform
 from llmasos.models.attention import ContiguousCache
 
 if TYPE_CHECKING:
+    from llmasos.inference.scheduler import Item as Planned
+    from llmasos.inference.scheduler import Sequence as Running
     from llmasos.models.load import LoadedModel
     from llmasos.text import Tokenizer
 
@@ -435,3 +439,54 @@ class SpeculationController:
         nearest = min(measured, key=lambda n: (abs(n - k), n))
         ratio = statistics.median(times[nearest]) / statistics.median(times[0])
         return max(1.0, 1.0 + (ratio - 1.0) * k / nearest)
+
+
+class Speculator:
+    """What the engine asks: drafts for its sequences, as many as pay. A sequence that is not asked for any more is
+    forgotten."""
+
+    def __init__(self, proposer: Proposer, max_drafts: int) -> None:
+        self.proposer, self.controller = proposer, SpeculationController(max_drafts)
+        self._known: set[int] = set()
+        self._seconds = 0.0
+        """Time of proposing since the last `learn_step`."""
+
+    def draft(self, sequences: Sequence[Running]) -> None:
+        """Set `drafts` of running sequences, none of which has a pass in flight."""
+        started = time.perf_counter()
+        for gone in self._known - {seq.id for seq in sequences}:
+            self.proposer.forget(gone)
+            self.controller.forget(gone)
+        self._known = {seq.id for seq in sequences}
+        decoding = [seq for seq in sequences if len(seq.token_ids) > seq.num_prompt <= seq.num_computed]
+        wanted = {seq.id: self._wanted(seq, len(decoding)) for seq in decoding}
+        found = self.proposer.propose([w for w in wanted.values() if w.k])
+        drafts = dict(zip((w.id for w in wanted.values() if w.k), found, strict=True))
+        for seq in sequences:
+            seq.drafts = _usable(drafts[seq.id].tokens, seq.owner) if seq.id in drafts else []
+        self._seconds += time.perf_counter() - started
+
+    def learn(self, seq: Running, num_drafted: int, num_accepted: int) -> None:
+        """A pass checked drafts of `seq`; the first `num_accepted` were right."""
+        self.controller.record(seq.id, num_drafted, num_accepted)
+
+    def learn_step(self, items: Sequence[Planned], seconds: float) -> None:
+        """A pass took so long, without proposing. Passes over prompts teach nothing."""
+        seconds, self._seconds = seconds + self._seconds, 0.0
+        if items and all(item.samples and item.num_new == 1 + len(item.drafts) for item in items):
+            self.controller.record_step(len(items), sum(len(item.drafts) for item in items), seconds)
+
+    def _wanted(self, seq: Running, num_sequences: int) -> Wanted:
+        num_output = len(seq.token_ids) - seq.num_prompt
+        # the model adds a token behind the drafts
+        k = min(self.controller.num_drafts(seq.id, num_sequences), seq.max_tokens - num_output - 1)
+        row = seq.owner.row
+        temperature = row.truncation.temperature if k > 0 else 0.0
+        numbers = [uniform(int(row.stream), num_output + i) for i in range(k)] if temperature else []
+        return Wanted(seq.id, seq.token_ids, max(0, k), temperature, numbers)
+
+
+def _usable(drafts: list[int], owner: Any) -> list[int]:
+    """Up to an end token, and as far as the grammar allows."""
+    drafts = drafts[: next((i + 1 for i, token in enumerate(drafts) if token in owner.ends), len(drafts))]
+    return drafts if owner.matcher is None else drafts[: owner.matcher.num_accepted(drafts)]

@@ -18,6 +18,7 @@ from llmasos.inference.batch import Batch
 from llmasos.models.attention import layer_specs
 
 if TYPE_CHECKING:
+    from llmasos.inference import paged_kernels
     from llmasos.inference.cache import Copy
     from llmasos.models.config import ModelConfig
 
@@ -37,11 +38,16 @@ def page_groups(config: ModelConfig) -> tuple[list[int], list[int]]:
     return groups, [groups.index(w) for w in windows]
 
 
+def uses_kernels(config: ModelConfig, device: torch.device) -> bool:
+    """Whether a model's attention is computed by the GPU's kernels: all but ALiBi that is rounded to bfloat16."""
+    return device.type == "cuda" and not config.alibi_bf16
+
+
 class Pages:
     """Keys and values of all sequences. On a CPU the memory is virtual until it is written.
 
-    With kv_dtype fp8 or int8 every token and head has a float32 scale; "auto" is the model's dtype. `batch_invariant`
-    (CPU): every query is computed alone, so that no bit of its result depends on what else is in the pass.
+    With kv_dtype fp8 or int8 every token and head has a float32 scale; "auto" is the model's dtype. `batch_invariant`:
+    no bit of a query's result depends on what else is in the pass.
     """
 
     def __init__(
@@ -61,26 +67,38 @@ class Pages:
         self.groups, self.layer_group = page_groups(config)
         self.specs = layer_specs(config)
         self.batch_invariant = batch_invariant
+        self.graphable = uses_kernels(config, self.device)
+        """Passes can be captured in CUDA graphs: planning and attention wait for nothing on the device."""
         self.kv_dtype = stored_dtype(kv_dtype, dtype)
         self.keys, self.values = ([self._empty(g) for g in self.layer_group] for _ in range(2))
         scaled = is_scaled(self.kv_dtype)
         self.key_scales, self.value_scales = (
             [self._empty_scales(g) if scaled else None for g in self.layer_group] for _ in range(2)
         )
-        self._plans: list[paged_torch.Plan] = []
+        self._plans: Sequence[paged_torch.Plan | paged_kernels.Plan] = []
+        self._shared: paged_kernels.SharedBuffers | None = None
+        self._prepare_kernels()
+
+    def _prepare_kernels(self) -> None:
+        if self.graphable:
+            from llmasos.inference.paged_kernels import Workspaces
+
+            self._workspaces = Workspaces(self.config, self.device)
+            slopes, scale = self.specs[0].slopes, self.specs[0].alibi_scale
+            self._slopes = torch.tensor(slopes, device=self.device) * scale if slopes else None
 
     def _empty(self, group: int) -> Tensor:
-        slots, heads = self.num_pages[group] * self.page_size, self.config.num_kv_heads
-        if self.device.type == "cpu":
-            # one head's keys lie side by side: they are read head by head, and in place
-            return torch.empty(heads, slots, self.config.head_dim, dtype=self.kv_dtype).transpose(0, 1)
-        return torch.empty(slots, heads, self.config.head_dim, dtype=self.kv_dtype, device=self.device)
+        return self._memory(group, (self.config.head_dim,), self.kv_dtype)
 
     def _empty_scales(self, group: int) -> Tensor:
+        return self._memory(group, (), torch.float32)
+
+    def _memory(self, group: int, rest: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         slots, heads = self.num_pages[group] * self.page_size, self.config.num_kv_heads
-        if self.device.type == "cpu":
-            return torch.empty(heads, slots).transpose(0, 1)
-        return torch.empty(slots, heads, device=self.device)
+        if self.graphable:
+            return torch.empty(slots, heads, *rest, dtype=dtype, device=self.device)
+        # one head's keys lie side by side: torch reads them head by head, and in place
+        return torch.empty(heads, slots, *rest, dtype=dtype, device=self.device).transpose(0, 1)
 
     @staticmethod
     def bytes_per_page(config: ModelConfig, group: int, page_size: int, kv_dtype: str, dtype: torch.dtype) -> int:
@@ -90,13 +108,37 @@ class Pages:
         head = config.head_dim * stored.itemsize + (4 if is_scaled(stored) else 0)
         return 2 * num_layers * page_size * config.num_kv_heads * head
 
+    def prefix_buffers(self, num_sequences: int) -> paged_kernels.SharedBuffers:
+        """Where a CUDA graph of decodes finds the shared prefixes of each pass (`fill` them before it is replayed)."""
+        from llmasos.inference.paged_kernels import SharedBuffers
+
+        return SharedBuffers(self.config, num_sequences, self.device)
+
+    def capturing(self, shared: paged_kernels.SharedBuffers | None) -> None:
+        """The next pass that is planned reads its shared prefixes from these buffers."""
+        self._shared = shared
+
     def plan(self, batch: Batch) -> None:
         """Announce a pass."""
+        if self.graphable:
+            self._plans = self._kernel_plans(batch)
+            return
+        heads = self.config.num_kv_heads
         self._plans = [
-            paged_torch.Plan(
-                batch, group, window, self.config.num_kv_heads, self.num_pages[group], self.batch_invariant
-            )
+            paged_torch.Plan(batch, group, window, heads, self.num_pages[group], self.batch_invariant)
             for group, window in enumerate(self.groups)
+        ]
+
+    def _kernel_plans(self, batch: Batch) -> list[paged_kernels.Plan]:
+        from llmasos.inference.paged_kernels import Plan
+
+        shared, self._shared = self._shared, None
+        if shared is None and batch.prefixes and batch.decodes and not self.batch_invariant:
+            shared = self.prefix_buffers(batch.num_sequences)
+            shared.fill(batch.prefixes)
+        return [
+            Plan(batch, group, self._workspaces, self._slopes, shared, self.batch_invariant)
+            for group in range(len(self.groups))
         ]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

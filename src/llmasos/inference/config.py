@@ -1,0 +1,73 @@
+"""The engine's dials. Names are vLLM's; what is None is derived from the model and the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from llmasos.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from llmasos.inference.speculate import SpeculativeConfig
+
+KV_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8", "int8")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How one model is served. Raises InvalidInputError that names the field."""
+
+    max_num_seqs: int = 256
+    """Completions that run at once; more wait."""
+    max_num_batched_tokens: int | None = None
+    """Tokens of one pass. None: 8192 on a GPU, 512 on a CPU."""
+    max_model_len: int | None = None
+    """Tokens that prompt and answer may have together. None: the model's context."""
+    page_size: int | None = None
+    """Tokens of one page of keys and values, a power of two from 16. None: 64 on a GPU, 16 on a CPU."""
+    kv_cache_dtype: Literal["auto", "bfloat16", "float16", "float32", "fp8", "int8"] = "auto"
+    gpu_memory_utilization: float = 0.9
+    """Share of the GPU's memory that weights, activations and pages take together."""
+    kv_cache_memory: int | None = None
+    """Bytes of pages. None: what the share above leaves; on a CPU half of the memory that is free, and no more than
+    max_num_seqs whole contexts need."""
+    enable_prefix_caching: bool = True
+    enforce_eager: bool = False
+    """No CUDA graphs."""
+    batch_invariant: bool = False
+    """The same text for the same request whatever runs beside it, bit for bit; slower."""
+    tensor_parallel_size: int = 1
+    speculative: SpeculativeConfig | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "page_size", "tensor_parallel_size"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise InvalidInputError(f"{name}={value!r} is not a whole number of at least 1.", param=name)
+        if self.page_size is not None and (self.page_size < 16 or self.page_size & (self.page_size - 1)):
+            raise InvalidInputError(f"page_size={self.page_size} is not a power of two from 16.", param="page_size")
+        if self.kv_cache_dtype not in KV_DTYPES:
+            raise InvalidInputError(
+                f"kv_cache_dtype={self.kv_cache_dtype!r} is not known.",
+                hint=f"Use {', '.join(KV_DTYPES)}.",
+                param="kv_cache_dtype",
+            )
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise InvalidInputError(
+                f"gpu_memory_utilization={self.gpu_memory_utilization!r} is not a share between 0 and 1.",
+                param="gpu_memory_utilization",
+            )
+        if self.kv_cache_memory is not None and self.kv_cache_memory < 1:
+            raise InvalidInputError(f"kv_cache_memory={self.kv_cache_memory!r} is no size.", param="kv_cache_memory")
+
+    @classmethod
+    def of(cls, **options: Any) -> EngineConfig:
+        """From keyword arguments; an unknown name is an InvalidInputError that lists the known ones."""
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(options) - known):
+            raise InvalidInputError(
+                f"{unknown[0]!r} is not an engine option.",
+                hint=f"Known: {', '.join(sorted(known))}.",
+                param=unknown[0],
+            )
+        return cls(**options)

@@ -184,12 +184,18 @@ class Scheduler:
 
     def fork(self, parent: Sequence, child: Sequence) -> bool:
         """Start `child` (new, its token_ids set and equal to parent's as far as those are computed) on parent's pages.
-        False: it waits like any other, because the parent does not run or no slot is free."""
-        if parent.status is not Status.RUNNING or not self._slots:
+        False: it waits like any other, because the parent does not run, no slot is free, or its last chunk must be
+        computed as a whole."""
+        assert child.status is Status.NEW
+        shared = min(parent.num_computed, len(child.token_ids) - 1)
+        if (
+            parent.status is not Status.RUNNING
+            or not self._slots
+            or (self.aligned_chunks and shared < child.num_prompt)
+        ):
             self.add(child)
             return False
-        assert child.status is Status.NEW
-        child.num_computed = min(parent.num_computed, len(child.token_ids) - 1)
+        child.num_computed = shared
         self.cache.fork(parent, child)
         self._start(child)
         self._file(child)
@@ -344,9 +350,14 @@ class Scheduler:
             seq.num_pending += 1
         seq.verifying = bool(drafts)
         seq.drafts = []
-        c = self.aligned_chunks
-        # of a last chunk cut short by the prompt's end nothing is kept: who needs more of that chunk computes all of it
-        self.cache.publish(seq, seq.num_prompt // c * c if c else None)
+        self.cache.publish(seq, self._reusable(seq))
+
+    def _reusable(self, seq: Sequence) -> int | None:
+        """How many of its first tokens may be found or reused. Aligned: those in whole chunks of prompts, because keys
+        of a chunk that the prompt's end cut short, or of output tokens, are rounded in another way."""
+        if not (c := self.aligned_chunks):
+            return None
+        return 0 if seq.whole_prompt else seq.num_prompt // c * c
 
     def _plan_prompts(self, plan: Plan) -> bool:
         """Chunks for prompts that were begun. False: one could not get its pages, so nobody else should be let in."""
@@ -372,9 +383,10 @@ class Scheduler:
             if room < size and not self._divisible(seq):
                 room = 0
             if room <= 0:
-                if self.num_running == 1:  # it cannot copy the page it shares: it fits if it begins anew
-                    self._preempt(seq, plan)
-                return False
+                if self.num_running > 1:
+                    return False
+                self._preempt(seq, plan)  # it cannot copy the page it shares: it fits if it begins anew
+                return True
             self._grant(plan, seq, min(size, room))
         return True
 
@@ -426,8 +438,7 @@ class Scheduler:
         state = (seq, self.cache.num_available, others)
         if not self._slots or (self._refused and others and self._refuses(state)):
             return False
-        c = self.aligned_chunks
-        num_cached = self.cache.match(seq, c, seq.num_prompt if c else None)
+        num_cached = self.cache.match(seq, self.aligned_chunks, self._reusable(seq))
         size, left = self._size(seq), self.max_num_batched_tokens - plan.num_tokens
         if self._divisible(seq):
             size = min(size, left)

@@ -27,6 +27,8 @@ WINDOW_BYTES = 1 << 20
 WINDOW_DTYPES = (torch.bfloat16, torch.float32)
 HEAD_ROWS = 64
 """A share of the vocabulary is a multiple of this: matrix kernels want aligned rows."""
+# torch 2.13 gave it another name and warns of the old one
+_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 CPU_TIMEOUT = timedelta(seconds=60)
 GPU_TIMEOUT = timedelta(minutes=10)  # one process may compile kernels that another finds in its cache
 
@@ -93,17 +95,19 @@ class Group:
     def all_gather(self, x: Tensor) -> Tensor:
         """[W, *x.shape]: what each process gave."""
         out = torch.empty(self.size, *x.shape, dtype=x.dtype, device=x.device)
-        dist.all_gather_into_tensor(out, x.contiguous())
+        _gather(out.view(-1), x.contiguous().view(-1))
         return out
 
     def abort(self) -> None:
-        """End what waits for a peer that is gone; the group is of no use afterwards."""
+        """Let go what waits for a GPU peer that is gone; the group is of no use afterwards. gloo lets go by itself."""
         if dist.is_initialized() and self.device.type == "cuda":
             dist.distributed_c10d._abort_process_group()
 
     def close(self) -> None:
+        """Leave, without waiting for the others."""
+        self._window = None
+        self.abort()
         if dist.is_initialized():
-            self._window = None
             dist.destroy_process_group()
 
 

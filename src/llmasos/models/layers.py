@@ -96,6 +96,11 @@ class Rope:
             self._grow(key, length)
             self._prepared[key] = length
 
+    def whole(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The prepared tables themselves, [positions, R] each, for kernels that look positions up."""
+        cos, sin = self._tables[device, dtype]
+        return cos[:, 0], sin[:, 0]
+
     def tables(self, positions: Tensor, dtype: torch.dtype, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines for positions [T], each [T, 1, R].
 

@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 
 from llmasos.inference.batch import Batch
 from llmasos.inference.fused import FusedDecoder
+from llmasos.inference.kernels import linear
 from llmasos.models.attention import ContiguousCache, attention, layer_specs
 from llmasos.models.config import ModelConfig, RopeScaling
 from llmasos.models.decoder import Decoder
@@ -39,16 +40,23 @@ CONFIGS: dict[str, ModelConfig] = {
         activation="gelu_tanh",
         embedding_scale=32**0.5,
         rope_local_theta=100.0,
-        sliding_window=8,
+        sliding_window=4,
         layer_types=("sliding", "full"),
     ),
 }
 
 
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few programs for the interpreter, and both ways of the step within a handful of tokens."""
+    monkeypatch.setattr(linear, "MAX_TOKENS", 4)
+    monkeypatch.setattr(linear, "tiling_for", lambda *shape, gated: linear.Tiling(32, 64))
+
+
 class FakePages:
     """Pages without anything clever: keys and values are gathered and attention is the definition."""
 
-    def __init__(self, config: ModelConfig, page_size: int = 16) -> None:
+    def __init__(self, config: ModelConfig, page_size: int = 4) -> None:
         shape = (8 * page_size, config.num_kv_heads, config.head_dim)
         self.specs, self.page_size = layer_specs(config), page_size
         self.keys = [torch.full(shape, torch.nan, device=DEVICE) for _ in self.specs]
@@ -135,7 +143,7 @@ def assert_same(plain: Tensor, fused: Tensor) -> None:
 def test_prompts_pieces_and_decodes_equal_the_plain_decoder(config: ModelConfig) -> None:
     pair = Pair(config)
     assert FusedDecoder.supports(config)
-    for new in ([ids(15), ids(2), []], [ids(2), [], ids(1)]):
+    for new in ([ids(5), ids(2), []], [ids(2), [], ids(1)]):
         assert_same(*pair.step(new))
 
 
@@ -177,7 +185,7 @@ def test_layers_of_other_kinds_are_called(names: tuple[str, ...]) -> None:
             owner = block.attn if name in ("qkv", "out") else block.mlp
             setattr(owner, name, Doubled(getattr(owner, name)))
     pair = Pair(LLAMA, decoder)
-    for new in ([ids(14), [], ids(2)], [ids(1), [], ids(1)]):
+    for new in ([ids(5), [], ids(2)], [ids(1), [], ids(1)]):
         assert_same(*pair.step(new))
 
 

@@ -118,7 +118,7 @@ def test_each_token_is_the_inverse_of_the_distribution_function() -> None:
         assert tokens.dtype == torch.int64
         probabilities = SAMPLER.probabilities(logits, batch).double()
         below = probabilities.cumsum(-1)
-        u = torch.tensor([uniform(int(r.stream), index) for r in rows])
+        u = torch.tensor([uniform(r.stream, index) for r in rows])
         at = below.gather(1, tokens[:, None])[:, 0]
         weight = probabilities.gather(1, tokens[:, None])[:, 0]
         drawn = torch.tensor([not r.params.greedy for r in rows])
@@ -312,7 +312,7 @@ def test_uniform_numbers_are_uniform_and_independent() -> None:
     Bounds of five standard deviations: fixed numbers, so the test gives the same every time."""
     indices = np.arange(200_000, dtype=np.uint64)
     long = uniforms(np.full(200_000, 12345, np.uint64), indices)
-    many = np.array([uniform(int(row(seed=s).stream), 0) for s in range(20_000)])
+    many = np.array([uniform(row(seed=s).stream, 0) for s in range(20_000)])
     for numbers in (long, many):
         assert 0 <= numbers.min() < 0.001
         assert 0.999 < numbers.max() < 1

@@ -194,10 +194,10 @@ def _splitmix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-def _stream(seed: int, completion: int) -> np.uint64:
-    """Completion 1 of seed 7 is not completion 0 of seed 8."""
+def _stream(seed: int, completion: int) -> int:
+    """The seed of one completion's numbers: completion 1 of seed 7 is not completion 0 of seed 8."""
     mixed = _splitmix(np.array([seed % 2**64], np.uint64)) + np.uint64(completion)
-    return _splitmix(mixed)[0]
+    return int(_splitmix(mixed)[0])
 
 
 # rows and batches
@@ -416,8 +416,8 @@ class Sampler:
             return Sampled(tokens, errors=errors)
         rows = moved["logprobs"].long()
         found = token_logprobs(logits[rows], tokens[rows], batch.num_top)
-        placed = (None if f is None else f.new_zeros(len(tokens), *f.shape[1:]).index_copy_(0, rows, f) for f in found)
-        return Sampled(tokens, *placed, errors=errors)
+        logprobs, ids, values = (f if f is None else _spread(f, rows, len(tokens)) for f in found)
+        return Sampled(tokens, logprobs, ids, values, errors)
 
     def probabilities(self, logits: Tensor, batch: SamplingBatch, pending: Tensor | None = None) -> Tensor:
         """[R, V]: what `sample` draws from; all on one token in a greedy row."""
@@ -482,6 +482,10 @@ def token_logprobs(logits: Tensor, tokens: Tensor, num_top: int) -> tuple[Tensor
         return chosen, None, None
     best = logprobs.topk(min(num_top, logits.shape[1]))
     return chosen, best.indices, best.values
+
+
+def _spread(found: Tensor, rows: Tensor, num: int) -> Tensor:
+    return found.new_zeros(num, *found.shape[1:]).index_copy_(0, rows, found)
 
 
 def _choose_by_row(work: Tensor, batch: SamplingBatch) -> Tensor:

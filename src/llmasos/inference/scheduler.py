@@ -212,8 +212,7 @@ class Scheduler:
     abort = finish
 
     def preempt(self, seq: Sequence) -> None:
-        """Back to waiting, to be computed anew. A pass that failed is undone so: cache.reset_prefixes(), then preempt
-        every sequence of every plan that was in flight."""
+        """Back to waiting, to be computed anew."""
         if seq.status is not Status.RUNNING:
             return
         self._stop(seq)
@@ -224,6 +223,13 @@ class Scheduler:
         self.num_preemptions += 1
         seq.status = Status.WAITING
         insort(self.waiting, seq, key=attrgetter("rank"))
+
+    def restart(self) -> None:
+        """Every key is lost (a pass failed, the pages' memory was given away): forget all prefixes and compute all that
+        runs anew. Plans in flight must not be committed."""
+        self.cache.reset_prefixes()
+        for seq in self.running:
+            self.preempt(seq)
 
     def _start(self, seq: Sequence) -> None:
         seq.status, seq.slot = Status.RUNNING, self._slots.pop()
@@ -239,7 +245,7 @@ class Scheduler:
 
     def _file(self, seq: Sequence) -> None:
         """Into the list where a running sequence belongs."""
-        if seq.num_tokens - seq.num_computed > 1:
+        if _lags(seq):
             insort(self._prompts, seq, key=attrgetter("rank"))
         elif self._shared_group >= 0:
             insort(self._decodes, seq, key=self._table)
@@ -409,7 +415,7 @@ class Scheduler:
         assert allocated
         plan.num_tokens += size
         self._append(plan, seq, size)
-        if seq.num_tokens - seq.num_computed <= 1:
+        if not _lags(seq):
             self._prompts.remove(seq)
             self._file(seq)
 
@@ -443,7 +449,7 @@ class Scheduler:
         if self._divisible(seq):
             size = min(size, left)
         elif size > left and plan.items:
-            self._alone = seq
+            self._alone = seq if seq.whole_prompt else None
             return self._refuse(seq, None)
         if others:
             pages_for, begun = self.cache.pages_for, seq.num_computed + size
@@ -496,6 +502,10 @@ class Scheduler:
             assert seq.num_computed <= seq.num_tokens, f"sequence {seq.id} computed more than it has"
             assert seq.num_tokens <= max(seq.num_prompt + seq.max_tokens, len(seq.token_ids)), f"{seq.id} is too long"
             assert seq.num_computed <= len(seq.pages[0]) * self.cache.page_size, f"sequence {seq.id} lacks pages"
+
+
+def _lags(seq: Sequence) -> bool:
+    return seq.num_computed < seq.num_prompt or seq.num_tokens - seq.num_computed > 1
 
 
 def _worst(sequences: list[Sequence]) -> Sequence:

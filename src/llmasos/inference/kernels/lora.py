@@ -81,7 +81,7 @@ def _tile(table, num_tiles, BLOCK_T: tl.constexpr):
     return tl.load(tile).to(tl.int64), t, used, tokens.to(tl.int64)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tiles", "T"])  # they change from pass to pass: one kernel for all
 def _shrink(
     x, a, h, table, num_tiles, K, T, stride_x,
     ROWS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -102,7 +102,7 @@ def _shrink(
         tl.store(out, acc, mask=used[:, None] & (r < ROWS)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tiles", "T"])
 def _expand(
     h, b, y, cuts, table, num_tiles, T, N, stride_y,
     SPLITS: tl.constexpr, ROWS: tl.constexpr, R: tl.constexpr,

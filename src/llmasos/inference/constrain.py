@@ -179,7 +179,9 @@ class _Vocabulary:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos: frozenset[int]) -> None:
         known = tokenizer.backend.id_to_token
         self.eos_token_id, self.bos_token_id = min(eos), tokenizer.bos_token_id
-        self.tokens = [tokenizer.token_bytes(i) if known(i) is not None else b"" for i in range(vocab_size)]
+        pieces = (tokenizer.token_bytes(i) if known(i) is not None else b"" for i in range(vocab_size))
+        # the byte FF is never part of a text, and llguidance marks special tokens by it
+        self.tokens = [b"" if b"\xff" in piece else piece for piece in pieces]
         self._special = {i for i in tokenizer.special_ids | eos if i < vocab_size}
         self.special_token_ids = sorted(self._special)
         self._backend = tokenizer.backend

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,18 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from peft_adapters import write_adapter
 from torch import Tensor
 
-from llmasos.errors import BusyError, FormatError, InvalidInputError, NotFoundError, UnsupportedError
+from llmasos.errors import (
+    BusyError,
+    FormatError,
+    InsufficientMemoryError,
+    InvalidInputError,
+    NotFoundError,
+    UnsupportedError,
+)
 from llmasos.inference.adapters import Adapters, GPULoraState
 from llmasos.models.load import LoadedModel, load_model
 from llmasos.models.lora import LoraLinear
+from llmasos.models.parallel import RowParallel
 
 PARTS = {  # of the tiny model: outputs, inputs
     "self_attn.q_proj": (32, 32),
@@ -219,7 +228,42 @@ def test_loads_that_fail_leave_everything_as_it_was(
     assert adapters.list() == before
 
 
+def test_a_device_without_room_is_an_error_with_numbers_and_leaves_no_trace(
+    model: LoadedModel, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserve = LoraLinear.reserve
+    calls = 0
+
+    def full(layer: LoraLinear, num_slots: int, rank: int) -> bool:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return reserve(layer, num_slots, rank)
+
+    monkeypatch.setattr(LoraLinear, "reserve", full)
+    adapters = Adapters(model)
+    with pytest.raises(InsufficientMemoryError, match="rank 4"):
+        adapters.load("a", folders["a"])
+    assert adapters.names == () and not wrapped(model)
+    adapters.load("a", folders["a"])
+    calls = 0
+    with pytest.raises(InsufficientMemoryError, match="rank 18"):
+        adapters.load("b", folders["b"])
+    assert [e.name for e in adapters.list()] == ["a"]
+    for layer in model.module.modules():
+        if isinstance(layer, LoraLinear):
+            assert not any(any(ranks) for ranks in layer.ranks[1:])
+
+
 def test_impossible_registries_are_refused(model: LoadedModel) -> None:
+    with pytest.raises(UnsupportedError, match="encoder"):
+        Adapters(replace(model, config=replace(model.config, causal=False)))
+    out = model.module.layers[0].attn.out
+    model.module.layers[0].attn.out = RowParallel(out, None)  # type: ignore[arg-type]  # no process is asked
+    with pytest.raises(UnsupportedError, match="several devices"):
+        Adapters(model)
+    model.module.layers[0].attn.out = out
     with pytest.raises(InvalidInputError, match="max_adapters=0"):
         Adapters(model, max_adapters=0)
     with pytest.raises(InvalidInputError, match="max_rank=0"):

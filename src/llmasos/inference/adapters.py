@@ -136,6 +136,9 @@ class Adapters:
             )
         self._evict(entry)
         del self._entries[name]
+        self._unwrap_if_unused()
+
+    def _unwrap_if_unused(self) -> None:
         if not self._entries:
             unwrap(self.model)
             self.state.plan(None)
@@ -196,8 +199,10 @@ class Adapters:
             for layer in self._wrapped().values():
                 if slot < len(layer.ranks):
                     layer.put(slot, None)
+            num_bytes = self.num_bytes
+            self._unwrap_if_unused()
             raise InsufficientMemoryError(
-                f"The device has no room for an adapter of rank {adapter.rank} beside {self.num_bytes >> 20} MiB of "
+                f"The device has no room for an adapter of rank {adapter.rank} beside {num_bytes >> 20} MiB of "
                 "adapters.",
                 hint="Unload another, or leave more memory: a smaller gpu_memory_utilization.",
             ) from e

@@ -16,7 +16,7 @@ from tiny_tokenizers import KINDS
 
 from llmasos.errors import InvalidInputError, UnsupportedError
 from llmasos.inference import constrain
-from llmasos.inference.constrain import GrammarCompiler, Matcher, tool_calls
+from llmasos.inference.constrain import GrammarCompiler, Matcher, num_words, tool_calls
 from llmasos.inference.request import SamplingParams, StructuredOutput
 from llmasos.text import Tokenizer, load_tokenizer
 
@@ -46,9 +46,14 @@ def compiler(compilers: dict[str, GrammarCompiler]) -> GrammarCompiler:
 
 
 def allowed(matcher: Matcher, compiler: GrammarCompiler) -> set[int]:
-    mask = compiler.masks(1)
+    mask = masks(compiler, 1)
     matcher.fill_masks(mask)
     return set(np.unpackbits(mask.view(np.uint8), bitorder="little").nonzero()[0].tolist())
+
+
+def masks(compiler: GrammarCompiler, num_rows: int) -> np.ndarray:
+    """Rows that allow everything."""
+    return np.full((num_rows, num_words(compiler.vocab_size)), -1, np.int32)
 
 
 def ids_of(compiler: GrammarCompiler, text: str) -> list[int]:
@@ -59,7 +64,7 @@ def assert_same_bytes(compiler: GrammarCompiler) -> None:
     """llguidance's bytes of every token are ours, but for the byte FF, which no text has."""
     ours = {i: compiler.tokenizer.token_bytes(i) for i in range(compiler.tokenizer.vocab_size)}
     known = {i: piece for i, piece in ours.items() if piece and b"\xff" not in piece}
-    assert {i: compiler._vocabulary.decode_bytes([i]) for i in known} == known and len(known) > 200
+    assert {i: compiler._vocabulary.decode_bytes([i]) for i in known} == known and len(known) > 50
 
 
 def begins_text(piece: bytes) -> bool:
@@ -168,15 +173,15 @@ def test_taking_tokens_back_gives_the_masks_of_before(compiler: GrammarCompiler)
     @given(seed=st.integers(0, 10**6), back=st.integers(0, 12))
     def check(seed: int, back: int) -> None:
         matcher, rng = compiler.matcher(StructuredOutput(json=OBJECT)), random.Random(seed)
-        masks, steps = [allowed(matcher, compiler)], rng.randrange(1, 20)
-        while len(masks) <= steps and not matcher.is_finished:
-            matcher.accept(rng.choice(sorted(masks[-1])))
-            masks.append(allowed(matcher, compiler))
+        seen, steps = [allowed(matcher, compiler)], rng.randrange(1, 20)
+        while len(seen) <= steps and not matcher.is_finished:
+            matcher.accept(rng.choice(sorted(seen[-1])))
+            seen.append(allowed(matcher, compiler))
         twin = matcher.copy()
-        back = min(back, len(masks) - 1)
+        back = min(back, len(seen) - 1)
         matcher.rollback(back)
-        assert allowed(matcher, compiler) == masks[-1 - back]
-        assert allowed(twin, compiler) == masks[-1]  # a copy goes its own way
+        assert allowed(matcher, compiler) == seen[-1 - back]
+        assert allowed(twin, compiler) == seen[-1]  # a copy goes its own way
 
     check()
 
@@ -226,22 +231,22 @@ def test_masks_behind_drafts_are_those_of_accepting_them(compiler: GrammarCompil
         fills.append((matcher, row, drafts))
         stepping = matcher.copy()
         for i, token in enumerate([*drafts, None]):
-            mask = compiler.masks(1)
+            mask = masks(compiler, 1)
             stepping.fill_masks(mask)
             expected[row + i] = mask[0]
             if token is None or stepping.num_accepted([token]) == 0:
                 break
             stepping.accept(token)
         row += len(drafts) + 2
-    together, single = compiler.masks(row), compiler.masks(row)
+    together, single = masks(compiler, row), masks(compiler, row)
     compiler.fill_masks(fills, together)
     for matcher, first, drafts in fills:
         matcher.fill_masks(single[first : first + len(drafts) + 1], drafts)
         assert matcher.error is None
-    compiler.fill_masks(fills[:1], again := compiler.masks(row))
-    for masks, rows in ((together, range(row)), (single, range(row)), (again, range(3))):
+    compiler.fill_masks(fills[:1], again := masks(compiler, row))
+    for filled, rows in ((together, range(row)), (single, range(row)), (again, range(3))):
         for i in rows:
-            assert (masks[i] == expected.get(i, -1)).all(), i
+            assert (filled[i] == expected.get(i, -1)).all(), i
 
 
 def test_a_token_that_is_not_allowed_is_an_error_of_that_matcher_alone(compiler: GrammarCompiler) -> None:
@@ -249,8 +254,8 @@ def test_a_token_that_is_not_allowed_is_an_error_of_that_matcher_alone(compiler:
     wrong, right = compiler.matcher(asked), compiler.matcher(asked)
     assert wrong.accept(5) and wrong.is_finished
     assert isinstance(wrong.error, InvalidInputError) and "token" in wrong.error.message
-    compiler.fill_masks([(wrong, 0, ()), (right, 1, ())], masks := compiler.masks(2))
-    assert right.error is None and not (masks[1] == -1).any() and masks[1].any()
+    compiler.fill_masks([(wrong, 0, ()), (right, 1, ())], filled := masks(compiler, 2))
+    assert right.error is None and not (filled[1] == -1).any() and filled[1].any()
 
 
 @pytest.mark.parametrize(

@@ -147,10 +147,6 @@ class GrammarCompiler:
                 self._compiled.popitem(last=False)
             return Matcher(state.deep_copy(), self._eos)
 
-    def masks(self, num_rows: int) -> NDArray[np.int32]:
-        """Masks that allow everything, [num_rows, num_words(vocab_size)]."""
-        return np.full((num_rows, num_words(self.vocab_size)), -1, np.int32)
-
     def fill_masks(self, fills: Sequence[Fill], bitmask: NDArray[np.int32]) -> None:
         """`Matcher.fill_masks` for many completions, on several threads with the GIL released."""
         assert bitmask.dtype == np.int32 and bitmask.flags["C_CONTIGUOUS"]

@@ -452,13 +452,13 @@ class Speculator:
         """Time of proposing since the last `learn_step`."""
 
     def draft(self, sequences: Sequence[Running]) -> None:
-        """Set `drafts` of running sequences, none of which has a pass in flight."""
+        """Set `drafts` of the running sequences; none for those that can't have any."""
         started = time.perf_counter()
         for gone in self._known - {seq.id for seq in sequences}:
             self.proposer.forget(gone)
             self.controller.forget(gone)
         self._known = {seq.id for seq in sequences}
-        decoding = [seq for seq in sequences if len(seq.token_ids) > seq.num_prompt <= seq.num_computed]
+        decoding = [seq for seq in sequences if _can_draft(seq)]
         wanted = {seq.id: self._wanted(seq, len(decoding)) for seq in decoding}
         found = self.proposer.propose([w for w in wanted.values() if w.k])
         drafts = dict(zip((w.id for w in wanted.values() if w.k), found, strict=True))
@@ -484,6 +484,12 @@ class Speculator:
         temperature = row.truncation.temperature if k > 0 else 0.0
         numbers = [uniform(int(row.stream), num_output + i) for i in range(k)] if temperature else []
         return Wanted(seq.id, seq.token_ids, max(0, k), temperature, numbers)
+
+
+def _can_draft(seq: Running) -> bool:
+    """It decodes, waits for nothing, and is not a beam."""
+    known = not seq.num_pending and not seq.paused and len(seq.token_ids) > seq.num_prompt
+    return known and seq.num_computed >= seq.num_prompt and seq.owner.state.beams is None
 
 
 def _usable(drafts: list[int], owner: Any) -> list[int]:

@@ -17,18 +17,21 @@ from llmasos.models.parallel import Group
 @torch.inference_mode()
 def logits(model: LoadedModel, prompt: Sequence[int]) -> torch.Tensor:
     """[T, V] of one prompt."""
+    device = model.module.device
     attend = Varlen(layer_specs(model.module.config), [len(prompt)])
-    return model.module.logits(model.module(torch.tensor(prompt), attend.positions(), attend))
+    hidden = model.module(torch.tensor(prompt, device=device), attend.positions(device), attend)
+    return model.module.logits(hidden).cpu()
 
 
 @torch.inference_mode()
 def greedy(model: LoadedModel, prompt: Sequence[int], num: int) -> list[int]:
     """New tokens, through a cache of this rank's key heads."""
-    cache = ContiguousCache(model.module.config, 1, device=torch.device("cpu"), dtype=torch.float32)
+    device = model.module.device
+    cache = ContiguousCache(model.module.config, 1, device=device, dtype=torch.float32)
     tokens, out = list(prompt), []
     for _ in range(num):
         positions = cache.plan([0], [len(tokens)])
-        hidden = model.module(torch.tensor(tokens), positions, cache)
+        hidden = model.module(torch.tensor(tokens, device=device), positions, cache)
         cache.advance()
         tokens = [int(model.module.logits(hidden[-1:]).argmax())]
         out += tokens
@@ -58,7 +61,11 @@ class Rank:
         return self.group.rank, os.getpid()
 
     def sum(self, value: float) -> float:
-        return float(self.group.all_reduce(torch.full((3,), value))[0])
+        """Twice: through memory that GPUs share (16 bytes are its grain), and through the library."""
+        small, odd = (torch.full((n,), value, device=self.group.device) for n in (4, 3))
+        total = self.group.all_reduce(small)[0]
+        assert total == self.group.all_reduce(odd)[2]
+        return float(total)
 
     def remember(self, what: Any) -> None:
         self.seen.append(what)

@@ -321,18 +321,19 @@ def _worker(rank: int, size: int, device: str, meeting: Path, memory: str, pipe:
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // size))
     ring = _Ring(size - 1, memory)
-    pipe.send(("result", None))
     try:
+        pipe.send(("result", None))
         group = Group(rank, size, _device(device, rank), meeting)
         target = factory(group)
+        pipe.send(("result", None))
+        _serve(target, ring, rank - 1, pipe)
+        group.close()
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # rank 0 is gone
     except Exception as error:
         pipe.send(("last words", _portable(error)))
-        return
-    pipe.send(("result", None))
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # rank 0 is gone
-        _serve(target, ring, rank - 1, pipe)
-    group.close()
-    ring.close(unlink=False)
+    finally:
+        ring.close(unlink=False)
 
 
 def _serve(target: Any, ring: _Ring, reader: int, pipe: Connection) -> None:

@@ -340,13 +340,11 @@ class _Filler:
     def _fill_parameters(self, wanted: Sequence[tuple[nn.Module, str, str]]) -> None:
         """A mapped file costs a CPU nothing to "read", and decoded GGUF blocks take four bytes a weight: one at a time
         there. The first error, in the order of the modules, is the one that is raised."""
-        if self.upload is None or self.is_gguf:
-            if self.upload is not None:
-                self.upload.begin()
+        if self.upload is None:
             for child, leaf, name in wanted:
                 child._parameters[leaf] = self._parameter(name)
             return
-        with ThreadPoolExecutor(READERS, "llmasos-load", self.upload.begin) as pool:
+        with ThreadPoolExecutor(1 if self.is_gguf else READERS, "llmasos-load", self.upload.begin) as pool:
             futures = [pool.submit(self._parameter, name) for _, _, name in wanted]
             try:
                 for (child, leaf, _), future in zip(wanted, futures, strict=True):

@@ -22,18 +22,21 @@ from llmasos.models.decoder import Decoder
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-LLAMA = ModelConfig("", "", 64, 32, 48, 2, 4, 2, 8, 128, tie_embeddings=True)
+LLAMA = ModelConfig("", "", 64, 32, 48, 1, 4, 2, 8, 128, tie_embeddings=True)
 CONFIGS: dict[str, ModelConfig] = {
-    "llama": LLAMA,
-    "llama stretched": replace(LLAMA, rope_scaling=RopeScaling("llama3", 8.0, 32)),
-    "qwen2: bias": replace(LLAMA, qkv_bias=True, tie_embeddings=False),
+    "llama": replace(LLAMA, num_layers=2),
+    "qwen2: bias, and a stretched rotation": replace(
+        LLAMA, qkv_bias=True, tie_embeddings=False, rope_scaling=RopeScaling("llama3", 8.0, 32)
+    ),
     "qwen3: norms of heads": replace(LLAMA, qk_norm="head", head_dim=16),
     "stablelm-like: part of a head turns": replace(LLAMA, rotary_dim=4),
     "neighbours turn": replace(LLAMA, rope_interleaved=True),
-    "smollm3: a layer without positions": replace(LLAMA, nope_layers=(1,)),
-    "granite: scales": replace(LLAMA, embedding_scale=3.0, residual_scale=0.4, logit_scale=0.5),
+    "granite's scales, and a layer without positions": replace(
+        LLAMA, num_layers=2, embedding_scale=3.0, residual_scale=0.4, logit_scale=0.5, nope_layers=(1,)
+    ),
     "gemma3: sandwich, two rotations": replace(
         LLAMA,
+        num_layers=2,
         block="sandwich",
         qk_norm="head",
         norm_unit_offset=True,
@@ -83,6 +86,8 @@ class Pair:
 
     def __init__(self, config: ModelConfig, decoder: Decoder | None = None, **options: Any) -> None:
         self.decoder = decoder or random_decoder(config)
+        for rope in self.decoder.ropes.values():
+            rope.prepare(16, DEVICE, torch.float32)
         self.pages = FakePages(config)
         self.fused = FusedDecoder(self.decoder, self.pages, **options)
         self.cache = ContiguousCache(config, 3, device=DEVICE, dtype=torch.float32)

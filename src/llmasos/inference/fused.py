@@ -50,7 +50,8 @@ class _Stream:
 
 
 class FusedDecoder:
-    """`Decoder.forward` with pages for attention, and `Decoder.logits`, for the configs that `supports` names.
+    """`Decoder.forward` with pages for attention, and `Decoder.logits`, for the configs that `supports` names. Rotary
+    tables have been prepared for all positions that will come (`Rope.prepare`).
 
     pdl: launch kernels while the ones before them still run (None: where the GPU can). invariant: a token's result
     depends on its own sequence only, bit for bit, whatever else is in the pass."""
@@ -62,13 +63,9 @@ class FusedDecoder:
         self.decoder, self.pages, self.invariant = decoder, pages, invariant
         self.pdl = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0) if pdl is None else pdl
         dtype = torch.float32 if config.rope_float32 else decoder.dtype
-        embedding_scale = torch.tensor(config.embedding_scale, dtype=decoder.dtype)
-        self._embedding_scale = float(embedding_scale)
-        self._tables = []
-        for layer in range(config.num_layers):
-            rope = decoder.ropes[config.is_sliding(layer)]
-            rope.prepare(config.context_length, device, dtype)
-            self._tables.append(rope.whole(device, dtype))
+        self._embedding_scale = float(torch.tensor(config.embedding_scale, dtype=decoder.dtype))
+        ropes = (decoder.ropes[config.is_sliding(layer)] for layer in range(config.num_layers))
+        self._tables = [rope.whole(device, dtype) for rope in ropes]
 
     @staticmethod
     def supports(config: ModelConfig) -> bool:

@@ -43,6 +43,7 @@ class Norm(nn.Module):
         super().__init__()
         self.kind, self.eps, self.width = config.norm, config.norm_eps, width
         self.unit_offset, self.late_rounding = config.norm_unit_offset, config.norm_late_rounding
+        self.few_tokens = FEW_TOKENS
         shape = (heads, width) if heads else (width,)
         self.weight = None if self.kind == "nonparametric" else nn.Parameter(torch.ones(shape))
         # norms of single heads have no bias (StableLM)
@@ -61,7 +62,7 @@ class Norm(nn.Module):
 
     def _rms(self, x: Tensor) -> Tensor:
         assert self.weight is not None
-        if x.shape[0] <= FEW_TOKENS and not (self.unit_offset or self.late_rounding):
+        if x.shape[0] <= self.few_tokens and not (self.unit_offset or self.late_rounding):
             # (x, -x) has mean 0 and x's mean square as its variance: LayerNorm's one kernel instead of six
             both = F.layer_norm(torch.cat([x, -x], -1), (2 * self.width,), eps=self.eps)
             return both[..., : self.width] * self.weight
@@ -97,7 +98,7 @@ class Rope:
             self._prepared[key] = length
 
     def whole(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The prepared tables themselves, [positions, R] each, for kernels that look positions up."""
+        """The tables themselves once they are prepared, [positions, R] each, for kernels that look positions up."""
         cos, sin = self._tables[device, dtype]
         return cos[:, 0], sin[:, 0]
 
@@ -285,11 +286,12 @@ class MLP(nn.Module):
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        wide: Tensor = self.up(x)
-        if self.gated:
-            gate, up = wide.chunk(2, -1)
-            wide = activate(gate, self.activation) * up
-        else:
-            wide = activate(wide, self.activation)
-        out: Tensor = self.down(wide)
+        out: Tensor = self.down(self.activated(self.up(x)))
         return out
+
+    def activated(self, wide: Tensor) -> Tensor:
+        """What `down` reads of what `up` wrote."""
+        if not self.gated:
+            return activate(wide, self.activation)
+        gate, up = wide.chunk(2, -1)
+        return activate(gate, self.activation) * up

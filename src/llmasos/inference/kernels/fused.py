@@ -246,7 +246,7 @@ def rope_write(
     cos, sin = tables or (None, None)
     q_norm, k_norm = norms or (None, None)
     total = num_heads + 2 * num_kv
-    heads = 4 if num_tokens < 64 else min(triton.next_power_of_2(total), 16)
+    heads = 8 if num_tokens < 64 else min(triton.next_power_of_2(total), 16)
     out = qkv.new_empty(num_tokens, num_heads, width)
     _rope_write[(num_tokens, triton.cdiv(total, heads))](
         qkv, out, cos, sin, None if q_norm is None else q_norm.weight, None if k_norm is None else k_norm.weight,

@@ -98,10 +98,15 @@ class World:
         batch = self.batch(work)
         self.pages.plan(batch)
         with torch.inference_mode():
-            out = self.module(batch.tokens, batch.positions, self.pages)
+            lengths = torch.cat([torch.full((n,), len(text.tokens)) for text, n in work])
+            out = self.module(batch.tokens, batch.positions, self.pages, lengths)
         for text, num in work:
             text.computed += num
         return out
+
+    def release(self, text: Text) -> None:
+        for free, table in zip(self.free, text.tables, strict=True):
+            free += [page for page in table if page]
 
     def batch(self, work: list[tuple[Text, int]]) -> Batch:
         new = [num for _, num in work]

@@ -104,6 +104,7 @@ class Plan:
         self.page_size, self.window = batch.page_size, window
         self.num_heads, self.num_pages = num_heads, num_pages
         self.device = batch.positions.device
+        self.invariant = invariant
         self._table: Ints = batch.tables[group].cpu().numpy()
         lengths = batch.seq_lens.cpu().numpy().astype(np.int64)
         starts = batch.query_start.cpu().numpy().astype(np.int64)
@@ -112,9 +113,11 @@ class Plan:
         self._find_fresh(lengths, new)
         # the first key that a sequence's first query sees
         lows = np.maximum(lengths - new - window + 1, 0) if window else np.zeros_like(lengths)
-        single = new == 1
         self.masks: dict[object, Tensor] = {}
-        self.decodes = self._plan_decodes(np.flatnonzero(single), starts, lows, lengths, invariant)
+        if invariant:
+            self.decodes, self.chunks = self._plan_tokens(batch), []
+            return
+        self.decodes = self._plan_decodes(np.flatnonzero(new == 1), starts, lows, lengths)
         self.chunks = [
             self._plan_chunk(int(b), int(starts[b]), int(new[b]), int(lows[b]), int(lengths[b]))
             for b in np.flatnonzero(new > 1)
@@ -160,26 +163,38 @@ class Plan:
 
     # which keys are read
 
-    def _plan_decodes(self, sequences: Ints, starts: Ints, lows: Ints, lengths: Ints, invariant: bool) -> list[Decodes]:
+    def _plan_tokens(self, batch: Batch) -> list[Decodes]:
+        """Every token for itself, with its own keys: the same shapes in whatever pass it is computed."""
+        sequences = batch.sequences.cpu().numpy().astype(np.int64)
+        highs = batch.positions.cpu().numpy().astype(np.int64) + 1
+        lows = np.maximum(highs - self.window, 0) if self.window else np.zeros_like(highs)
+        return [
+            self._block(np.array([t]), sequences[t : t + 1], lows[t : t + 1], highs[t : t + 1])
+            for t in range(len(highs))
+        ]
+
+    def _plan_decodes(self, sequences: Ints, starts: Ints, lows: Ints, lengths: Ints) -> list[Decodes]:
         """Sequences of about the same length together: MOST_PADDING keys at most are read for nothing."""
         if len(sequences) == 1:
-            return [self._plan_block(sequences, starts, lows, lengths)]
+            return [self._block(starts[sequences], sequences, lows[sequences], lengths[sequences])]
         num_keys = lengths - lows
-        blocks, block, padding = [], [], 0
+        blocks: list[list[int]] = []
+        block: list[int] = []
+        padding = 0
         for b in sequences[np.argsort(-num_keys[sequences], kind="stable")].tolist():
             longest = int(num_keys[block[0]]) if block else 0
             padding += longest - int(num_keys[b])
-            if block and (invariant or padding > MOST_PADDING or (len(block) + 1) * longest > MOST_GATHERED):
+            if block and (padding > MOST_PADDING or (len(block) + 1) * longest > MOST_GATHERED):
                 blocks.append(block)
                 block, padding = [], 0
             block.append(b)
         if block:
             blocks.append(block)
-        return [self._plan_block(np.sort(np.array(b)), starts, lows, lengths) for b in blocks]
+        every = [np.sort(np.array(block)) for block in blocks]
+        return [self._block(starts[b], b, lows[b], lengths[b]) for b in every]
 
-    def _plan_block(self, sequences: Ints, starts: Ints, lows: Ints, lengths: Ints) -> Decodes:
-        tokens = starts[sequences]
-        low, high = lows[sequences], lengths[sequences]
+    def _block(self, tokens: Ints, sequences: Ints, low: Ints, high: Ints) -> Decodes:
+        """One query of each sequence, at position high - 1, to its keys low .. high - 1."""
         span, base = self._span(sequences, low, high)
         k_pos = base[:, None] + np.arange(span.length)
         distance = high[:, None] - 1 - k_pos
@@ -231,6 +246,8 @@ class Plan:
     def _part(self, part: Decodes | Chunk, stored: Stored, q: Tensor, spec: AttentionSpec) -> Tensor:
         keys = self._keys(stored[0], stored[2], part.span, q.dtype)
         values = self._keys(stored[1], stored[3], part.span, q.dtype)
+        if self.invariant:  # the same strides and alignment as well
+            q, keys, values = q.clone(), keys.clone(), values.clone()
         if isinstance(part, Decodes):
             return decode(q, keys, values, spec, part)
         return prefill(q, keys[0].transpose(0, 1), values[0].transpose(0, 1), spec, part.start, self.masks)

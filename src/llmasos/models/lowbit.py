@@ -41,6 +41,7 @@ class Int4Linear(nn.Module):
         parts = [unpack_q4(dtype, rows) for dtype, rows in blocks]
         q, d, m = (torch.cat([part[i] for part in parts]) for i in range(3))
         self.out_features, self.in_features = q.shape
+        self.many_tokens = MANY_TOKENS
         self._blocks = tuple(blocks)
         # the kernel computes (q - 8) * scale + zero
         scales = torch.stack([d, m + 8 * d], -1).transpose(0, 1).contiguous().bfloat16()
@@ -61,7 +62,7 @@ class Int4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [T, K] -> [T, N]."""
-        if x.shape[0] >= MANY_TOKENS:
+        if x.shape[0] >= self.many_tokens:
             return F.linear(x, self.dequantize(x.dtype), self.bias)
         out: Tensor = _int4_product(x.bfloat16(), self.packed, GROUP, self.scales).to(x.dtype)
         return out if self.bias is None else out + self.bias
@@ -77,6 +78,7 @@ class Int8Linear(nn.Module):
         super().__init__()
         assert self.fits(weight.shape[1]), "the kernel would read beyond the rows"
         self.out_features, self.in_features = weight.shape
+        self.many_tokens = MANY_TOKENS
         # rounded to the kernel's dtype before it divides, so that it costs no gain
         scale = (weight.abs().amax(-1).float().clamp_min(1e-12) / 127).bfloat16().float()
         q = torch.empty(weight.shape, dtype=torch.int8)
@@ -98,7 +100,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [T, K] -> [T, N]."""
-        if x.shape[0] >= MANY_TOKENS:
+        if x.shape[0] >= self.many_tokens:
             return F.linear(x, self.dequantize(x.dtype), self.bias)
         out = torch._weight_int8pack_mm(x.bfloat16(), self.q, self.scale).to(x.dtype)
         return out if self.bias is None else out + self.bias

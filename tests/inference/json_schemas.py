@@ -14,12 +14,17 @@ def closed(properties: dict[str, Any], optional: tuple[str, ...] = (), **more: A
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False, **more}
 
 
+def number(low: float, high: float) -> Schema:
+    """With two decimals at most: else a small model writes digits for ever."""
+    return {"type": "number", "minimum": low, "maximum": high, "multipleOf": 0.01}
+
+
 NAME = text(16, minLength=1, pattern="^[A-Za-z ]+$")
 DATE = {"type": "string", "format": "date"}
 POINT = closed(
     {
-        "latitude": {"type": "number", "minimum": -90, "maximum": 90},
-        "longitude": {"type": "number", "minimum": -180, "maximum": 180},
+        "latitude": number(-90, 90),
+        "longitude": number(-180, 180),
     }
 )
 
@@ -28,7 +33,7 @@ SCHEMAS: dict[str, Schema] = {
     "sentiment": closed(
         {
             "label": {"enum": ["positive", "negative", "neutral"]},
-            "score": {"type": "number", "minimum": 0, "maximum": 1},
+            "score": number(0, 1),
         }
     ),
     "address": closed(
@@ -54,8 +59,8 @@ SCHEMAS: dict[str, Schema] = {
     "nullable": closed({"name": text(12), "nickname": {"anyOf": [text(12), {"type": "null"}]}}),
     "any_of": {
         "anyOf": [
-            closed({"kind": {"const": "circle"}, "radius": {"type": "number", "minimum": 0, "maximum": 100}}),
-            closed({"kind": {"const": "square"}, "side": {"type": "number", "minimum": 0, "maximum": 100}}),
+            closed({"kind": {"const": "circle"}, "radius": number(0, 100)}),
+            closed({"kind": {"const": "square"}, "side": number(0, 100)}),
         ]
     },
     "reference": {
@@ -85,7 +90,7 @@ SCHEMAS: dict[str, Schema] = {
     "number_bounds": closed(
         {
             "percent": {"type": "integer", "minimum": 0, "maximum": 100},
-            "ratio": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+            "ratio": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1, "multipleOf": 0.01},
             "offset": {"type": "integer", "minimum": -50, "maximum": 50},
         }
     ),

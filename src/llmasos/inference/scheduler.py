@@ -526,18 +526,22 @@ def shared_prefixes(
     least = -(-min_keys // page_size)
 
     def best(start: int, end: int, depth: int) -> tuple[int, list[tuple[int, int, int]]]:
-        """Pages saved among neighbours start .. end - 1, and the runs that save them."""
+        """Pages saved among neighbours start .. end - 1, and the runs that save them. They share `low` pages; where no
+        two share more they are cut, and every part either has runs of its own or joins a run of length `low`."""
         if end - start < min_sequences or not depth:
             return 0, []
         low = min(common[start : end - 1])
-        whole = (end - start - 1) * low if low >= least else 0
-        saved, first = 0, start
-        runs: list[tuple[int, int, int]] = []
-        cuts = [i + 1 for i in range(start, end - 1) if common[i] == low]
-        for cut in [*cuts, end]:
-            part = best(first, cut, depth - 1)
-            saved, runs, first = saved + part[0], runs + part[1], cut
-        return (whole, [(start, end, low * page_size)]) if whole and whole >= saved else (saved, runs)
+        saved, runs = 0, list[tuple[int, int, int]]()
+        joint, before, first = -end * low, runs, start  # a run that goes on: saved with it, runs before it, its start
+        for cut in [*(i + 1 for i in range(start, end - 1) if common[i] == low), end]:
+            part = best(start, cut, depth - 1)
+            joint += (cut - start) * low
+            if saved + (cut - start - 1) * low > joint:
+                joint, before, first = saved + (cut - start - 1) * low, runs, start
+            saved, runs, start = saved + part[0], runs + part[1], cut
+            if joint >= saved and low >= least and cut - first >= min_sequences:
+                saved, runs = joint, [*before, (first, cut, low * page_size)]
+        return saved, runs
 
     return best(0, len(tables), _NESTING)[1]
 

@@ -12,6 +12,7 @@ us on that machine, so they are constants here. Every figure is the median of `-
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import random
 import statistics
@@ -71,6 +72,7 @@ class Bench:
 
         if model not in self._engines:
             self._engines.clear()
+            gc.collect()
             with tempfile.TemporaryDirectory() as folder:
                 config = {**SHAPES[model], **(TINY if self.tiny else {})}
                 Path(folder, "config.json").write_text(json.dumps(config))
@@ -105,7 +107,13 @@ class Bench:
         measure(0)
         values = [measure(rep) for rep in range(1, self.repeat + 1)]
         value = statistics.median(values)
-        row = {"workload": name, "model": model, "unit": unit, "ours": round(value, 1), "runs": [round(v, 1) for v in values]}
+        row = {
+            "workload": name,
+            "model": model,
+            "unit": unit,
+            "ours": round(value, 1),
+            "runs": [round(v, 1) for v in values],
+        }
         if not self.tiny and name in VLLM:
             row |= {"vllm": VLLM[name], "ratio": round(value / VLLM[name], 3)}
         stats = self._engines[model].stats

@@ -16,8 +16,8 @@ from llmasos.inference.cache import Group, PageCache
 from llmasos.inference.constrain import GrammarCompiler
 from llmasos.inference.engine import Engine
 from llmasos.inference.pages import Pages, page_groups
-from llmasos.inference.runner import Runner, Step
-from llmasos.inference.sampler import SamplingRow, make_batch
+from llmasos.inference.runner import Runner, Step, table_columns
+from llmasos.inference.sampler import SamplingBatch, SamplingRow, make_batch
 from llmasos.inference.request import SamplingParams
 from llmasos.inference.scheduler import Scheduler
 from llmasos.inference.speculate import DraftModel, NGramProposer, Speculator
@@ -92,24 +92,58 @@ def _left_for_pages(plan: Plan, config: EngineConfig, make: Callable[[list[int]]
     """Bytes that pages may take, after what a full pass and the graphs were seen to need."""
     if device.type != "cuda":
         return free_memory(device) // 2
+    from llmasos.inference.kernels.compile import compiling
+
     num_tokens = plan.max_num_batched_tokens
     num_pages = -(-num_tokens // plan.page_size) + plan.max_num_seqs + 1
     runner = make([num_pages] * len(plan.windows))
-    torch.cuda.synchronize()
+    rows = [SamplingRow(SamplingParams(top_p=0.9, repetition_penalty=1.1, seed=0), (1,))] * plan.max_num_seqs
+    batch = make_batch(rows, [0] * plan.max_num_seqs)
+    with compiling() as can:
+        if can:
+            _try_shapes(runner, plan, batch)
+    torch.cuda.synchronize(device)
     held = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     runner.forward(_full_pass(plan))
-    rows = [SamplingRow(SamplingParams(top_p=0.9, seed=0), ())] * plan.max_num_seqs
-    runner.sample(make_batch(rows, [0] * plan.max_num_seqs), np.arange(plan.max_num_seqs)).wait()
+    runner.sample(batch, np.arange(plan.max_num_seqs)).wait()
     activations = torch.cuda.max_memory_allocated(device) - held
     torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved(device)
-    runner.capture_largest()
+    runner.capture()
     graphs = max(0, torch.cuda.memory_reserved(device) - before)
     del runner
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
     return int(free - total * (1 - config.gpu_memory_utilization) - activations - graphs)
+
+
+def _try_shapes(runner: Runner, plan: Plan, batch: SamplingBatch) -> None:
+    """Launch the passes whose kernels differ: a prompt, and decodes of every power of two."""
+    runner.forward(_full_pass(plan))
+    runner.sample(batch, np.arange(plan.max_num_seqs))
+    size = 1
+    while size <= plan.max_num_seqs:
+        runner.forward(_decodes(plan, size))
+        rows = [SamplingRow(SamplingParams(temperature=float(size > 1)), ())] * size
+        runner.sample(make_batch(rows, [0] * size), np.arange(size))
+        size *= 2
+
+
+def _decodes(plan: Plan, size: int) -> Step:
+    every = np.arange(size, dtype=np.int32)
+    columns = table_columns(1, plan.page_size, plan.max_model_len)
+    return Step(
+        tokens=np.zeros(size, np.int64),
+        positions=np.zeros(size, np.int64),
+        sequences=every,
+        query_start=np.arange(size + 1, dtype=np.int32),
+        seq_lens=np.ones(size, np.int32),
+        tables=[np.ones((size, columns), np.int32)] * len(plan.windows),
+        max_query=1,
+        max_seq_len=min(columns * plan.page_size, plan.max_model_len),
+        rows=every,
+    )
 
 
 def _full_pass(plan: Plan) -> Step:
@@ -147,8 +181,8 @@ def build_engine(model: LoadedModel, config: EngineConfig) -> Engine:
 
     num_pages = divide(plan, config.kv_cache_memory or _left_for_pages(plan, config, make, module.device))
     runner = make(num_pages)
-    num_graphs = runner.capture()
-    _log.info("%s pages of %d tokens, %d CUDA graphs", num_pages, plan.page_size, num_graphs)
+    runner.capture()
+    _log.info("%s pages of %d tokens", num_pages, plan.page_size)
     groups = [Group(n, w) for n, w in zip(num_pages, plan.windows, strict=True)]
     scheduler = Scheduler(
         PageCache(groups, plan.page_size, prefix_reuse=config.enable_prefix_caching),

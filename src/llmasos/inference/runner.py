@@ -229,14 +229,10 @@ class Runner:
 
     # graphs
 
-    def capture(self) -> int:
-        """Capture the ladder's graphs; returns how many. Nothing to do without CUDA."""
-        return self._graphs.capture_all() if self._graphs is not None else 0
-
-    def capture_largest(self) -> None:
-        """Capture the graph that needs the most memory."""
+    def capture(self) -> None:
+        """Capture the largest graph and the smallest; the others, which need no more memory, when they first run."""
         if self._graphs is not None:
-            self._graphs.capture_largest()
+            self._graphs.capture()
 
     def drop_graphs(self) -> None:
         """Forget the graphs (weights or pages moved)."""
@@ -266,8 +262,13 @@ class Landing:
 
 def resolve(tokens: Tensor, pool: Tensor) -> Tensor:
     """Tokens [T] with each -1 - row replaced by what the pool holds in that row."""
-    rows = -1 - tokens
-    return torch.where(tokens < 0, pool[rows.clamp_min(0)].to(tokens.dtype), tokens)
+    if tokens.device.type == "cuda":
+        from llmasos.inference.kernels.tokens import resolve_tokens
+
+        out = torch.empty_like(tokens)
+        resolve_tokens(tokens, pool, out)
+        return out
+    return torch.where(tokens < 0, pool[(-1 - tokens).clamp_min(0)].to(tokens.dtype), tokens)
 
 
 def _fused(decoder: Decoder, pages: Pages) -> Any:
@@ -302,6 +303,14 @@ class _Uploads:
         return [part.view(a.shape) for part, a in zip(device.split(sizes), arrays, strict=True)]
 
 
+def table_columns(needed: int, page_size: int, max_model_len: int) -> int:
+    """Columns of the page tables of a captured pass: few widths, so that there are few graphs."""
+    columns = max(1, 8192 // page_size)
+    while columns < needed:
+        columns *= 4
+    return min(columns, -(-max_model_len // page_size))
+
+
 class _Graphs:
     """CUDA graphs of decode passes by (batch size, columns of the page tables, shared prefixes or not)."""
 
@@ -323,12 +332,7 @@ class _Graphs:
         return self._graph(size, self._columns(step.tables[0].shape[1]), bool(step.prefixes))
 
     def _columns(self, needed: int) -> int:
-        page_size = self.runner.pages.page_size
-        most = -(-self.runner.max_model_len // page_size)
-        columns = max(1, 8192 // page_size)
-        while columns < needed:
-            columns *= 4
-        return min(columns, most)
+        return table_columns(needed, self.runner.pages.page_size, self.runner.max_model_len)
 
     def _graph(self, size: int, columns: int, shared: bool) -> _Graph:
         key = (size, columns, shared)
@@ -336,13 +340,9 @@ class _Graphs:
             self.graphs[key] = _Graph(self.runner, size, columns, shared, self.memory)
         return self.graphs[key]
 
-    def capture_largest(self) -> None:
-        self._graph(self.sizes[-1], self._columns(1), False)
-
-    def capture_all(self) -> int:
-        for size in reversed(self.sizes):  # the largest first: the others fit into its memory
+    def capture(self) -> None:
+        for size in (self.sizes[-1], 1):
             self._graph(size, self._columns(1), False)
-        return len(self.sizes)
 
 
 class _Graph:
@@ -367,13 +367,21 @@ class _Graph:
         )
         self.prefix = runner.pages.prefix_buffers(size) if shared else None
         self.graph = torch.cuda.CUDAGraph()
+        self.logits = self._capture(memory)
+
+    def _capture(self, memory: Any) -> Tensor:
+        # torch.cuda.graph() would collect garbage and give memory back first: half a second for each graph
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), torch.inference_mode():
             self._pass()  # kernels compile and libraries take their workspaces outside of the capture
+            self.graph.capture_begin(pool=memory, capture_error_mode="thread_local")
+            try:
+                logits = self._pass()
+            finally:
+                self.graph.capture_end()
         torch.cuda.current_stream().wait_stream(stream)
-        with torch.inference_mode(), torch.cuda.graph(self.graph, pool=memory):
-            self.logits = self._pass()
+        return logits
 
     def _pass(self) -> Tensor:
         runner = self.runner

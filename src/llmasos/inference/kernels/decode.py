@@ -46,7 +46,7 @@ class Workspace:
     acc: Tensor
     """[pieces, K, rows, D] float32."""
     stats: Tensor
-    """[2, pieces, K, rows] float32: m and l."""
+    """[2, pieces, K, rows] float32: peak and total."""
     done: Tensor
     """[B, K] int32: pieces that are done; 0 between launches."""
 
@@ -164,31 +164,46 @@ def _decode_kernel(
     slope = position
     if ALIBI:
         slope = tl.load(slopes + head * G + row % G) * 1.4426950408889634
-    acc, m, l = empty_state(BLOCK_M, WIDTH)
-    if PREFIX:
+    acc, peak, total = empty_state(BLOCK_M, WIDTH)
+    if PREFIX:  # noqa: SIM102  # one is of the compiler, the other of the run
         if (low > 0) & (index == 0):
-            acc, m, l = seen_before(
-                acc, m, l, prefix_acc, prefix_stats, first, prefix_queries, prefix_parts, row, head, valid, K, G, D, WIDTH
+            acc, peak, total = seen_before(
+                acc,
+                peak,
+                total,
+                prefix_acc,
+                prefix_stats,
+                first,
+                prefix_queries,
+                prefix_parts,
+                row,
+                head,
+                valid,
+                K,
+                G,
+                D,
+                WIDTH,
             )
     # fmt: off
-    acc, m, l = walk(
-        acc, m, l, rows, position, slope, keys, values, k_scales, v_scales, table + b.to(tl.int64) * table_stride,
-        begin, end, low, end, head, factor, softcap, window, K, D, PAGE, BLOCK_N,
-        True, not SINGLE, WINDOW and not SINGLE, SOFTCAP, ALIBI, SCALED,
+    acc, peak, total = walk(
+        acc, peak, total, rows, position, slope, keys, values, k_scales, v_scales,
+        table + b.to(tl.int64) * table_stride,
+        begin, end, low, end, head,
+        factor, softcap, window, K, D, PAGE, BLOCK_N, True, not SINGLE, WINDOW and not SINGLE, SOFTCAP, ALIBI, SCALED,
     )
     # fmt: on
     target = out + first * (K * G * D)
     if count == 1:
-        result = finish(acc, m, l, sinks, head, row, valid, G, SINKS)
+        result = finish(acc, peak, total, sinks, head, row, valid, G, SINKS)
         store_rows(target, result.to(out.dtype.element_ty), row, head, valid, K, G, D, WIDTH)
         return
 
-    part_l = part_stats + tl.num_programs(0).to(tl.int64) * num_rows
+    part_totals = part_stats + tl.num_programs(0).to(tl.int64) * num_rows
     cell = tl.program_id(0).to(tl.int64) * num_rows
     d = tl.arange(0, WIDTH)
     tl.store(part_acc + (cell + row)[:, None] * D + d[None, :], acc, mask=valid[:, None] & (d < D)[None, :])
-    tl.store(part_stats + cell + row, m, mask=valid)
-    tl.store(part_l + cell + row, l, mask=valid)
+    tl.store(part_stats + cell + row, peak, mask=valid)
+    tl.store(part_totals + cell + row, total, mask=valid)
     # all threads have stored before the one thread that counts says so
     tl.debug_barrier()
     counter = done + b * K + head
@@ -198,24 +213,26 @@ def _decode_kernel(
     column = tl.arange(0, JOIN_COLUMNS)
     inside = column < num_fresh * G * D
     acc = tl.zeros([JOIN_COLUMNS], tl.float32)
-    m = tl.full([JOIN_COLUMNS], NOTHING, tl.float32)
-    l = tl.zeros([JOIN_COLUMNS], tl.float32)
+    peak = tl.full([JOIN_COLUMNS], NOTHING, tl.float32)
+    total = tl.zeros([JOIN_COLUMNS], tl.float32)
     for piece in range(0, count, JOIN_PARTS):
         part = piece + tl.arange(0, JOIN_PARTS)
         live = (part < count)[:, None] & inside[None, :]
         place = ((item - index + part).to(tl.int64) * K + head)[:, None] * num_rows
-        m_part = tl.load(part_stats + place + (column // D)[None, :], mask=live, other=NOTHING, cache_modifier=".cg")
-        l_part = tl.load(part_l + place + (column // D)[None, :], mask=live, other=0.0, cache_modifier=".cg")
+        peak_part = tl.load(part_stats + place + (column // D)[None, :], mask=live, other=NOTHING, cache_modifier=".cg")
+        total_part = tl.load(part_totals + place + (column // D)[None, :], mask=live, other=0.0, cache_modifier=".cg")
         acc_part = tl.load(part_acc + place * D + column[None, :], mask=live, other=0.0, cache_modifier=".cg")
-        m_new = tl.maximum(m, tl.max(m_part, 0))
-        old, weight = tl.exp2(m - m_new), tl.exp2(m_part - m_new[None, :])
+        peak_new = tl.maximum(peak, tl.max(peak_part, 0))
+        old, weight = tl.exp2(peak - peak_new), tl.exp2(peak_part - peak_new[None, :])
         acc = acc * old + tl.sum(acc_part * weight, 0)
-        l = l * old + tl.sum(l_part * weight, 0)
-        m = m_new
+        total = total * old + tl.sum(total_part * weight, 0)
+        peak = peak_new
     at = column // (G * D) * (K * G * D) + head * G * D + column % (G * D)
     if SINKS:
-        l += tl.exp2(tl.load(sinks + head * G + column // D % G, mask=inside, other=0.0) * 1.4426950408889634 - m)
-    tl.store(target + at, (acc / tl.where(inside, l, 1.0)).to(out.dtype.element_ty), mask=inside)
+        total += tl.exp2(
+            tl.load(sinks + head * G + column // D % G, mask=inside, other=0.0) * 1.4426950408889634 - peak
+        )
+    tl.store(target + at, (acc / tl.where(inside, total, 1.0)).to(out.dtype.element_ty), mask=inside)
 
 
 def paged_decode(

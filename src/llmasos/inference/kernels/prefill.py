@@ -112,12 +112,12 @@ def _prefill_kernel(
         if not CAUSAL:
             high = tl.minimum(latest + window, length)
             partial = tl.minimum(earliest + window, length)
-    acc, m, l = empty_state(BLOCK_M, WIDTH)
+    acc, peak, total = empty_state(BLOCK_M, WIDTH)
     if PREFIX:
         low = tl.load(skip + b)
         if low > 0:
-            acc, m, l = seen_before(
-                acc, m, l, prefix_acc, prefix_stats, (first + at).to(tl.int64), prefix_queries, prefix_parts,
+            acc, peak, total = seen_before(
+                acc, peak, total, prefix_acc, prefix_stats, (first + at).to(tl.int64), prefix_queries, prefix_parts,
                 row, head, valid, K, G, D, WIDTH,
             )  # fmt: skip
     begin = low // BLOCK_N * BLOCK_N
@@ -132,21 +132,24 @@ def _prefill_kernel(
         full = begin
         partial = begin
     if WINDOW or PREFIX:
-        acc, m, l = walk(
-            acc, m, l, rows, position, slope, keys, values, k_scales, v_scales, table, begin, full, low, high, head,
+        acc, peak, total = walk(
+            acc, peak, total, rows, position, slope, keys, values, k_scales, v_scales,
+        table, begin, full, low, high, head,
             factor, softcap, window, K, D, PAGE, BLOCK_N, True, CAUSAL, WINDOW, SOFTCAP, ALIBI, SCALED,
         )
     if not INVARIANT:
-        acc, m, l = walk(
-            acc, m, l, rows, position, slope, keys, values, k_scales, v_scales, table, full, partial, low, high, head,
+        acc, peak, total = walk(
+            acc, peak, total, rows, position, slope, keys, values, k_scales, v_scales,
+        table, full, partial, low, high, head,
             factor, softcap, window, K, D, PAGE, BLOCK_N, False, False, False, SOFTCAP, ALIBI, SCALED,
         )
-    acc, m, l = walk(
-        acc, m, l, rows, position, slope, keys, values, k_scales, v_scales, table, partial, high, low, high, head,
+    acc, peak, total = walk(
+        acc, peak, total, rows, position, slope, keys, values, k_scales, v_scales,
+        table, partial, high, low, high, head,
         factor, softcap, window, K, D, PAGE, BLOCK_N, True, CAUSAL, WINDOW, SOFTCAP, ALIBI, SCALED,
     )
     # fmt: on
-    result = finish(acc, m, l, sinks, head, row, valid, G, SINKS).to(out.dtype.element_ty)
+    result = finish(acc, peak, total, sinks, head, row, valid, G, SINKS).to(out.dtype.element_ty)
     store_rows(out + offset, result, row, head, valid, K, G, D, WIDTH)
 
 

@@ -1,7 +1,7 @@
 """Keys that neighbouring sequences share, read once for all of them (cascade attention).
 
-The queries of a run of sequences lie side by side in the batch, so tiles of them walk over the shared keys together. The
-result, one state (acc, m, l) per query, head and part of the keys, is where decode and prefill begin with the rest.
+The queries of a run of sequences lie side by side in the batch, so tiles of them walk over the shared keys together.
+The result, one state (acc, peak, total) per query, head and part of the keys, is where decode and prefill begin.
 """
 
 from __future__ import annotations
@@ -36,20 +36,29 @@ TILING = Tiling(block_m=128, block_n=64, warps=8, stages=3)
 
 @dataclass(frozen=True)
 class Prefixes:
-    """A batch's shared prefixes on the device; all of it may stay in place under a CUDA graph while the content changes."""
+    """A batch's shared prefixes on the device; under a CUDA graph tensors stay in place while their content changes."""
 
     tiles: Tensor
-    """[C, 4] int32: first query, number of queries (0: unused), a sequence that has the pages, number of shared keys."""
+    """[C, 4] int32: first query, number of queries (0: unused), a sequence with the pages, number of shared keys."""
     skip: Tensor
     """[B] int32: how many keys of each sequence its tile has seen; 0 for those without."""
     acc: Tensor
     """[S, T, H, D] float32: the state after each of S parts of the shared keys."""
     stats: Tensor
-    """[2, S, T, H] float32: m and l."""
+    """[2, S, T, H] float32: peak and total."""
+    tiling: Tiling
 
 
 def new_prefixes(
-    num_tiles: int, num_sequences: int, num_queries: int, num_heads: int, head_dim: int, num_kv_heads: int, device: torch.device
+    num_tiles: int,
+    num_sequences: int,
+    num_queries: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    device: torch.device,
+    *,
+    tiling: Tiling = TILING,
 ) -> Prefixes:
     """Room for `num_tiles` tiles of as many queries as a batch may have; the shared keys are cut into as many parts as
     fill the GPU."""
@@ -59,6 +68,7 @@ def new_prefixes(
         torch.zeros(num_sequences, dtype=torch.int32, device=device),
         torch.empty(parts, num_queries, num_heads, head_dim, device=device),
         torch.empty(2, parts, num_queries, num_heads, device=device),
+        tiling,
     )
 
 
@@ -132,29 +142,29 @@ def _prefix_kernel(
     row = tl.arange(0, BLOCK_M)
     valid = row < count * G
     rows = load_rows(q + first * (K * G * D), row, head, valid, K, G, D, WIDTH)
-    acc, m, l = empty_state(BLOCK_M, WIDTH)
+    acc, peak, total = empty_state(BLOCK_M, WIDTH)
     # fmt: off
-    acc, m, l = walk(
-        acc, m, l, rows, row, row, keys, values, k_scales, v_scales, table, begin, full, begin, end, head,
+    acc, peak, total = walk(
+        acc, peak, total, rows, row, row, keys, values, k_scales, v_scales, table, begin, full, begin, end, head,
         factor, softcap, window, K, D, PAGE, BLOCK_N, False, False, False, SOFTCAP, ALIBI, SCALED,
     )
-    acc, m, l = walk(
-        acc, m, l, rows, row, row, keys, values, k_scales, v_scales, table, full, end, begin, end, head,
+    acc, peak, total = walk(
+        acc, peak, total, rows, row, row, keys, values, k_scales, v_scales, table, full, end, begin, end, head,
         factor, softcap, window, K, D, PAGE, BLOCK_N, True, False, False, SOFTCAP, ALIBI, SCALED,
     )
     # fmt: on
     base = part * num_queries.to(tl.int64) + first
     store_rows(acc_out + base * (K * G * D), acc, row, head, valid, K, G, D, WIDTH)
     at = base * (K * G) + (row // G) * (K * G) + head * G + row % G
-    tl.store(stats + at, m, mask=valid)
-    tl.store(stats + parts * num_queries.to(tl.int64) * (K * G) + at, l, mask=valid)
+    tl.store(stats + at, peak, mask=valid)
+    tl.store(stats + parts * num_queries.to(tl.int64) * (K * G) + at, total, mask=valid)
 
 
 @triton.jit
 def seen_before(
     acc,
-    m,
-    l,
+    peak,
+    total,
     prefix_acc,
     prefix_stats,
     first,
@@ -173,10 +183,10 @@ def seen_before(
         base = part * num_queries.to(tl.int64) + first
         at = base * (K * G) + (row // G) * (K * G) + head * G + row % G
         acc_part = load_rows(prefix_acc + base * (K * G * D), row, head, valid, K, G, D, WIDTH)
-        m_part = tl.load(prefix_stats + at, mask=valid, other=NOTHING)
-        l_part = tl.load(prefix_stats + parts * num_queries.to(tl.int64) * (K * G) + at, mask=valid, other=0.0)
-        acc, m, l = join(acc, m, l, acc_part, m_part, l_part)
-    return acc, m, l
+        peak_part = tl.load(prefix_stats + at, mask=valid, other=NOTHING)
+        total_part = tl.load(prefix_stats + parts * num_queries.to(tl.int64) * (K * G) + at, mask=valid, other=0.0)
+        acc, peak, total = join(acc, peak, total, acc_part, peak_part, total_part)
+    return acc, peak, total
 
 
 def attend_prefixes(
@@ -190,7 +200,6 @@ def attend_prefixes(
     spec: AttentionSpec,
     k_scales: Tensor | None = None,
     v_scales: Tensor | None = None,
-    tiling: Tiling = TILING,
 ) -> None:
     """Fill `prefixes.acc` and `.stats` for queries q [T, H, D]; layout as in `paged_decode`.
 
@@ -199,7 +208,7 @@ def attend_prefixes(
     if spec.window or spec.slopes:
         raise ValueError("shared prefixes need layers without a sliding window and without ALiBi")
     check_layout(q, keys, values, table, spec)
-    num_kv_heads, group = keys.shape[1], q.shape[1] // keys.shape[1]
+    num_kv_heads, group, tiling = keys.shape[1], q.shape[1] // keys.shape[1], prefixes.tiling
     numbers, switches = arithmetic(spec, k_scales, None)
     parts, num_queries = prefixes.acc.shape[:2]
     if num_queries < q.shape[0]:

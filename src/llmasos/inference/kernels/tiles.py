@@ -6,8 +6,8 @@ table[b, n // page_size] * page_size + n % page_size. Storage may be fp8 (e4m3) 
 scale, one per slot and head, [num_slots, K] float32.
 
 Rows of a tile are queries times the G heads that share a key head (row r: query r // G, head r % G), so that a key is
-read once for all of them. Softmax is the online one (arXiv:1805.02867) in base 2: a row's state is acc [D], the weighted
-sum of values, m, the largest exponent so far, and l, the sum of weights.
+read once for all of them. Softmax is the online one (arXiv:1805.02867) in base 2: a row's state is acc [D], the sum of
+weighted values, peak, the largest exponent so far, and total, the sum of weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llmasos.models.attention import AttentionSpec
 
 LOG2E = 1.4426950408889634
 NOTHING = tl.constexpr(-1e30)
-"""m of a row that has seen no key; finite, so that differences of two of them are numbers."""
+"""The peak of a row that has seen no key; finite, so that the difference of two of them is a number."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def empty_state(BLOCK_M: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def load_rows(pointer, row, head, valid, K: tl.constexpr, G: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr):
-    """Heads head * G .. of queries from `pointer` ([.., K * G, D]) on, as rows: [BLOCK_M, WIDTH], zero where not valid."""
+    """G heads of the queries from `pointer` ([.., K * G, D]) on, as rows: [BLOCK_M, WIDTH], zero where not valid."""
     d = tl.arange(0, WIDTH)
     at = (row // G) * (K * G * D) + (head * G + row % G) * D
     return tl.load(pointer + at[:, None] + d[None, :], mask=valid[:, None] & (d < D)[None, :], other=0.0)
@@ -75,8 +75,8 @@ def store_rows(
 @triton.jit
 def walk(
     acc,
-    m,
-    l,
+    peak,
+    total,
     q,
     position,
     slope,
@@ -106,7 +106,7 @@ def walk(
 ):
     """The state after keys begin .. end - 1, BLOCK_N at a time. Rows q [BLOCK_M, WIDTH] sit at `position` [BLOCK_M].
 
-    MASKED: only keys low .. high - 1 exist, and CAUSAL and WINDOW hide pairs; else every row sees every key of the walk.
+    MASKED: only keys low .. high - 1 exist, and CAUSAL and WINDOW hide pairs; else every row sees every key.
     Pages of keys that do not exist are not read: they may hold anything, a NaN times weight 0 too.
     """
     WIDTH: tl.constexpr = q.shape[1]
@@ -148,34 +148,34 @@ def walk(
                     seen = seen & (n[None, :] < position[:, None] + window)
             s = tl.where(seen, s, float("-inf"))
         if SOFTCAP or ALIBI:
-            m_new = tl.maximum(m, tl.max(s, 1))
-            p = tl.exp2(s - m_new[:, None])
+            peak_new = tl.maximum(peak, tl.max(s, 1))
+            p = tl.exp2(s - peak_new[:, None])
         else:
-            m_new = tl.maximum(m, tl.max(s, 1) * factor)
-            p = tl.exp2(s * factor - m_new[:, None])
-        shrink = tl.exp2(m - m_new)
-        l = l * shrink + tl.sum(p, 1)
+            peak_new = tl.maximum(peak, tl.max(s, 1) * factor)
+            p = tl.exp2(s * factor - peak_new[:, None])
+        shrink = tl.exp2(peak - peak_new)
+        total = total * shrink + tl.sum(p, 1)
         if SCALED:
             p *= tl.load(v_scales + cell, mask=exists, other=0.0)[None, :]
         acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * shrink[:, None], input_precision="ieee")
-        m = m_new
-    return acc, m, l
+        peak = peak_new
+    return acc, peak, total
 
 
 @triton.jit
-def join(acc, m, l, acc_other, m_other, l_other):
+def join(acc, peak, total, acc_other, peak_other, total_other):
     """The state after the keys of both."""
-    m_new = tl.maximum(m, m_other)
-    old, new = tl.exp2(m - m_new), tl.exp2(m_other - m_new)
-    return acc * old[:, None] + acc_other * new[:, None], m_new, l * old + l_other * new
+    peak_new = tl.maximum(peak, peak_other)
+    old, new = tl.exp2(peak - peak_new), tl.exp2(peak_other - peak_new)
+    return acc * old[:, None] + acc_other * new[:, None], peak_new, total * old + total_other * new
 
 
 @triton.jit
-def finish(acc, m, l, sinks, head, row, valid, G: tl.constexpr, SINKS: tl.constexpr):
+def finish(acc, peak, total, sinks, head, row, valid, G: tl.constexpr, SINKS: tl.constexpr):
     """The rows' results. A sink is one more logit of its head, with no value behind it."""
     if SINKS:
-        l += tl.exp2(tl.load(sinks + head * G + row % G, mask=valid, other=0.0) * 1.4426950408889634 - m)
-    return acc / tl.where(l == 0.0, 1.0, l)[:, None]
+        total += tl.exp2(tl.load(sinks + head * G + row % G, mask=valid, other=0.0) * 1.4426950408889634 - peak)
+    return acc / tl.where(total == 0.0, 1.0, total)[:, None]
 
 
 def check_layout(q: Tensor, keys: Tensor, values: Tensor, table: Tensor, spec: AttentionSpec) -> None:

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from cli_runner import Cli
 
+from llmasos.cli import run as run_module
 from llmasos.cli.run import is_prompt
 from llmasos.inference.llm import LLM
+from llmasos.inference.request import StructuredOutput
 from tiny import write_tiny_model
 
 EXACT = ("--dtype", "float32", "--temperature", "0", "--max-tokens", "8")
@@ -174,3 +176,31 @@ def test_ctrl_c_stops_a_streaming_answer_with_130(tiny_model: Path, home: Path) 
     rest, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert first and rest.endswith("\n") and "Traceback" not in errors and "new tokens" in errors
+
+
+SCHEMA = '{"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}'
+
+
+def test_the_form_of_the_answer_reaches_the_model(cli: Cli, tiny_model: Path, tmp_path: Path, monkeypatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(run_module, "_generate", lambda llm, prompt, options, **_: seen.append(options["structured"]))
+    (tmp_path / "schema.json").write_text(SCHEMA)
+    flags = (("--json-schema", SCHEMA), ("--json-schema", str(tmp_path / "schema.json")), ("--regex", "[0-9]+"))
+    for given in (*flags, ("--choice", "yes", "--choice", "no")):
+        assert cli("run", str(tiny_model), "Hello", *given).code == 0
+    by_schema = StructuredOutput(json=SCHEMA)
+    assert seen == [by_schema, by_schema, StructuredOutput(regex="[0-9]+"), StructuredOutput(choice=("yes", "no"))]
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "word"),
+    [
+        (("--json-schema", "no-such-file.json"), 3, "no-such-file.json does not exist"),
+        (("--json-schema", "{oops"), 2, "no JSON Schema"),
+        (("--json-schema", "."), 2, "could not be read"),
+        (("--regex", "a", "--choice", "b"), 2, "regex and choice"),
+    ],
+)
+def test_a_wrong_form_is_said_before_a_model_is_loaded(cli: Cli, given, code: int, word: str) -> None:
+    result = cli("run", "no-such-model-anywhere", "Hello", *given)
+    assert result.code == code and word in result.err

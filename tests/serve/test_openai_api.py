@@ -8,10 +8,11 @@ from fake_llm import FakeLLM, asgi_client
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmasos.inference.request import TokenLogprob
+from llmasos.inference.request import StructuredOutput, TokenLogprob
 from llmasos.serve import create_app, render
 
 HI = [{"role": "user", "content": "hi"}]
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 
 
@@ -166,6 +167,35 @@ async def test_defaults_are_openais_unless_the_model_has_its_own() -> None:
     assert [p.max_tokens for p in plain.params_seen] == [1000 - len("user: hi"), 1000 - len("user: hi"), 16]
 
 
+@pytest.mark.parametrize(
+    ("fields", "form"),
+    [
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, StructuredOutput(json_object=True)),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "n", "strict": True, "schema": SCHEMA},
+                }
+            },
+            StructuredOutput(json=SCHEMA),
+        ),
+        ({"structured_outputs": {"json": SCHEMA}}, StructuredOutput(json=SCHEMA)),
+        ({"structured_outputs": {"regex": "[0-9]"}}, StructuredOutput(regex="[0-9]")),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, StructuredOutput(choice=("a", "b"))),
+        ({"structured_outputs": {"grammar": 'start: "a"'}}, StructuredOutput(grammar='start: "a"')),
+        ({"structured_outputs": {"json_object": True}}, StructuredOutput(json_object=True)),
+    ],
+)
+async def test_the_form_of_the_output_reaches_the_model(fields, form) -> None:
+    llm = FakeLLM()
+    assert (await chat(llm, **fields)).status_code == 200
+    if "structured_outputs" in fields:
+        assert (await complete(llm, **fields)).status_code == 200
+    assert {p.structured for p in llm.params_seen} == {form}
+
+
 async def test_messages_reach_the_template_in_its_own_form() -> None:
     llm = FakeLLM()
     call = {"id": "c", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
@@ -186,7 +216,21 @@ async def test_messages_reach_the_template_in_its_own_form() -> None:
 @pytest.mark.parametrize(
     ("fields", "param", "word"),
     [
-        ({"response_format": {"type": "json_object"}}, "response_format", "json_object"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "no json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {}}},
+            "response_format.json_schema.schema",
+            "requi",
+        ),
+        (
+            {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
+            "response_format",
+            "both given",
+        ),
+        ({"structured_outputs": {}}, "structured_outputs", "exactly one"),
+        ({"structured_outputs": {"regex": "a", "json": {}}}, "structured_outputs", "json and regex"),
+        ({"structured_outputs": {"json": "{"}}, "structured_outputs", "no JSON Schema"),
+        ({"structured_outputs": {"regexp": "a"}}, "structured_outputs.regexp", "Unknown field"),
         ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice", "required"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "add"}}}, "tool_choice", "named"),
         ({"tools": [TOOL], "parallel_tool_calls": False}, "parallel_tool_calls", "false"),
@@ -418,7 +462,7 @@ FIELDS = [
     "top_logprobs",
 ]
 FIELDS += ["max_tokens", "echo", "temperature", "user", "response_format", "top_k", "num_beams", "messages", "prompt"]
-FIELDS += ["input", "dimensions", "metadata", "x"]
+FIELDS += ["structured_outputs", "input", "dimensions", "metadata", "x"]
 APP = create_app(FakeLLM())
 
 

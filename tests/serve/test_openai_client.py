@@ -138,8 +138,8 @@ def test_errors_are_the_clients_usual_exceptions(served) -> None:
         client.chat.completions.create(model=name, messages=HI, extra_body={"temprature": 1})
     assert unknown.value.param == "temprature"
     with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(model=name, messages=HI, response_format={"type": "json_object"})
-    assert refused.value.param == "response_format"
+        client.chat.completions.create(model=name, messages=HI, reasoning_effort="high")
+    assert refused.value.param == "reasoning_effort"
 
 
 def test_an_exception_in_the_model_is_a_500_and_the_server_stays_up(fake_url: str) -> None:

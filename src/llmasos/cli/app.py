@@ -24,7 +24,7 @@ from llmasos.cli.render import cell_width
 from llmasos.errors import InvalidInputError
 from llmasos.inference.request import SamplingParams
 
-NOT_FLAGS = frozenset({"logit_bias", "logprobs", "prompt_logprobs"})
+NOT_FLAGS = frozenset({"logit_bias", "logits_processors", "logprobs", "prompt_logprobs", "structured"})
 """Fields of SamplingParams for programs only: a line of text has no room for what they take or give."""
 STDIN = "\0-"
 """Stands for a lone `-` while the line is parsed: to the parser it would be an option without a name."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmasos.cli.messages import t
 from llmasos.cli.render import emit, pairs, say
-from llmasos.errors import InvalidInputError, NoChatTemplateError
-from llmasos.inference.request import SamplingParams
+from llmasos.errors import InvalidInputError, NoChatTemplateError, NotFoundError
+from llmasos.inference.request import SamplingParams, StructuredOutput
 
 if TYPE_CHECKING:
     from llmasos.cli.answer import Messages
@@ -29,6 +29,9 @@ def run(
     device: str = "auto",
     dtype: str = "auto",
     quantization: str = "auto",
+    json_schema: str | None = None,
+    regex: str | None = None,
+    choice: tuple[str, ...] = (),
     no_stats: bool = False,
     json: bool = False,
     **sampling: Any,
@@ -38,6 +41,8 @@ def run(
 
     if model is not None and is_prompt(model):
         prompt, model = (model, *prompt), None
+    if (form := _form(json_schema, regex, choice)) is not None:
+        sampling["structured"] = form
     SamplingParams.of(**sampling)  # what is wrong here should be said before a model is loaded
     place = {"device": device, "dtype": dtype, "quantization": quantization}
     if not (prompt or raw or json or no_stats) and sys.stdin.isatty():
@@ -53,6 +58,20 @@ def run(
         else:
             _generate(llm, _asked(llm, text, system, raw), sampling, stats=not no_stats, as_json=json)
     return None
+
+
+def _form(schema: str | None, regex: str | None, choice: tuple[str, ...]) -> StructuredOutput | None:
+    """What the answer must look like; `schema` is JSON text or the name of a file with it."""
+    if schema is None and regex is None and not choice:
+        return None
+    if schema is not None and not schema.lstrip().startswith("{"):
+        try:
+            schema = Path(schema).expanduser().read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise NotFoundError(t("run.no_schema", path=schema), hint=t("run.no_schema.hint")) from None
+        except (OSError, ValueError) as e:
+            raise InvalidInputError(t("run.bad_schema", path=schema, reason=e), param="json_schema") from None
+    return StructuredOutput(json=schema, regex=regex, choice=choice or None)
 
 
 def is_prompt(word: str) -> bool:

@@ -111,9 +111,28 @@ class StreamOptions(WireRequest):
     include_usage: bool | None = Field(None, description="Send one last chunk with the token counts.")
 
 
+class JsonSchemaFormat(WireRequest):
+    """`strict` false asks for no more than true: the schema is always enforced."""
+
+    name: str | None = None
+    description: str | None = None
+    json_schema: dict[str, JsonValue] = Field(alias="schema")
+    strict: bool | None = None
+
+
 class ResponseFormat(WireRequest):
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: dict[str, JsonValue] | None = None
+    json_schema: JsonSchemaFormat | None = None
+
+
+class StructuredOutputs(WireRequest):
+    """What the whole output must look like: exactly one of these (vLLM's names)."""
+
+    json_schema: dict[str, JsonValue] | str | bool | None = Field(None, alias="json", description="A JSON Schema.")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = Field(None, description="In Lark's notation or GBNF.")
+    json_object: bool | None = Field(None, description="true: any JSON object.")
 
 
 class SamplingRequest(WireRequest):
@@ -146,6 +165,7 @@ class SamplingRequest(WireRequest):
     num_beams: int | None = Field(None, ge=1, le=64, description="Extension: beam search.")
     length_penalty: float | None = Field(None, ge=-10, le=10, description="Extension: for beam search.")
     early_stopping: bool | None = Field(None, description="Extension: for beam search.")
+    structured_outputs: StructuredOutputs | None = Field(None, description="Extension: the form of the output.")
 
 
 class ChatCompletionRequest(SamplingRequest):

@@ -1,7 +1,7 @@
 """OpenAI's API: /v1/models, /v1/chat/completions, /v1/completions, /v1/embeddings.
 
 What a request asks for is done or refused by name. Not here yet: tool calls are not read out of the model's text,
-`response_format` other than text, `best_of`, `suffix`, images and audio.
+`best_of`, `suffix`, images and audio.
 """
 
 from __future__ import annotations

@@ -13,10 +13,11 @@ from llmasos.client.types import (
     CompletionRequest,
     EmbeddingRequest,
     SamplingRequest,
+    StructuredOutputs,
     TextPart,
 )
 from llmasos.errors import ContextOverflowError, InvalidInputError, UnsupportedError
-from llmasos.inference.request import SamplingParams
+from llmasos.inference.request import SamplingParams, StructuredOutput
 from llmasos.serve.lane import ServedModel
 
 MAX_STOPS = 16
@@ -31,10 +32,6 @@ _BEAMS = ("num_beams", "length_penalty", "early_stopping")
 def chat_prompt_ids(model: ServedModel, request: ChatCompletionRequest) -> list[int]:
     """The conversation through the model's template, as tokens. Blocking."""
     _check_generates(model)
-    if request.response_format and request.response_format.type != "text":
-        raise UnsupportedError(
-            f"response_format of type {request.response_format.type!r} is not supported yet.", param="response_format"
-        )
     messages = [template_message(message, i) for i, message in enumerate(request.messages)]
     tools = _template_tools(request)
     prompt = model.chat_prompt(messages, tools)
@@ -101,7 +98,38 @@ def chat_params(model: ServedModel, request: ChatCompletionRequest, num_prompt_t
     if not asked and room < 1:
         raise ContextOverflowError(num_prompt_tokens, 1, model.context_length)
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
-    return _params(model, request, max_tokens=asked.pop() if asked else room, logprobs=logprobs)
+    more: dict[str, Any] = {}
+    if (form := _response_format(request)) is not None:
+        if request.structured_outputs is not None:
+            raise InvalidInputError(
+                "response_format and structured_outputs were both given; send one.", param="response_format"
+            )
+        more["structured"] = form
+    return _params(model, request, max_tokens=asked.pop() if asked else room, logprobs=logprobs, **more)
+
+
+def _response_format(request: ChatCompletionRequest) -> StructuredOutput | None:
+    asked = request.response_format
+    if asked is None or asked.type == "text":
+        return None
+    if asked.type == "json_object":
+        return StructuredOutput(json_object=True)
+    if asked.json_schema is None:
+        raise InvalidInputError("response_format of type 'json_schema' has no json_schema.", param="response_format")
+    return StructuredOutput(json=asked.json_schema.json_schema)
+
+
+def _structured(asked: StructuredOutputs) -> StructuredOutput:
+    try:
+        return StructuredOutput(
+            json=asked.json_schema,
+            regex=asked.regex,
+            choice=None if asked.choice is None else tuple(asked.choice),
+            grammar=asked.grammar,
+            json_object=asked.json_object,
+        )
+    except InvalidInputError as e:
+        raise InvalidInputError(e.message, hint=e.hint, param="structured_outputs") from None
 
 
 def completion_prompts(model: ServedModel, request: CompletionRequest) -> list[list[int]]:
@@ -176,6 +204,8 @@ def _params(model: ServedModel, request: SamplingRequest, **more: Any) -> Sampli
     if request.stop_token_ids:
         _check_ids(model, request.stop_token_ids, "stop_token_ids")
         options["stop_token_ids"] = tuple(request.stop_token_ids)
+    if request.structured_outputs is not None:
+        options["structured"] = _structured(request.structured_outputs)
     if request.logit_bias:
         options["logit_bias"] = _logit_bias(model, request.logit_bias)
     # The model's own defaults (generation_config.json) where it has some, else OpenAI's temperature of 1.

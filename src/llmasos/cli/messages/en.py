@@ -69,6 +69,9 @@ MESSAGES = {
     "option.run.prompt": "the prompt; - stands for standard input, which is also read when it is a pipe and none is "
     "given",
     "option.run.raw": "continue the prompt as it is, without the chat template",
+    "option.run.json_schema": "the answer is JSON of this schema: a file, or the schema itself",
+    "option.run.regex": "the answer matches this regular expression",
+    "option.run.choice": "the answer is one of these; give it several times",
     "option.run.no_stats": "leave out counts and speed",
     "option.chat.model": "name, path or reference of the model; default: smollm2-135m-instruct",
     "option.chat.max_tokens": "new tokens of an answer at most; default: 1024, or what the context still holds",
@@ -133,6 +136,9 @@ MESSAGES = {
     "run.no_system": "{model} would continue the prompt as it is, where --system has no place.",
     "run.no_system.hint": "Leave out --raw, choose a model with a chat template, or write the instructions into the "
     "prompt.",
+    "run.no_schema": "{path} does not exist.",
+    "run.no_schema.hint": "Give a file that holds a JSON Schema, or the schema itself: it begins with {{.",
+    "run.bad_schema": "{path} could not be read: {reason}",
     "run.embedding": "Embedding of {count} numbers; --json prints all of them",
     "stats.prompt": "{count} prompt tokens",
     "stats.output": "{count} new tokens",

@@ -19,6 +19,8 @@ from llmasos.models.config import Activation
 from llmasos.models.layers import Norm
 
 MAX_TOKENS = 16
+SMALL_WEIGHT = 8 << 20
+"""Elements of a weight so small that launching counts more than reading."""
 
 
 @dataclass(frozen=True)
@@ -209,18 +211,24 @@ def skinny_linear(
 
 
 def is_skinny(num_tokens: int, num_rows: int, width: int) -> bool:
-    """Whether `skinny_linear` is the fastest way for weights [num_rows, width]."""
-    return num_tokens <= MAX_TOKENS and num_rows >= 16 and width >= 16
+    """Whether `skinny_linear` is the fastest way for weights [num_rows, width]: cuBLAS reads large ones as fast, and the
+    tensor cores need them from two tokens on."""
+    most = MAX_TOKENS if num_rows * width <= SMALL_WEIGHT else 1
+    return num_tokens <= most and num_rows >= 16 and width >= 16
 
 
 def tiling_for(num_tokens: int, num_rows: int, width: int, *, gated: bool) -> Tiling:
     """The tiling of a shape: measured on an H200 (bench/gpu_linear.py)."""
     block = min(triton.next_power_of_2(width), 1024)
-    if num_tokens <= 4:
-        rows = 4 if num_rows <= 2048 or num_tokens > 1 else 8
-        return Tiling(rows // 2 if gated else rows, block)
-    rows = 16 if num_rows <= 4096 else 32
-    return Tiling(rows // 2 if gated else rows, min(block, 256), stages=4, dot=True)
+    if num_tokens <= 2:
+        if gated:
+            return Tiling(4 if width <= 2048 else 2, block)
+        return Tiling(8 if width <= 1024 < num_rows else 4, block)
+    if num_tokens <= 4 and num_rows <= 2048:
+        return Tiling(4, block, prefetch=True)
+    if gated:
+        return Tiling(16, min(block, 256), stages=4, dot=True)
+    return Tiling(16 if num_rows <= 2048 else 32, min(block, 256), stages=4, dot=True, prefetch=True)
 
 
 @triton.jit

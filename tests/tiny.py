@@ -69,3 +69,26 @@ def write_tiny_model(folder: Path, *, chat: bool = True, seed: int = 0, **change
     }
     save_safetensors(dict(to_hf(family_of(config), config, state)), folder, metadata={"format": "pt"})
     return folder
+
+
+ADAPTED = {"self_attn.q_proj": (32, 32), "self_attn.v_proj": (16, 32), "mlp.gate_proj": (64, 32)}
+"""Outputs and inputs of the tiny model's layers that a tiny adapter changes."""
+
+
+def write_tiny_adapter(folder: Path, *, seed: int = 0, rank: int = 4) -> Path:
+    """A random LoRA adapter of the tiny model, as PEFT writes it; strong enough to change every text."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for layer in range(TINY_LLAMA["num_hidden_layers"]):
+        for part, (rows, width) in ADAPTED.items():
+            name = f"base_model.model.model.layers.{layer}.{part}"
+            tensors[f"{name}.lora_A.weight"] = torch.randn(rank, width, generator=generator) * 0.3
+            tensors[f"{name}.lora_B.weight"] = torch.randn(rows, rank, generator=generator) * 0.3
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "target_modules": ["q_proj"], "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder

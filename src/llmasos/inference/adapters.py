@@ -151,8 +151,8 @@ class Adapters:
             if adapter.rank > self.max_rank:
                 raise InvalidInputError(
                     f"The adapter {entry.name!r} has rank {adapter.rank}; at most {self.max_rank} is allowed here.",
-                    hint=f"Raise max_rank to {adapter.rank}.",
-                    param="max_rank",
+                    hint=f"Raise max_lora_rank to {adapter.rank}.",
+                    param="max_lora_rank",
                 )
             slot = self._free_slot()
             self._put(slot, adapter)
@@ -169,7 +169,7 @@ class Adapters:
         if not idle:
             raise BusyError(
                 f"Running requests use all {self.max_adapters} adapters that fit at once.",
-                hint="Try again when one has ended, or raise max_adapters.",
+                hint="Try again when one has ended, or raise max_loras.",
             )
         oldest = min(idle, key=lambda e: e.last_use)
         slot = oldest.slot
@@ -229,6 +229,11 @@ class Adapters:
         entry = self._entry(name)
         assert entry.num_requests > 0, f"{name} was released more often than acquired"
         entry.num_requests -= 1
+
+    def release_all(self) -> None:
+        """No request runs any more: their engine broke."""
+        for entry in self._entries.values():
+            entry.num_requests = 0
 
     def token_slots(self, names: Sequence[str | None], num_tokens: Sequence[int]) -> Ints | None:
         """Slots [T] for `LoraState.plan`, from each sequence's adapter and its number of tokens; None: no adapter."""

@@ -116,11 +116,13 @@ class Answer:
             ids, reason, stop_reason = ids[:used], "stop", text.stops.stopped
             if output.finish_reason is None:
                 self._loop.finish(self.request, output.index)
+        metrics = None
         if reason is not None:
             added += text.rest()
             text.ended = True
+            metrics = output.state.metrics() if all(t.ended for t in self._texts) else None
         logprobs = tuple(self.named(raw) for raw in output.logprobs[: len(ids)])
-        return Chunk(output.index, added, tuple(ids), logprobs, reason, stop_reason)
+        return Chunk(output.index, added, tuple(ids), logprobs, reason, stop_reason, metrics)
 
     def named(self, raw: RawLogprob) -> TokenLogprob:
         top = tuple((i, self._name(i), value) for i, value in raw.top)

@@ -10,6 +10,8 @@ from llmasos.errors import InvalidInputError
 if TYPE_CHECKING:
     from llmasos.inference.speculate import SpeculativeConfig
 
+_COUNTS = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "page_size", "tensor_parallel_size")
+_COUNTS += ("max_loras", "max_lora_rank")
 KV_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8", "int8")
 
 
@@ -37,10 +39,13 @@ class EngineConfig:
     batch_invariant: bool = False
     """The same text for the same request whatever runs beside it, bit for bit; slower."""
     tensor_parallel_size: int = 1
+    max_loras: int = 8
+    """Adapters that lie in memory at once; more may be loaded."""
+    max_lora_rank: int = 64
     speculative: SpeculativeConfig | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "page_size", "tensor_parallel_size"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise InvalidInputError(f"{name}={value!r} is not a whole number of at least 1.", param=name)

@@ -164,6 +164,8 @@ class EngineStats:
     num_prompt_tokens: int = 0
     """Computed; those found in the cache are in num_cached_tokens."""
     num_cached_tokens: int = 0
+    num_asked_tokens: int = 0
+    """Of the prompts that began, computed or cached."""
     num_generated_tokens: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
@@ -218,11 +220,11 @@ class Engine:
         self._check_fits(len(request.prompt) + request.max_tokens, params.num_beams)
         state = RequestState(request, num_left=1 if params.num_beams > 1 else params.n)
         matcher = self._matcher(params)
-        if request.adapter is not None:
-            state.adapter_key = self._adapters().acquire(request.adapter)
         if request.max_tokens == 0 and request.score_from is None:
             self._nothing_to_do(state)
             return
+        if request.adapter is not None:
+            state.adapter_key = self._adapters().acquire(request.adapter)
         self._states[request] = state
         if params.num_beams > 1:
             state.beams = BeamSearch(request.prompt, params, request.max_tokens, self._ends(params))
@@ -249,6 +251,10 @@ class Engine:
     def _nothing_to_do(self, state: RequestState) -> None:
         last = state.request.params.n - 1
         self._outputs += [Output(state, i, finish_reason="length", last=i == last) for i in range(last + 1)]
+
+    def use_adapters(self, adapters: Adapters) -> None:
+        """Requests may name these from now on."""
+        self.adapters, self.runner.lora = adapters, adapters.state
 
     def _adapters(self) -> Adapters:
         if self.adapters is None:
@@ -370,6 +376,7 @@ class Engine:
             if not completion.state.first_scheduled:
                 completion.state.first_scheduled, completion.state.num_cached = now, item.seq.num_cached
                 self.stats.num_cached_tokens += item.seq.num_cached
+                self.stats.num_asked_tokens += item.seq.num_prompt
         packed = self.packer.pack(plan, score=score, lengths=self.lengths)
         if self.adapters is not None:
             names = [item.seq.owner.state.request.adapter for item in plan.items]
@@ -660,8 +667,16 @@ class Engine:
         stats.num_prompt_tokens += plan.num_tokens - plan.num_decodes
         stats.last_step_tokens, stats.last_step_seconds = plan.num_tokens, seconds
         stats.num_preemptions = scheduler.num_preemptions
-        stats.num_running, stats.num_waiting = scheduler.num_running, scheduler.num_waiting
-        stats.kv_cache_usage = scheduler.cache.pools[0].usage
+
+    def snapshot(self) -> EngineStats:
+        """The counters, and the state now. From any thread."""
+        scheduler = self.scheduler
+        return replace(
+            self.stats,
+            num_running=scheduler.num_running,
+            num_waiting=scheduler.num_waiting,
+            kv_cache_usage=scheduler.cache.pools[0].usage,
+        )
 
 
 def failed_output(request: Request, cause: Exception) -> Output:

@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from llmasos.errors import ContextOverflowError, InvalidInputError, UnsupportedError
+from llmasos.errors import ContextOverflowError, InvalidInputError, NotFoundError, UnsupportedError
 from llmasos.inference.request import (
     Chunk,
     Completion,
     RequestOutput,
     SamplingParams,
-    TokenLogprob,
 )
 
 if TYPE_CHECKING:
     import torch
 
+    from llmasos.inference.adapters import AdapterInfo, Adapters
     from llmasos.inference.answer import Answer
     from llmasos.inference.engine import Engine, EngineStats
     from llmasos.inference.remote import RemoteLLM
@@ -70,12 +70,17 @@ class LLM:
 
         self.model, self.name = model, name
         self.engine_config = EngineConfig.of(**options)
+        self._adapters: Adapters | None = None
         self._loop = EngineLoop(self._build, name=f"llmasos-{name}")
 
     def _build(self) -> Engine:
         from llmasos.inference.build import build_engine
 
-        return build_engine(self.model, self.engine_config)
+        engine = build_engine(self.model, self.engine_config)
+        if self._adapters is not None:
+            self._adapters.release_all()  # the engine before this one may have broken
+            engine.use_adapters(self._adapters)
+        return engine
 
     @classmethod
     def from_pretrained(
@@ -128,7 +133,7 @@ class LLM:
         from llmasos.inference.engine import EngineStats
 
         engine = self._loop.current_engine
-        return EngineStats() if engine is None else engine.stats
+        return EngineStats() if engine is None else engine.snapshot()
 
     @property
     def is_encoder(self) -> bool:
@@ -143,6 +148,43 @@ class LLM:
     @property
     def has_chat_template(self) -> bool:
         return self.model.tokenizer is not None and self.model.tokenizer.chat_template is not None
+
+    # adapters
+
+    def load_adapter(self, name: str, path: Path | str | None = None) -> None:
+        """Load a LoRA adapter that PEFT wrote; requests then choose it with `adapter=name`, several in one pass.
+
+        `path`: its folder, or a name in the home's `adapters` folder; default: the name. The engine options `max_loras`
+        and `max_lora_rank` bound what lies in memory at once. Raises NotFoundError, FormatError, UnsupportedError,
+        InvalidInputError, InsufficientMemoryError, and BusyError when running requests use every slot.
+        """
+        self._decoder_only("take adapters")
+        self._loop.run(lambda: self._load_adapter(name, path)).result()
+
+    def _load_adapter(self, name: str, path: Path | str | None) -> None:
+        from llmasos.inference.adapters import Adapters
+
+        config = self.engine_config
+        adapters = self._adapters or Adapters(self.model, max_adapters=config.max_loras, max_rank=config.max_lora_rank)
+        adapters.load(name, path)
+        if self._adapters is None:
+            self._adapters = adapters
+            if (engine := self._loop.current_engine) is not None:
+                engine.use_adapters(adapters)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter. Raises NotFoundError, and BusyError while requests use it."""
+        self._loop.run(lambda: self._unload_adapter(name)).result()
+
+    def _unload_adapter(self, name: str) -> None:
+        if self._adapters is None:
+            raise NotFoundError(f"No adapter {name!r} is loaded.")
+        self._adapters.unload(name)
+
+    @property
+    def adapters(self) -> list[AdapterInfo]:
+        """The loaded adapters, by name."""
+        return self._adapters.list() if self._adapters is not None else []
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write a folder that transformers loads: config.json, safetensors, tokenizer."""

@@ -232,6 +232,8 @@ class Chunk:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     """The stop string or token id that ended it; None for end-of-sequence or length."""
+    metrics: RequestMetrics | None = None
+    """Of the whole request; on its last chunk."""
 
 
 @dataclass(frozen=True)

@@ -125,8 +125,15 @@ class Runner:
         """Launch the pass; its logits wait for `sample`. Returns the log-probabilities of prompt tokens asked for."""
         if step.copies:
             self.pages.copy(step.copies)
-        if self.lora is not None:
+        if step.adapters is not None:
             self.lora.plan(step.adapters)
+            try:
+                return self._forward(step)
+            finally:
+                self.lora.plan(None)  # embeddings run the same layers between two steps
+        return self._forward(step)
+
+    def _forward(self, step: Step) -> list[ScoredLogprobs]:
         if self._graphs is not None and (graph := self._graphs.find(step)) is not None:
             self._logits = graph.replay(step)
             return []

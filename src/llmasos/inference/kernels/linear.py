@@ -205,7 +205,7 @@ def skinny_linear(
         K=width, TOKENS=max(tokens, 8) if cut.dot else tokens, ROWS=cut.rows, BLOCK=cut.block,
         VEC=16 // x.element_size(), KIND=0 if norm is None else norm_kind(norm), ACT=activation or "",
         BIAS=bias is not None, ADD=residual is not None, SCALED=scale != 1.0,
-        STAGES=cut.stages, PREFETCH=cut.prefetch, num_warps=cut.warps, **launch(pdl),
+        STAGES=cut.stages, PREFETCH=cut.prefetch and pdl, num_warps=cut.warps, **launch(pdl),
     )  # fmt: skip
     return out
 

@@ -303,7 +303,7 @@ class Pages(RuleBasedStateMachine):
         known = position < len(seq.token_ids)
         return (seq.salt, *seq.token_ids[: position + 1]) if known else "rejected"
 
-    @rule(data=st.data(), back=st.integers(0, 1), token=st.integers(1, 2))
+    @rule(data=st.data(), back=st.integers(0, 5), token=st.integers(1, 2))
     def fork(self, data: st.DataObject, back: int, token: int) -> None:
         if (parent := self.pick(data)) and parent.num_computed > back:
             shared = parent.num_computed - back

@@ -530,10 +530,13 @@ def shared_prefixes(
         two share more they are cut, and every part either has runs of its own or joins a run of length `low`."""
         if end - start < min_sequences or not depth:
             return 0, []
-        low = min(common[start : end - 1])
+        inside = common[start : end - 1]
+        low = min(inside)
         saved, runs = 0, list[tuple[int, int, int]]()
+        if low == max(inside):
+            return (len(inside) * low, [(start, end, low * page_size)]) if low >= least else (saved, runs)
         joint, before, first = -end * low, runs, start  # a run that goes on: saved with it, runs before it, its start
-        for cut in [*(i + 1 for i in range(start, end - 1) if common[i] == low), end]:
+        for cut in [*(start + i + 1 for i, count in enumerate(inside) if count == low), end]:
             part = best(start, cut, depth - 1)
             joint += (cut - start) * low
             if saved + (cut - start - 1) * low > joint:

@@ -65,7 +65,7 @@ class Answer:
         self._limit = UNREAD_TOKENS
         self._paused = self._over = False
         self._error: BaseException | None = None
-        self._wake: Callable[[], None] | None = None
+        self._wake: Callable[[], object] | None = None
         self._state: RequestState | None = None
         self.beams: list[Beam] = []
         self._submitted = loop.submit(request, self._take)

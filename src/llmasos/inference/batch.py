@@ -5,7 +5,6 @@ T = packed tokens, B = sequences, P = columns of a page table, G = page groups (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -31,15 +30,15 @@ class Batch:
     seq_lens: Tensor
     """[B], int32."""
     tables: list[Tensor]
-    """One [B, P] int32 per group: page numbers; entries behind a sequence's last page, and those of pages that a sliding
-    window has freed, are 0 and never used."""
+    """One [B, P] int32 per group: page numbers; entries behind a sequence's last page, and those of pages that a
+    sliding window has freed, are 0 and never used."""
     page_size: int
     max_query: int
     """The longest run of new tokens of one sequence; 1 for a batch of decodes."""
     max_seq_len: int
     """The most keys of one sequence (a CUDA graph: the most that it was captured for)."""
     prefixes: list[SharedPrefix] = field(default_factory=list)
-    """Runs of neighbouring sequences that begin with the same pages; empty: attention reads every sequence for itself."""
+    """Runs of neighbouring sequences that begin with the same pages; empty: every sequence is read for itself."""
 
     @property
     def num_tokens(self) -> int:
@@ -62,8 +61,3 @@ class SharedPrefix:
     start: int
     end: int
     length: int
-
-
-def lengths_of(query_start: Sequence[int]) -> list[int]:
-    """New tokens of each sequence from the offsets."""
-    return [b - a for a, b in zip(query_start, query_start[1:], strict=False)]

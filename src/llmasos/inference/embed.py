@@ -7,6 +7,7 @@ is given to `run`, which executes it between two steps of the engine, so that no
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -65,7 +66,7 @@ def embed(
             return pool(hidden_states(model, texts), [len(t) for t in texts], kind, normalize=normalize).tolist()
 
     for batch in batches(ids):
-        vectors += run(lambda texts=[ids[i] for i in batch]: embedded(texts))
+        vectors += run(partial(embedded, [ids[i] for i in batch]))
     return vectors
 
 
@@ -114,7 +115,7 @@ def classify(model: LoadedModel, ids: Sequence[Sequence[int]], *, run: Run) -> l
             return _shares(model.module.classify(hidden_states(model, texts), starts), model.config).tolist()
 
     for batch in batches(ids):
-        shares = run(lambda texts=[ids[i] for i in batch]: rows(texts))
+        shares = run(partial(rows, [ids[i] for i in batch]))
         results += [dict(zip(labels, row, strict=True)) for row in shares]
     return results
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from llmasos.errors import InsufficientMemoryError, InvalidInputError, LLMasOSError, ServerError
+from llmasos.errors import BusyError, InsufficientMemoryError, InvalidInputError, LLMasOSError, ServerError
 from llmasos.inference.beam import Beam, BeamSearch
 from llmasos.inference.constrain import num_words
 from llmasos.inference.packing import Packed, Packer
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from llmasos.inference.adapters import Adapters
     from llmasos.inference.constrain import Fill, GrammarCompiler, Matcher
+    from llmasos.inference.parallel import ParallelRanks, ParallelRunner
+    from llmasos.inference.rank import Rank
     from llmasos.inference.runner import Landing, Runner, ScoredLogprobs
     from llmasos.inference.speculate import Speculator
 
@@ -184,19 +186,22 @@ class Engine:
 
     def __init__(
         self,
-        runner: Runner,
+        runner: Runner | ParallelRunner,
         scheduler: Scheduler,
         *,
         eos_token_ids: frozenset[int] = frozenset(),
         grammars: GrammarCompiler | None = None,
         speculator: Speculator | None = None,
         adapters: Adapters | None = None,
+        rank: Rank | ParallelRanks | None = None,
     ) -> None:
         self.runner, self.scheduler = runner, scheduler
         self.eos, self.grammars = eos_token_ids, grammars
         self.speculator, self.adapters = speculator, adapters
         self.packer = Packer(len(runner.pages.groups), runner.pages.page_size)
         self.stats = EngineStats()
+        self.is_sleeping = False
+        self._rank = rank
         # on a CPU there is nothing to compute while the CPU computes
         self.overlap = runner.device.type != "cpu"
         config = runner.decoder.config
@@ -216,6 +221,7 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises InvalidInputError or InsufficientMemoryError for one that could never run here."""
+        self.wake_up()
         params = request.params
         self._check_fits(len(request.prompt) + request.max_tokens, params.num_beams)
         state = RequestState(request, num_left=1 if params.num_beams > 1 else params.n)
@@ -311,6 +317,26 @@ class Engine:
         state = self._states.get(request)
         for completion in state.completions if state is not None else []:
             completion.seq.paused = paused
+
+    def sleep(self) -> int:
+        """Give back the memory of weights and pages; the weights stay on the CPU. Returns the bytes. Raises BusyError
+        while requests run or wait."""
+        if self._states:
+            raise BusyError(
+                f"{len(self._states)} requests are on their way.", hint="Sleep when they are done, or cancel them."
+            )
+        assert self._rank is not None
+        self._land()
+        self.scheduler.cache.reset_prefixes()
+        self.is_sleeping = True
+        return self._rank.sleep()
+
+    def wake_up(self) -> None:
+        """Bring the weights back. Nothing to do for an engine that is awake."""
+        if self.is_sleeping:
+            assert self._rank is not None
+            self._rank.wake()
+            self.is_sleeping = False
 
     @property
     def has_work(self) -> bool:

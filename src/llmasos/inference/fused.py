@@ -30,13 +30,18 @@ if TYPE_CHECKING:
 class PagesOfLayers(Protocol):
     """What `inference.pages.Pages` is to this module."""
 
-    keys: Sequence[Tensor]
-    """One [num_slots, K, W] per layer."""
-    values: Sequence[Tensor]
-    key_scales: Sequence[Tensor | None]
-    value_scales: Sequence[Tensor | None]
-    layer_group: Sequence[int]
+    @property
+    def keys(self) -> Sequence[Tensor]:
+        """One [num_slots, K, W] per layer."""
 
+    @property
+    def values(self) -> Sequence[Tensor]: ...
+    @property
+    def key_scales(self) -> Sequence[Tensor | None]: ...
+    @property
+    def value_scales(self) -> Sequence[Tensor | None]: ...
+    @property
+    def layer_group(self) -> Sequence[int]: ...
     def read(self, layer: int, q: Tensor) -> Tensor: ...
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from llmasos.inference.adapters import AdapterInfo, Adapters
     from llmasos.inference.answer import Answer
     from llmasos.inference.engine import Engine, EngineStats
+    from llmasos.inference.parallel import ParallelRanks
     from llmasos.inference.remote import RemoteLLM
     from llmasos.models.load import LoadedModel
     from llmasos.store import Progress
@@ -70,6 +71,7 @@ class LLM:
 
         self.model, self.name = model, name
         self.engine_config = EngineConfig.of(**options)
+        self._ranks: ParallelRanks | None = None
         self._adapters: Adapters | None = None
         self._loop = EngineLoop(self._build, name=f"llmasos-{name}")
 
@@ -111,12 +113,21 @@ class LLM:
 
             local = {"device": str(device), "dtype": str(dtype), "quantization": quantization, **options}
             return RemoteLLM.from_pretrained(name_or_path, **local)
-        EngineConfig.of(**options)  # what is wrong with them is said before anything is fetched
+        config = EngineConfig.of(**options)  # what is wrong with them is said before anything is fetched
         from llmasos.models.load import load_model
         from llmasos.store import ensure
         from llmasos.store.progress import PrintProgress
 
         path = ensure(str(name_or_path), on_progress=on_progress or PrintProgress())
+        if config.tensor_parallel_size > 1:
+            from llmasos.devices import pick_device
+            from llmasos.inference.parallel import ParallelRanks, RankFactory, start_workers
+
+            factory = RankFactory(Path(path), config, str(dtype), quantization, load_format)
+            workers, model = start_workers(factory, pick_device(device))
+            llm = cls(model, name=str(name_or_path), **options)
+            llm._ranks = ParallelRanks(workers)
+            return llm
         model = load_model(path, device=device, dtype=dtype, quantization=quantization, load_format=load_format)
         return cls(model, name=str(name_or_path), **options)
 
@@ -193,6 +204,22 @@ class LLM:
     def close(self) -> None:
         """End the engine's thread; requests on their way fail. The model's memory goes with the last reference."""
         self._loop.close()
+        if self._ranks is not None:
+            self._ranks.workers.close()
+
+    def sleep(self) -> int:
+        """Give back the memory of weights, keys and values, keeping the weights on the CPU; returns the bytes. The next
+        request, or `wake_up`, brings them back. Raises BusyError while requests are on their way."""
+        return self._loop.run(lambda: self._loop.engine().sleep()).result()
+
+    def wake_up(self) -> None:
+        """Bring a sleeping model's weights back to its device."""
+        self._loop.run(lambda: self._loop.engine().wake_up()).result()
+
+    @property
+    def is_sleeping(self) -> bool:
+        engine = self._loop.current_engine
+        return engine is not None and engine.is_sleeping
 
     def __enter__(self) -> LLM:
         return self
@@ -476,7 +503,7 @@ class LLM:
                 yield chunk
 
     async def aembed(self, texts: str | list[str], **options: Any) -> list[float] | list[list[float]]:
-        return await asyncio.to_thread(self.embed, texts, **options)
+        return await asyncio.to_thread(lambda: self.embed(texts, **options))
 
     async def ascore(self, texts: str | list[str], *, prompt: str = "") -> Score | list[Score]:
         return await asyncio.to_thread(self.score, texts, prompt=prompt)

@@ -50,7 +50,7 @@ class Packer:
         return self._mixed(plan, lengths)
 
     def _decode(self, plan: Plan) -> Packed:
-        items, page_size = plan.items, self.page_size
+        items = plan.items
         sequences = [item.seq for item in items]
         num = len(items)
         positions = np.fromiter((item.start for item in items), np.int64, num)

@@ -70,14 +70,25 @@ class Pages:
         self.graphable = uses_kernels(config, self.device)
         """Passes can be captured in CUDA graphs: planning and attention wait for nothing on the device."""
         self.kv_dtype = stored_dtype(kv_dtype, dtype)
+        self.renew()
+        self._plans: Sequence[paged_torch.Plan | paged_kernels.Plan] = []
+        self._shared: paged_kernels.SharedBuffers | None = None
+        self._prepare_kernels()
+
+    def renew(self) -> None:
+        """Take the memory, as at the start; what it held before is gone."""
         self.keys, self.values = ([self._empty(g) for g in self.layer_group] for _ in range(2))
         scaled = is_scaled(self.kv_dtype)
         self.key_scales, self.value_scales = (
             [self._empty_scales(g) if scaled else None for g in self.layer_group] for _ in range(2)
         )
-        self._plans: Sequence[paged_torch.Plan | paged_kernels.Plan] = []
-        self._shared: paged_kernels.SharedBuffers | None = None
-        self._prepare_kernels()
+
+    def release(self) -> int:
+        """Give the memory back until `renew`; returns its bytes."""
+        memory = [*self.keys, *self.values, *self.key_scales, *self.value_scales]
+        freed = sum(m.numel() * m.element_size() for m in memory if m is not None)
+        self.keys, self.values, self.key_scales, self.value_scales = [], [], [], []
+        return freed
 
     def _prepare_kernels(self) -> None:
         if self.graphable:

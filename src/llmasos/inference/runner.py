@@ -8,6 +8,7 @@ stay in a pool on the device, one row per running sequence, so that it can be la
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from llmasos.inference.sampler import Sampled, Sampler, SamplingBatch
 if TYPE_CHECKING:
     from llmasos.inference.beam import Beam, BeamSearch
     from llmasos.inference.cache import Copy
+    from llmasos.inference.fused import FusedDecoder
     from llmasos.models.decoder import Decoder
 
 LADDER = (1, 2, 4, 8, *range(16, 129, 8), *range(144, 257, 16), *range(288, 513, 32))
@@ -101,10 +103,12 @@ class Runner:
         self.sampler = Sampler(self.device)
         self.pool = torch.zeros(max_num_seqs, dtype=torch.int64, device=self.device)
         self.lora: Any = None
+        self.check: Callable[[], None] | None = None
+        """Is asked while the device is waited for: raises when another process that it may wait for is gone."""
         self._prepare_rope()
-        self._fused = None if batch_invariant else _fused(decoder, pages)
+        self._fused = _fused(decoder, pages, batch_invariant)
         self._uploads = _Uploads(self.device)
-        self._graphs = _Graphs(self) if graphs and self.device.type == "cuda" else None
+        self._graphs = _Graphs(self) if graphs and pages.graphable else None
         self._logits: Tensor | None = None
         self._pool_rows: tuple[Ints, Tensor] | None = None
 
@@ -157,7 +161,7 @@ class Runner:
         elif len(kept):
             rows, targets = self._uploads.many([kept, pool_rows[kept]])
             self.pool.index_copy_(0, targets.long(), result.tokens[rows])
-        return Landing(result, self.device)
+        return Landing(result, self.device, self.check)
 
     def _pool_index(self, pool_rows: Ints) -> Tensor:
         """The same decodes write to the same rows step after step."""
@@ -241,17 +245,22 @@ class Runner:
         if self._graphs is not None:
             self._graphs.capture()
 
-    def drop_graphs(self) -> None:
-        """Forget the graphs (weights or pages moved)."""
+    def release_pages(self) -> int:
+        """Give back the memory of pages and graphs; returns the pages' bytes."""
         if self._graphs is not None:
             self._graphs = _Graphs(self)
+        return self.pages.release()
+
+    def renew_pages(self) -> None:
+        """Take the memory of the pages again; nothing of what they held is left."""
+        self.pages.renew()
 
 
 class Landing:
     """Tokens on their way from the device."""
 
-    def __init__(self, result: Sampled, device: torch.device) -> None:
-        self.result = result
+    def __init__(self, result: Sampled, device: torch.device, check: Callable[[], None] | None) -> None:
+        self.result, self._check = result, check
         self._event: torch.cuda.Event | None = None
         self._tokens = result.tokens
         if device.type == "cuda":
@@ -262,7 +271,10 @@ class Landing:
 
     def wait(self) -> list[int]:
         """The tokens, one per wanted row; blocks until the device has made them."""
-        if self._event is not None:
+        if self._event is not None and self._check is not None:
+            while not self._event.query():
+                self._check()
+        elif self._event is not None:
             self._event.synchronize()
         return self._tokens.tolist()
 
@@ -278,12 +290,12 @@ def resolve(tokens: Tensor, pool: Tensor) -> Tensor:
     return torch.where(tokens < 0, pool[(-1 - tokens).clamp_min(0)].to(tokens.dtype), tokens)
 
 
-def _fused(decoder: Decoder, pages: Pages) -> Any:
+def _fused(decoder: Decoder, pages: Pages, invariant: bool) -> FusedDecoder | None:
     if decoder.device.type != "cuda":
         return None
     from llmasos.inference.fused import FusedDecoder
 
-    return FusedDecoder(decoder, pages) if FusedDecoder.supports(decoder.config) else None
+    return FusedDecoder(decoder, pages, invariant=invariant) if FusedDecoder.supports(decoder.config) else None
 
 
 class _Uploads:

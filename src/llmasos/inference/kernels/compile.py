@@ -1,4 +1,4 @@
-"""Compiling kernels before they are needed, many at once. With a Triton that can't, each is compiled when it first runs."""
+"""Compiling kernels before they are needed, many at once. A Triton that can't compiles each at first use."""
 
 from __future__ import annotations
 

@@ -211,8 +211,8 @@ def skinny_linear(
 
 
 def is_skinny(num_tokens: int, num_rows: int, width: int) -> bool:
-    """Whether `skinny_linear` is the fastest way for weights [num_rows, width]: cuBLAS reads large ones as fast, and the
-    tensor cores need them from two tokens on."""
+    """Whether `skinny_linear` is the fastest way for weights [num_rows, width]: from two tokens on cuBLAS reads large
+    ones as fast."""
     most = MAX_TOKENS if num_rows * width <= SMALL_WEIGHT else 1
     return num_tokens <= most and num_rows >= 16 and width >= 16
 

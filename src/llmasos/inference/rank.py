@@ -1,0 +1,249 @@
+"""One process's share of an engine: the model, the memory for its pages as measured, the runner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from llmasos.devices import free_memory
+from llmasos.errors import InsufficientMemoryError, InvalidInputError, UnsupportedError
+from llmasos.inference.pages import Pages, page_groups
+from llmasos.inference.request import SamplingParams
+from llmasos.inference.runner import Runner, Step, table_columns
+from llmasos.inference.sampler import SamplingBatch, SamplingRow, make_batch
+from llmasos.models.weights import sleep, wake
+
+if TYPE_CHECKING:
+    from llmasos.inference.config import EngineConfig
+    from llmasos.inference.runner import Ints, Landing, ScoredLogprobs
+    from llmasos.models.config import ModelConfig
+    from llmasos.models.load import LoadedModel
+
+
+INVARIANT_TOKENS = 128
+"""Tokens of a prompt that are computed together in the batch-invariant mode."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """An EngineConfig with every None resolved for one rank's share of a model on its device."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    page_size: int
+    windows: tuple[int, ...]
+    """One per page group; 0: full attention."""
+    bytes_per_page: tuple[int, ...]
+
+
+def resolve(model: ModelConfig, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Sizes:
+    """Raises InvalidInputError where the config contradicts the model."""
+    cuda = device.type == "cuda"
+    limit = config.max_model_len or model.context_length
+    if limit > model.context_length:
+        raise InvalidInputError(
+            f"max_model_len={limit} is more than the model's context of {model.context_length}.", param="max_model_len"
+        )
+    page_size = config.page_size or (64 if cuda else 16)
+    windows = tuple(page_groups(model)[0])
+    per_page = (Pages.bytes_per_page(model, g, page_size, config.kv_cache_dtype, dtype) for g in range(len(windows)))
+    most = config.max_num_batched_tokens or max(8192 if cuda else 1024, config.max_num_seqs + INVARIANT_TOKENS)
+    least = config.max_num_seqs - 1 + (INVARIANT_TOKENS if config.batch_invariant else 1)
+    if most < least:
+        raise InvalidInputError(
+            f"max_num_batched_tokens={most} leaves no room for prompts beside {config.max_num_seqs} sequences.",
+            hint=f"Use at least {least}, or a lower max_num_seqs.",
+            param="max_num_batched_tokens",
+        )
+    return Sizes(
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=most,
+        max_model_len=limit,
+        page_size=page_size,
+        windows=windows,
+        bytes_per_page=tuple(per_page),
+    )
+
+
+def divide(sizes: Sizes, num_bytes: int) -> list[int]:
+    """Pages per group that `num_bytes` buy. A window group needs no more than every sequence's window; the rest is for
+    full attention. Raises InsufficientMemoryError for less than one whole context."""
+    whole = -(-sizes.max_model_len // sizes.page_size) + 1
+    most = whole * sizes.max_num_seqs + 1
+    span = [-(-(w + sizes.max_num_batched_tokens) // sizes.page_size) + 2 if w else whole for w in sizes.windows]
+    caps = [min(most, min(s, whole) * sizes.max_num_seqs + 1) for s in span]
+    total = sum(c * b for c, b in zip(caps, sizes.bytes_per_page, strict=True))
+    pages = caps
+    if total > num_bytes:
+        share = num_bytes / total
+        pages = [int(c * share) for c in caps]
+    if any(p < min(s, whole) + 1 for p, s in zip(pages, span, strict=True)):
+        per_token = sum(sizes.bytes_per_page) / sizes.page_size
+        raise InsufficientMemoryError(
+            f"One context of {sizes.max_model_len} tokens needs {whole * sum(sizes.bytes_per_page) / 1e9:.2f} GB of "
+            f"keys and values ({per_token / 1e3:.0f} kB per token); {max(0, num_bytes) / 1e9:.2f} GB are left.",
+            hint="Lower max_model_len, use kv_cache_dtype='int8', or free memory.",
+        )
+    return pages
+
+
+class Rank:
+    """Measure with `room`, `start` with a number of pages, then run passes."""
+
+    runner: Runner
+
+    def __init__(self, model: LoadedModel, config: EngineConfig) -> None:
+        self.model, self.config = model, config
+        module = model.module
+        self.sizes = resolve(module.config, config, module.device, module.dtype)
+        if config.batch_invariant:
+            _make_invariant(model)
+
+    def room(self) -> int:
+        """Bytes that pages may take: what is asked for, or what a full pass and the graphs were seen to leave."""
+        if self.config.kv_cache_memory is not None:
+            return self.config.kv_cache_memory
+        device = self.model.module.device
+        if device.type != "cuda":
+            return free_memory(device) // (2 * self.config.tensor_parallel_size)
+        return self._measure(device)
+
+    def _measure(self, device: torch.device) -> int:
+        from llmasos.inference.kernels.compile import compiling
+
+        sizes = self.sizes
+        num_pages = -(-sizes.max_num_batched_tokens // sizes.page_size) + sizes.max_num_seqs + 1
+        runner = self._runner([num_pages] * len(sizes.windows))
+        rows = [SamplingRow(SamplingParams(top_p=0.9, repetition_penalty=1.1, seed=0), (1,))] * sizes.max_num_seqs
+        batch = make_batch(rows, [0] * sizes.max_num_seqs)
+        with compiling() as can:
+            if can:
+                _try_shapes(runner, sizes, batch)
+        torch.cuda.synchronize(device)
+        held = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        runner.forward(_full_pass(sizes))
+        runner.sample(batch, np.arange(sizes.max_num_seqs)).wait()
+        activations = torch.cuda.max_memory_allocated(device) - held
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved(device)
+        runner.capture()
+        graphs = max(0, torch.cuda.memory_reserved(device) - before)
+        del runner
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(device)
+        return int(free - total * (1 - self.config.gpu_memory_utilization) - activations - graphs)
+
+    def _runner(self, num_pages: list[int]) -> Runner:
+        module, config = self.model.module, self.config
+        pages = Pages(
+            module.config,
+            num_pages,
+            self.sizes.page_size,
+            device=module.device,
+            dtype=module.dtype,
+            kv_dtype=config.kv_cache_dtype,
+            batch_invariant=config.batch_invariant,
+        )
+        return Runner(
+            module,
+            pages,
+            max_num_seqs=self.sizes.max_num_seqs,
+            max_model_len=self.sizes.max_model_len,
+            graphs=not (config.enforce_eager or config.batch_invariant),
+            batch_invariant=config.batch_invariant,
+        )
+
+    def start(self, num_pages: list[int]) -> None:
+        """Take the memory of the pages; capture graphs."""
+        self.runner = self._runner(num_pages)
+        self._num_pages = num_pages
+        self.runner.capture()
+
+    def forward(self, step: Step) -> list[ScoredLogprobs]:
+        return self.runner.forward(step)
+
+    def sample(self, batch: SamplingBatch, pool_rows: Ints) -> Landing:
+        return self.runner.sample(batch, pool_rows)
+
+    def sleep(self) -> int:
+        """Give back the memory of weights, pages and graphs; the weights stay on the CPU. Returns the bytes."""
+        freed = self.runner.release_pages()
+        freed += sleep(self.model.module)
+        if self.model.module.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return freed
+
+    def wake(self) -> None:
+        """Bring the weights back; the pages begin empty."""
+        wake(self.model.module)
+        self.runner.renew_pages()
+        self.runner.capture()
+
+
+def _make_invariant(model: LoadedModel) -> None:
+    if model.module.device.type == "cpu":
+        from llmasos.inference.invariant import make_invariant
+
+        make_invariant(model.module)
+        return
+    from llmasos.inference.fused import FusedDecoder
+
+    if not FusedDecoder.supports(model.module.config):
+        raise UnsupportedError(
+            f"batch_invariant needs kernels that {model.config.architecture} has none of on a GPU.",
+            hint='Use device="cpu", or leave it out.',
+            param="batch_invariant",
+        )
+
+
+def _try_shapes(runner: Runner, sizes: Sizes, batch: SamplingBatch) -> None:
+    """Launch the passes whose kernels differ: a prompt, and decodes of every power of two."""
+    runner.forward(_full_pass(sizes))
+    runner.sample(batch, np.arange(sizes.max_num_seqs))
+    size = 1
+    while size <= sizes.max_num_seqs:
+        runner.forward(_decodes(sizes, size))
+        rows = [SamplingRow(SamplingParams(temperature=float(size > 1)), ())] * size
+        runner.sample(make_batch(rows, [0] * size), np.arange(size))
+        size *= 2
+
+
+def _decodes(sizes: Sizes, size: int) -> Step:
+    every = np.arange(size, dtype=np.int32)
+    columns = table_columns(1, sizes.page_size, sizes.max_model_len)
+    return Step(
+        tokens=np.zeros(size, np.int64),
+        positions=np.zeros(size, np.int64),
+        sequences=every,
+        query_start=np.arange(size + 1, dtype=np.int32),
+        seq_lens=np.ones(size, np.int32),
+        tables=[np.ones((size, columns), np.int32)] * len(sizes.windows),
+        max_query=1,
+        max_seq_len=min(columns * sizes.page_size, sizes.max_model_len),
+        rows=every,
+    )
+
+
+def _full_pass(sizes: Sizes) -> Step:
+    """As many tokens as a pass may have, and as many logits as it may want."""
+    longest = min(sizes.max_model_len, sizes.max_num_batched_tokens)
+    lengths = [longest] * (sizes.max_num_batched_tokens // longest)
+    columns = -(-longest // sizes.page_size)
+    every = np.arange(1, 1 + columns * len(lengths), dtype=np.int32).reshape(len(lengths), columns)
+    num_tokens = sum(lengths)
+    return Step(
+        tokens=np.zeros(num_tokens, np.int64),
+        positions=np.concatenate([np.arange(n) for n in lengths]),
+        sequences=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
+        query_start=np.array([0, *np.cumsum(lengths)], np.int32),
+        seq_lens=np.array(lengths, np.int32),
+        tables=[every] * len(sizes.windows),
+        max_query=longest,
+        max_seq_len=longest,
+        rows=np.arange(sizes.max_num_seqs, dtype=np.int64) % num_tokens,
+    )

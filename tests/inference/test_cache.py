@@ -203,6 +203,19 @@ def test_forks_share_pages_and_copy_the_last_one_before_they_write() -> None:
     assert cache.pools[0].num_used == 0
 
 
+def test_a_page_that_can_be_found_is_copied_though_nobody_else_holds_it() -> None:
+    cache = cache_of(20)
+    parent = computed(cache, [1] * 8)
+    child = CachedSequence(1, [1] * 7 + [2], num_computed=7)
+    cache.fork(parent, child)
+    cache.free(parent)
+    assert cache.allocate(child, 8) and len(cache.take_copies()) == 1
+    child.num_computed = 8
+    cache.publish(child)
+    assert found(cache, [1] * 9) == found(cache, [1] * 7 + [2, 2]) == 8
+    cache.free(child)
+
+
 def test_the_source_of_a_copy_is_not_handed_out_before_the_copy_is_taken() -> None:
     cache = cache_of(4)
     parent = computed(cache, [1] * 3)

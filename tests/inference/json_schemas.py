@@ -28,6 +28,9 @@ POINT = closed(
     }
 )
 
+DIGIT = {"type": "integer", "minimum": 0, "maximum": 9}
+LEAF = {"$ref": "#/$defs/leaf"}
+
 SCHEMAS: dict[str, Schema] = {
     "person": closed({"name": NAME, "age": {"type": "integer", "minimum": 0, "maximum": 120}, "email": text(32)}),
     "sentiment": closed(
@@ -67,15 +70,11 @@ SCHEMAS: dict[str, Schema] = {
         "$defs": {"point": POINT},
         **closed({"from": {"$ref": "#/$defs/point"}, "to": {"$ref": "#/$defs/point"}}),
     },
-    "recursive_tree": {
-        "$ref": "#/$defs/node",
+    "tree": {
+        "$ref": "#/$defs/branch",
         "$defs": {
-            "node": closed(
-                {
-                    "value": {"type": "integer", "minimum": 0, "maximum": 9},
-                    "children": {"type": "array", "maxItems": 2, "items": {"$ref": "#/$defs/node"}},
-                }
-            )
+            "branch": closed({"value": DIGIT, "children": {"type": "array", "maxItems": 2, "items": LEAF}}),
+            "leaf": closed({"value": DIGIT}),
         },
     },
     "function_call": closed(

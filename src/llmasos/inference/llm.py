@@ -78,7 +78,7 @@ class LLM:
     def _build(self) -> Engine:
         from llmasos.inference.build import build_engine
 
-        engine = build_engine(self.model, self.engine_config)
+        engine = build_engine(self.model, self.engine_config, self._ranks)
         if self._adapters is not None:
             self._adapters.release_all()  # the engine before this one may have broken
             engine.use_adapters(self._adapters)

@@ -9,6 +9,7 @@ import uvicorn
 
 from llmasos.apps.hosting import listen
 from llmasos.errors import ContextOverflowError, NoChatTemplateError, UnsupportedError
+from llmasos.inference.config import EngineConfig
 from llmasos.inference.request import Chunk, Completion, RequestMetrics, RequestOutput, SamplingParams, TokenLogprob
 from llmasos.serve.server import create_app
 
@@ -34,7 +35,19 @@ class FakeLLM:
 
     is_encoder = False
 
-    def __init__(self, name="fake", *, delay=0.0, context_length=1000, template=True, takes_tools=True, defaults=()):
+    adapters = ()
+
+    def __init__(
+        self,
+        name="fake",
+        *,
+        delay=0.0,
+        context_length=1000,
+        template=True,
+        takes_tools=True,
+        defaults=(),
+        max_num_seqs=64,
+    ):
         self.name, self.delay, self.context_length = name, delay, context_length
         self.tokenizer = FakeTokenizer()
         self.has_chat_template, self.takes_tools = template, takes_tools
@@ -42,7 +55,15 @@ class FakeLLM:
         self.defaults = dict(defaults)
         self.prompts = []
         self.params_seen = []
+        self.requests = []
+        self.engine_config = EngineConfig(max_num_seqs=max_num_seqs)
         self.closed = False
+
+    @property
+    def stats(self):
+        from llmasos.inference.engine import EngineStats
+
+        return EngineStats(num_running=self.num_running, num_generated_tokens=self.num_tokens)
 
     def params(self, **options):
         return SamplingParams.of(**({"temperature": 0.0} | self.defaults | options))
@@ -82,27 +103,34 @@ class FakeLLM:
         top = [(token_id, token, -0.5), (ord("~"), "~", -1.5), (ord("^"), "^", -2.5)][:count]
         return TokenLogprob(token_id, token, -0.5, tuple(top))
 
-    async def acomplete(self, prompts, params):
-        outputs = []
-        for prompt in prompts:
-            chunks = [chunk async for chunk in self.astream_complete(prompt, params)]
-            completions = []
-            for index in range(params.n):
-                mine = [c for c in chunks if c.index == index]
-                logprobs = tuple(lp for c in mine for lp in c.logprobs) if params.logprobs is not None else None
-                ids = tuple(i for c in mine for i in c.token_ids)
-                text = "".join(c.text for c in mine)
-                completions.append(Completion(index, text, ids, mine[-1].finish_reason, mine[-1].stop_reason, logprobs))
-            prompt_logprobs = None
-            if params.prompt_logprobs is not None:
-                prompt_logprobs = (None, *(self._logprob(i, params.prompt_logprobs) for i in prompt[1:]))
-            metrics = RequestMetrics(0.1, 0.1, sum(len(c.token_ids) for c in completions))
-            text = self.tokenizer.decode(prompt)
-            outputs.append(RequestOutput(text, tuple(prompt), tuple(completions), metrics, prompt_logprobs))
-        return outputs
+    async def acomplete(self, prompts, params, **request):
+        tasks = [asyncio.ensure_future(self._complete(prompt, params, request)) for prompt in prompts]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
 
-    async def astream_complete(self, prompt, params):
+    async def _complete(self, prompt, params, request):
+        chunks = [chunk async for chunk in self.astream_complete(prompt, params, **request)]
+        completions = []
+        for index in range(params.n):
+            mine = [c for c in chunks if c.index == index]
+            logprobs = tuple(lp for c in mine for lp in c.logprobs) if params.logprobs is not None else None
+            ids = tuple(i for c in mine for i in c.token_ids)
+            text = "".join(c.text for c in mine)
+            completions.append(Completion(index, text, ids, mine[-1].finish_reason, mine[-1].stop_reason, logprobs))
+        prompt_logprobs = None
+        if params.prompt_logprobs is not None:
+            prompt_logprobs = (None, *(self._logprob(i, params.prompt_logprobs) for i in prompt[1:]))
+        num_tokens = sum(len(c.token_ids) for c in completions)
+        metrics = RequestMetrics(0.1, 0.1, num_tokens, num_cached_tokens=2)
+        text = self.tokenizer.decode(prompt)
+        return RequestOutput(text, tuple(prompt), tuple(completions), metrics, prompt_logprobs)
+
+    async def astream_complete(self, prompt, params, **request):
         self.params_seen.append(params)
+        self.requests.append(request)
         text = self.tokenizer.decode(prompt)
         self.prompts.append(text)
         self.num_running += 1
@@ -119,7 +147,8 @@ class FakeLLM:
                         raise RuntimeError("the secret cause")
                     logprobs = (self._logprob(token_id, params.logprobs),) if params.logprobs is not None else ()
                     yield Chunk(index, self.tokenizer.decode([token_id]), (token_id,), logprobs)
-                yield Chunk(index, "", (), (), reason, stop)
+                metrics = RequestMetrics(0.1, 0.1, 9, num_cached_tokens=2) if index == params.n - 1 else None
+                yield Chunk(index, "", (), (), reason, stop, metrics)
         except (asyncio.CancelledError, GeneratorExit):
             self.num_cancelled += 1
             raise

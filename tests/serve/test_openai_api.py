@@ -65,7 +65,7 @@ async def test_a_chat_answer_has_every_documented_field() -> None:
             "prompt_tokens": len("user: hi"),
             "completion_tokens": 3,
             "total_tokens": len("user: hi") + 3,
-            "prompt_tokens_details": {"cached_tokens": 0},
+            "prompt_tokens_details": {"cached_tokens": 2},
         },
     }
 
@@ -80,7 +80,7 @@ async def test_a_chat_stream_has_role_text_end_usage_and_done_in_this_order() ->
     assert deltas == [{"role": "assistant", "content": ""}, {"content": "h"}, {"content": "i"}, {"content": "!"}, {}]
     assert [c["choices"][0]["finish_reason"] for c in parsed[:-1]] == [None] * 4 + ["stop"]
     assert all(c["usage"] is None for c in parsed[:-1])
-    assert parsed[-1]["choices"] == [] and parsed[-1]["usage"]["total_tokens"] == len("user: hi") + 3
+    assert parsed[-1]["choices"] == [] and parsed[-1]["usage"] == (await chat()).json()["usage"]
 
 
 async def test_without_include_usage_no_chunk_speaks_of_usage() -> None:
@@ -154,6 +154,16 @@ async def test_every_parameter_reaches_the_model() -> None:
     [params] = llm.params_seen
     assert {name: getattr(params, name) for name in fields} == fields
     assert (params.stop, params.stop_token_ids, params.logit_bias, params.max_tokens) == (("X",), (1,), {65: -100.0}, 9)
+
+
+async def test_what_concerns_the_request_reaches_the_model_too() -> None:
+    llm = FakeLLM()
+    for fields in ({}, {"priority": -3, "cache_salt": "tenant"}, {"stream": True, "priority": 0}):
+        assert (await chat(llm, **fields)).status_code == (await complete(llm, **fields)).status_code == 200
+    assert llm.requests[::2] == llm.requests[1::2]
+    assert llm.requests[::2] == [{}, {"priority": -3, "cache_salt": "tenant"}, {"priority": 0}]
+    assert error(await chat(cache_salt=""))["param"] == "cache_salt"
+    assert error(await chat(priority=0.5))["param"] == "priority"
 
 
 async def test_defaults_are_openais_unless_the_model_has_its_own() -> None:
@@ -348,6 +358,7 @@ async def test_completions_of_several_prompts_are_numbered_prompt_by_prompt() ->
             (3, "bb!#1"),
         ]
         assert body["usage"]["prompt_tokens"] == 2 and body["usage"]["completion_tokens"] == 12
+        assert body["usage"]["prompt_tokens_details"] == {"cached_tokens": 4}
         texts = {}
         for chunk in events(await complete(prompt=prompts, n=2, echo=True, stream=True))[:-1]:
             [choice] = json.loads(chunk)["choices"]
@@ -424,7 +435,8 @@ async def test_openapi_describes_every_route_and_every_streamed_object() -> None
     async with asgi_client(FakeLLM()) as client:
         schema = (await client.get("/openapi.json")).json()
     v1 = {f"/v1/{path}" for path in ("models", "models/{model}", "chat/completions", "completions", "embeddings")}
-    assert set(schema["paths"]) == v1 | {"/healthz", "/version"}
+    v1 |= {"/v1/load_lora_adapter", "/v1/unload_lora_adapter"}
+    assert set(schema["paths"]) == v1 | {"/healthz", "/version", "/metrics"}
     schemas = schema["components"]["schemas"]
     for path in ("chat/completions", "completions", "embeddings"):
         operation = schema["paths"][f"/v1/{path}"]["post"]

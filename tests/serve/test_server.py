@@ -210,35 +210,35 @@ async def test_a_client_that_goes_away_stops_its_generation_and_frees_the_model(
         assert answer.json()["choices"][0]["text"] == "hi!"
 
 
-async def test_a_client_that_goes_away_while_it_waits_never_reaches_the_model() -> None:
+async def test_requests_of_all_names_run_at_once() -> None:
     llm = FakeLLM(delay=0.01)
-    with live_server(llm) as url:
-        async with httpx.AsyncClient() as client:
-            first = asyncio.create_task(
-                client.post(f"{url}/completions", json=BODY | {"prompt": "a" * 60, "max_tokens": 60})
-            )
-            await until(lambda: llm.num_tokens > 0)
-            with contextlib.suppress(httpx.ReadTimeout):
-                await client.post(f"{url}/completions", json=BODY | {"prompt": "left"}, timeout=0.1)
-                pytest.fail("it did not have to wait")
-            assert (await first).status_code == 200
-            assert (await client.post(f"{url}/completions", json=BODY)).status_code == 200
-    assert llm.prompts == ["a" * 60, "hi"]
+    async with asgi_client({"fake": llm, "again": llm}) as client:
+        bodies = [{"model": ["fake", "again"][i % 2], "prompt": f"{i}" * 10, "stream": bool(i % 3)} for i in range(12)]
+        answers = await asyncio.gather(*(client.post("/v1/completions", json=body) for body in bodies))
+    assert {answer.status_code for answer in answers} == {200} and llm.max_running == 12
 
 
-async def test_one_at_a_time_in_the_order_of_arrival_while_health_answers() -> None:
+async def test_the_prompts_of_one_request_run_at_once_and_their_streams_interleave() -> None:
     llm = FakeLLM(delay=0.005)
-    with live_server({"fake": llm, "again": llm}) as url:
-        async with httpx.AsyncClient() as client:
-            tasks = []
-            for i in range(6):
-                body = {"model": ["fake", "again"][i % 2], "prompt": f"{i}" * 10, "stream": bool(i % 3)}
-                tasks.append(asyncio.create_task(client.post(f"{url}/completions", json=body)))
-                await asyncio.sleep(0.01)
-            assert (await client.get(url.replace("/v1", "/healthz"))).status_code == 200
-            assert not all(task.done() for task in tasks)
-            assert {(await task).status_code for task in tasks} == {200}
-    assert llm.prompts == [f"{i}" * 10 for i in range(6)] and llm.max_running == 1
+    body = BODY | {"prompt": ["aaaa", "bbbb", "cccc"], "n": 2, "stream": True}
+    async with asgi_client(llm) as client:
+        response = await client.post("/v1/completions", json=body)
+    chunks = [json.loads(line[6:]) for line in response.text.split("\n\n")[:-2]]
+    indices = [chunk["choices"][0]["index"] for chunk in chunks]
+    assert llm.max_running == 3 and set(indices[:3]) == {0, 2, 4}
+    texts = {i: "".join(c["choices"][0]["text"] for c in chunks if c["choices"][0]["index"] == i) for i in range(6)}
+    assert texts == {0: "aaaa!", 1: "aaaa!#1", 2: "bbbb!", 3: "bbbb!#1", 4: "cccc!", 5: "cccc!#1"}
+
+
+async def test_one_prompt_that_fails_ends_the_others_of_its_request() -> None:
+    llm = FakeLLM(delay=0.01)
+    async with asgi_client(llm) as client:
+        for stream in (False, True):
+            body = BODY | {"prompt": ["x" * 500, "boom late"], "max_tokens": 400, "stream": stream}
+            response = await client.post("/v1/completions", json=body)
+            assert "internal_error" in response.text and response.text.count("[DONE]") == 0
+        await until(lambda: llm.num_running == 0)
+    assert llm.num_tokens < 200
 
 
 async def test_two_models_do_not_wait_for_each_other() -> None:
@@ -254,15 +254,60 @@ async def test_two_models_do_not_wait_for_each_other() -> None:
             assert (await first).status_code == 200
 
 
-async def test_a_full_queue_is_503_with_retry_after() -> None:
-    llm = FakeLLM(delay=0.02)
+async def test_more_than_run_and_wait_is_503_with_retry_after() -> None:
+    llm = FakeLLM(delay=0.02, max_num_seqs=2)
     async with asgi_client(llm, max_waiting=1) as client:
-        tasks = [asyncio.create_task(client.post("/v1/completions", json=BODY)) for _ in range(2)]
-        await until(lambda: llm.num_tokens > 0)
-        full = await client.post("/v1/completions", json=BODY)
-        assert full.status_code == 503 and full.headers["retry-after"] == "1"
-        assert full.json()["error"]["code"] == "queue_full"
+        tasks = [asyncio.create_task(client.post("/v1/completions", json=BODY | more)) for more in ({}, {"n": 2})]
+        await until(lambda: llm.num_running == 2)
+        for path, body in (("completions", BODY | {"stream": True}), ("embeddings", {"model": "fake", "input": "x"})):
+            full = await client.post(f"/v1/{path}", json=body)
+            assert full.status_code == 503 and full.headers["retry-after"] == "1"
+            assert full.json()["error"]["code"] == "queue_full" and "3 completions" in full.json()["error"]["message"]
         assert {(await task).status_code for task in tasks} == {200}
+        assert (await client.post("/v1/completions", json=BODY)).status_code == 200
+
+
+async def test_a_client_that_goes_away_makes_room() -> None:
+    llm = FakeLLM(delay=0.01, max_num_seqs=1)
+    with live_server(llm, max_waiting=0) as url:
+        async with httpx.AsyncClient() as client:
+            for stream in (False, True):
+                with contextlib.suppress(httpx.ReadTimeout):
+                    body = BODY | {"prompt": "x" * 400, "max_tokens": 400, "stream": stream}
+                    async with client.stream("POST", f"{url}/completions", json=body, timeout=0.2) as response:
+                        async for _ in response.aiter_bytes():
+                            break
+                await until(lambda: llm.num_running == 0)
+                async with asyncio.timeout(10):
+                    while (await client.post(f"{url}/completions", json=BODY)).status_code == 503:
+                        await asyncio.sleep(0.01)
+
+
+async def test_many_clients_at_once_get_the_texts_that_each_gets_alone(tiny_llm) -> None:
+    prompts = [f"The quick {word}" for word in ("brown fox", "lazy dog", "capital", "model", "answer", "Paris")]
+    fields = [
+        {"prompt": prompt, "max_tokens": 16 + i, "stream": bool(i % 2), "seed": i, "temperature": i % 3 / 2}
+        for i, prompt in enumerate(prompts * 4)
+    ]
+
+    def text(response: httpx.Response) -> str:
+        if response.headers["content-type"] == "application/json":
+            return response.json()["choices"][0]["text"]
+        events = [json.loads(line[6:]) for line in response.text.split("\n\n")[:-2]]
+        return "".join(event["choices"][0]["text"] for event in events)
+
+    with live_server(tiny_llm) as url:
+        async with httpx.AsyncClient(timeout=60) as client:
+
+            async def ask(more: dict[str, object]) -> str:
+                return text(await client.post(f"{url}/completions", json={"model": "tiny", "ignore_eos": True} | more))
+
+            alone = [await ask(more) for more in fields]
+            steps = tiny_llm.stats.num_steps
+            together = await asyncio.gather(*(ask(more) for more in fields))
+            steps = tiny_llm.stats.num_steps - steps
+    assert together == alone
+    assert steps < sum(int(str(more["max_tokens"])) for more in fields) / 3
 
 
 async def test_a_reader_that_stalls_does_not_hold_the_model() -> None:

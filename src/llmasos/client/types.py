@@ -165,6 +165,10 @@ class SamplingRequest(WireRequest):
     num_beams: int | None = Field(None, ge=1, le=64, description="Extension: beam search.")
     length_penalty: float | None = Field(None, ge=-10, le=10, description="Extension: for beam search.")
     early_stopping: bool | None = Field(None, description="Extension: for beam search.")
+    priority: int | None = Field(None, ge=-_INT64, lt=_INT64, description="Extension: smaller is sooner. Default 0.")
+    cache_salt: str | None = Field(
+        None, min_length=1, description="Extension: requests with different salts share no cached prefixes."
+    )
     structured_outputs: StructuredOutputs | None = Field(None, description="Extension: the form of the output.")
 
 
@@ -247,6 +251,20 @@ class EmbeddingRequest(WireRequest):
     )
     dimensions: int | None = Field(None, ge=1, description="Must be the model's own dimension where given.")
     user: str | None = Field(None, description="Your label for the end user; the answer does not depend on it.")
+
+
+class LoadAdapterRequest(WireRequest):
+    """Body of POST /v1/load_lora_adapter (vLLM's)."""
+
+    lora_name: str = Field(min_length=1, description="Name that the adapter will be served under.")
+    lora_path: str = Field(min_length=1, description="Its folder on the server, or a name in the home's adapters.")
+    base_model_name: str | None = Field(None, description="The served model it belongs to, if there are several.")
+
+
+class UnloadAdapterRequest(WireRequest):
+    """Body of POST /v1/unload_lora_adapter (vLLM's)."""
+
+    lora_name: str
 
 
 class PromptTokensDetails(WireResponse):
@@ -404,6 +422,13 @@ class Model(WireResponse):
     created: int = 0
     owned_by: str = ""
     context_length: int | None = Field(None, description="Extension: prompt and new tokens together, at most.")
+    parent: str | None = Field(None, description="Extension: the model that an adapter belongs to.")
+
+
+class DeletedModel(WireResponse):
+    id: str
+    object: Literal["model"] = "model"
+    deleted: bool = True
 
 
 class ModelList(WireResponse):

@@ -18,7 +18,7 @@ from llmasos.client.types import (
 )
 from llmasos.errors import ContextOverflowError, InvalidInputError, UnsupportedError
 from llmasos.inference.request import SamplingParams, StructuredOutput
-from llmasos.serve.lane import ServedModel
+from llmasos.serve.models import ServedModel
 
 MAX_STOPS = 16
 MAX_INPUTS = 2048
@@ -130,6 +130,11 @@ def _structured(asked: StructuredOutputs) -> StructuredOutput:
         )
     except InvalidInputError as e:
         raise InvalidInputError(e.message, hint=e.hint, param="structured_outputs") from None
+
+
+def request_options(request: SamplingRequest) -> dict[str, Any]:
+    """What concerns the request and not its sampling."""
+    return {name: value for name in ("priority", "cache_salt") if (value := getattr(request, name)) is not None}
 
 
 def completion_prompts(model: ServedModel, request: CompletionRequest) -> list[list[int]]:

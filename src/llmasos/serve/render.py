@@ -20,7 +20,7 @@ from llmasos.client.types import (
 )
 from llmasos.errors import ServerError
 from llmasos.inference.request import FinishReason, TokenLogprob
-from llmasos.serve.lane import ServedTokenizer
+from llmasos.serve.models import ServedTokenizer
 
 
 def dump(model: BaseModel) -> str:
@@ -38,12 +38,12 @@ def finish(reason: FinishReason | None) -> Literal["stop", "length"] | None:
     return reason
 
 
-def usage(num_prompt_tokens: int, num_output_tokens: int) -> Usage:
+def usage(num_prompt_tokens: int, num_output_tokens: int, num_cached_tokens: int) -> Usage:
     return Usage(
         prompt_tokens=num_prompt_tokens,
         completion_tokens=num_output_tokens,
         total_tokens=num_prompt_tokens + num_output_tokens,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=0),
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=num_cached_tokens),
     )
 
 

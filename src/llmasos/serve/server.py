@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
@@ -18,9 +19,10 @@ from llmasos.client.http import is_loopback
 from llmasos.client.providers import is_remote
 from llmasos.client.types import ChatCompletionChunk, TextCompletion
 from llmasos.errors import InvalidInputError, UnsupportedError
+from llmasos.serve import adapters as adapter_routes
 from llmasos.serve import problems
 from llmasos.serve.gate import Gate
-from llmasos.serve.lane import Models, ServedModel
+from llmasos.serve.models import Models, ServedModel
 from llmasos.serve.openai import create_router
 
 if TYPE_CHECKING:
@@ -48,12 +50,14 @@ def create_app(
     loopback_only: bool = False,
     max_body_bytes: int = MAX_BODY_BYTES,
     max_waiting: int = 256,
+    enable_lora_loading: bool = False,
 ) -> FastAPI:
     """An ASGI application that serves `llms` under their names.
 
     `aliases` maps further names, which are accepted and not listed, to served ones. `loopback_only` refuses requests
-    with a Host header from elsewhere. Beyond `max_waiting` requests per model the answer is 503. The models stay the
-    caller's: nothing closes them.
+    with a Host header from elsewhere. A model with `max_waiting` completions in flight beyond those that it runs at
+    once answers 503. Adapters of the models are served under their names; `enable_lora_loading` lets clients load more,
+    from any path that they name. The models stay the caller's: nothing closes them.
     """
     named: Mapping[str, Any] = llms if isinstance(llms, Mapping) else {llms.name: llms}
     models = Models(named, aliases, max_waiting=max_waiting)
@@ -67,10 +71,21 @@ def create_app(
     problems.install(app)
     app.add_middleware(Gate, max_body_bytes=max_body_bytes, loopback_only=loopback_only)
     app.include_router(create_router(models))
+    app.include_router(adapter_routes.create_router(models, enabled=enable_lora_loading))
 
     @app.get("/healthz", tags=["Server"], summary="Is the server up?")
     async def healthz() -> Health:
         return Health(models=models.names)
+
+    @app.get(
+        "/metrics",
+        tags=["Server"],
+        summary="Numbers for Prometheus",
+        response_class=Response,
+        responses={200: {"content": {CONTENT_TYPE_LATEST: {}}}},
+    )
+    async def metrics() -> Response:
+        return Response(models.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/version", tags=["Server"], summary="Which version is this?")
     async def version() -> Version:
@@ -104,6 +119,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     insecure: bool = False,
+    adapters: Mapping[str, str | Path] | None = None,
     load: Callable[[str], LLM] | None = None,
     on_ready: Callable[[str], None] | None = None,
     **options: Any,
@@ -111,14 +127,18 @@ def serve(
     """Load `models` (references, or served name to reference) and serve them until SIGINT or SIGTERM.
 
     The address is taken before anything is loaded; port 0 picks a free one. `on_ready` gets the base URL, e.g.
-    `http://127.0.0.1:8000/v1`. `load` turns a reference into a model (default: LLM.from_pretrained); `options` go to
-    `create_app`. Raises ServerError when the address can't be had, or is not loopback without `insecure`.
+    `http://127.0.0.1:8000/v1`. `adapters` of the one model are served under their names. `load` turns a reference into
+    a model (default: LLM.from_pretrained); `options` go to `create_app`. Raises ServerError when the address can't be
+    had, or is not loopback without `insecure`.
     """
     if not models:
         raise InvalidInputError("No model to serve was named.", hint="llmasos serve smollm2-135m-instruct")
+    if adapters and len(models) > 1:
+        raise InvalidInputError("Adapters belong to one model, and several are served.", hint="Serve that one alone.")
     check_exposure(host, insecure=insecure)
     with listen(host, port) as listener, contextlib.ExitStack() as stack:
         llms, aliases = _load(models, load or _from_pretrained, stack)
+        _load_adapters(llms, aliases, adapters or {})
         app = create_app(llms, aliases=aliases, loopback_only=is_loopback(host), **options)
         url = url_of(*listener.getsockname()[:2]) + "/v1"
         run(app, listener, grace=SHUTDOWN_SECONDS, ready=lambda: on_ready(url) if on_ready else None)
@@ -158,3 +178,11 @@ def _load(
         llms[served] = llm
         aliases[reference] = served
     return llms, aliases
+
+
+def _load_adapters(llms: Mapping[str, LLM], aliases: Mapping[str, str], adapters: Mapping[str, str | Path]) -> None:
+    for name, path in adapters.items():
+        if name in llms or name in aliases:
+            raise InvalidInputError(f"{name!r} is the model's own name.", hint="Give the adapter another one.")
+        for llm in llms.values():
+            llm.load_adapter(name, path)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import TypeVar
 
 from starlette.responses import Response
@@ -41,6 +42,41 @@ async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
 async def _disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def interleave(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
+    """What several streams give, as it comes, each with its stream's number. The first error ends all of them."""
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as only:
+            async for item in only:
+                yield 0, item
+        return
+    queue: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue(maxsize=len(streams))
+
+    async def read(index: int) -> None:
+        try:
+            async with aclosing(streams[index]) as stream:
+                async for item in stream:
+                    await queue.put((index, item))
+            await queue.put(None)
+        except Exception as e:
+            await queue.put(e)
+
+    tasks = [asyncio.ensure_future(read(index)) for index in range(len(streams))]
+    try:
+        num_open = len(tasks)
+        while num_open:
+            got = await queue.get()
+            if isinstance(got, Exception):
+                raise got
+            if got is None:
+                num_open -= 1
+            else:
+                yield got
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class EventStream(Response):

@@ -14,6 +14,9 @@ if not torch.cuda.is_available():
     # read when triton is imported: kernels run in its interpreter
     os.environ["TRITON_INTERPRET"] = "1"
 
+# models this small only wait for each other's threads
+os.environ["LLMASOS_THREADS"] = "1"
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a job in the background of a script ignores Ctrl-C and hands that on to its children; tests here send it
     signal.signal(signal.SIGINT, signal.default_int_handler)

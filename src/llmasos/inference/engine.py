@@ -648,18 +648,15 @@ class Engine:
         """The sequences of a pass that failed are computed again, each alone, so that the one at fault fails alone. One
         that is alone already gets smaller passes if memory was short, else it fails."""
         _log.warning("A pass of %d sequences, %d tokens failed: %s", len(plan.items), plan.num_tokens, error)
-        self.scheduler.cache.reset_prefixes()  # what the pass should have written can be found already
+        self.scheduler.restart()  # what the pass should have written can be found, and shared, already
         live = [item.seq for item in plan.items if not item.seq.owner.finished]
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
             if len(live) == 1 and self.scheduler.chunk >= 2 * SMALLEST_CHUNK:
                 self.scheduler.chunk //= 2
-                self.scheduler.preempt(live[0])
                 return
         if len(live) == 1:
             self._fail(live[0].owner.state, _as_error(error, plan))
-        for seq in live:
-            self.scheduler.preempt(seq)
         self._set_apart(live)
 
     def _set_apart(self, suspects: list[Sequence]) -> None:

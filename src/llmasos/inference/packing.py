@@ -54,7 +54,7 @@ class Packer:
         sequences = [item.seq for item in items]
         num = len(items)
         positions = np.fromiter((item.start for item in items), np.int64, num)
-        if self._decodes is not None and sequences == self._last:
+        if self._decodes is not None and not plan.copies and sequences == self._last:
             tables = self._longer(self._decodes.tables, sequences, positions)
         else:
             tables = [self._table([s.pages[g] for s in sequences]) for g in range(self.num_groups)]

@@ -310,7 +310,7 @@ def prepare_cascade(shape: str, batch: int, shared: int, rest: int, cascade: boo
     if cascade:
         size = prefix.queries_of_a_tile(heads // kv_heads, tiling)
         num_tiles = math.ceil(batch / size) + options.pop("spare", 0)
-        shared_prefixes = prefix.new_prefixes(num_tiles, batch, batch, heads, kv_heads, width, DEVICE, tiling=tiling)
+        shared_prefixes = prefix.new_prefixes(num_tiles, batch, batch, heads, width, kv_heads, DEVICE, tiling=tiling)
         runs, starts = [SharedPrefix(0, batch, shared)], range(batch + 1)
         tiles, skip = prefix.prefix_tiles(runs, starts, group=heads // kv_heads, num_tiles=num_tiles, tiling=tiling)
         shared_prefixes.tiles.copy_(torch.from_numpy(tiles))
@@ -411,7 +411,7 @@ def error_of(
         if kind == "few":
             common |= {"query_start": starts, "max_query": most}
         if kind == "prefix":
-            made = prefix.new_prefixes(3, 9, 9, heads, kv_heads, width, DEVICE)
+            made = prefix.new_prefixes(3, 9, 9, heads, width, kv_heads, DEVICE)
             runs = [SharedPrefix(0, 4, 192), SharedPrefix(5, 9, 256)]
             tiles, skip = prefix.prefix_tiles(runs, starts.tolist(), group=heads // kv_heads, num_tiles=3)
             made.tiles.copy_(torch.from_numpy(tiles))

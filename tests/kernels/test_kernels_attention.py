@@ -259,7 +259,7 @@ def test_invariant_rows_are_the_same_bits_however_a_prompt_is_chunked_and_whoeve
 def make_prefixes(case: Case, runs: list[SharedPrefix], num_tiles: int = 4) -> Prefixes:
     heads, kv_heads, width = case.q.shape[1], case.keys.shape[1], case.q.shape[2]
     num_queries, num_sequences = case.q.shape[0], len(case.lengths)
-    made = new_prefixes(num_tiles, num_sequences, num_queries + 3, heads, kv_heads, width, case.q.device)
+    made = new_prefixes(num_tiles, num_sequences, num_queries + 3, heads, width, kv_heads, case.q.device)
     starts = case.query_start.tolist()
     tiles, skip = prefix_tiles(runs, starts, group=heads // kv_heads, num_tiles=num_tiles)
     made.tiles.copy_(torch.from_numpy(tiles))

@@ -23,6 +23,7 @@ from llmasos.inference.kernels.tiles import (
     check_layout,
     empty_state,
     finish,
+    fit,
     load_rows,
     num_processors,
     sequence_block,
@@ -37,6 +38,8 @@ MAX_ROWS = 128
 """Most queries × heads of a key head that one tile holds."""
 SHORTEST_PIECE = 256
 """Keys; a shorter piece takes less time than joining it."""
+JOIN_NUMBERS = 4096
+"""How many numbers of pieces are joined at once."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def _decode_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    JOIN_COLUMNS: tl.constexpr,
+    JOIN_ROWS: tl.constexpr,
     JOIN_PARTS: tl.constexpr,
 ):
     head = tl.program_id(0) % K
@@ -210,29 +213,26 @@ def _decode_kernel(
     if tl.atomic_add(counter, 1, sem="acq_rel") != count - 1:
         return
     tl.store(counter, 0)
-    column = tl.arange(0, JOIN_COLUMNS)
-    inside = column < num_fresh * G * D
-    acc = tl.zeros([JOIN_COLUMNS], tl.float32)
-    peak = tl.full([JOIN_COLUMNS], NOTHING, tl.float32)
-    total = tl.zeros([JOIN_COLUMNS], tl.float32)
-    for piece in range(0, count, JOIN_PARTS):
-        part = piece + tl.arange(0, JOIN_PARTS)
-        live = (part < count)[:, None] & inside[None, :]
-        place = ((item - index + part).to(tl.int64) * K + head)[:, None] * num_rows
-        peak_part = tl.load(part_stats + place + (column // D)[None, :], mask=live, other=NOTHING, cache_modifier=".cg")
-        total_part = tl.load(part_totals + place + (column // D)[None, :], mask=live, other=0.0, cache_modifier=".cg")
-        acc_part = tl.load(part_acc + place * D + column[None, :], mask=live, other=0.0, cache_modifier=".cg")
-        peak_new = tl.maximum(peak, tl.max(peak_part, 0))
-        old, weight = tl.exp2(peak - peak_new), tl.exp2(peak_part - peak_new[None, :])
-        acc = acc * old + tl.sum(acc_part * weight, 0)
-        total = total * old + tl.sum(total_part * weight, 0)
-        peak = peak_new
-    at = column // (G * D) * (K * G * D) + head * G * D + column % (G * D)
-    if SINKS:
-        total += tl.exp2(
-            tl.load(sinks + head * G + column // D % G, mask=inside, other=0.0) * 1.4426950408889634 - peak
-        )
-    tl.store(target + at, (acc / tl.where(inside, total, 1.0)).to(out.dtype.element_ty), mask=inside)
+    for block in range(0, num_fresh * G, JOIN_ROWS):
+        rows_here = block + tl.arange(0, JOIN_ROWS)
+        valid_here = rows_here < num_fresh * G
+        joined, highest, weight = empty_state(JOIN_ROWS, WIDTH)
+        for piece in range(0, count, JOIN_PARTS):
+            part = piece + tl.arange(0, JOIN_PARTS)
+            live = (part < count)[:, None] & valid_here[None, :]
+            place = ((item - index + part) * K + head)[:, None] * num_rows + rows_here[None, :]
+            peaks = tl.load(part_stats + place, mask=live, other=NOTHING, cache_modifier=".cg")
+            totals = tl.load(part_totals + place, mask=live, other=0.0, cache_modifier=".cg")
+            inside = live[:, :, None] & (d < D)[None, None, :]
+            at = place[:, :, None] * D + d[None, None, :]
+            accs = tl.load(part_acc + at, mask=inside, other=0.0, cache_modifier=".cg")
+            highest_new = tl.maximum(highest, tl.max(peaks, 0))
+            shrink, weights = tl.exp2(highest - highest_new), tl.exp2(peaks - highest_new[None, :])
+            joined = joined * shrink[:, None] + tl.sum(accs * weights[:, :, None], 0)
+            weight = weight * shrink + tl.sum(totals * weights, 0)
+            highest = highest_new
+        outcome = finish(joined, highest, weight, sinks, head, rows_here, valid_here, G, SINKS)
+        store_rows(target, outcome.to(out.dtype.element_ty), rows_here, head, valid_here, K, G, D, WIDTH)
 
 
 def paged_decode(
@@ -283,7 +283,8 @@ def paged_decode(
         attend_prefixes(q, keys, values, table, prefixes, page_size=page_size, spec=spec, **scales)
     out = torch.empty_like(q) if out is None else out
     numbers, switches = arithmetic(spec, k_scales, slopes)
-    columns = triton.next_power_of_2(num_rows * head_dim)
+    tiling = fit(tiling, q, keys)
+    join_rows = min(16, triton.next_power_of_2(num_rows))
     _decode_kernel[(pieces * num_kv_heads,)](
         q,
         keys,
@@ -323,8 +324,8 @@ def paged_decode(
         BLOCK_B=sequence_block(num_sequences),
         BLOCK_M=max(tiling.block_m, triton.next_power_of_2(num_rows)),
         BLOCK_N=tiling.block_n,
-        JOIN_COLUMNS=columns,
-        JOIN_PARTS=max(1, 1024 // columns),
+        JOIN_ROWS=join_rows,
+        JOIN_PARTS=max(1, JOIN_NUMBERS // (join_rows * width(head_dim))),
         num_warps=tiling.warps,
         num_stages=tiling.stages,
     )

@@ -14,6 +14,7 @@ from llmasos.inference.kernels.tiles import (
     check_layout,
     empty_state,
     finish,
+    fit,
     load_rows,
     sequence_block,
     store_rows,
@@ -193,6 +194,7 @@ def paged_prefill(
     if prefixes is not None:
         scales = {"k_scales": k_scales, "v_scales": v_scales}
         attend_prefixes(q, keys, values, table, prefixes, page_size=page_size, spec=spec, **scales)
+    tiling = fit(tiling, q, keys)
     out = torch.empty_like(q) if out is None else out
     numbers, switches = arithmetic(spec, k_scales, slopes)
     block_m = max(tiling.block_m, triton.next_power_of_2(group))

@@ -22,6 +22,7 @@ from llmasos.inference.kernels.tiles import (
     arithmetic,
     check_layout,
     empty_state,
+    fit,
     join,
     load_rows,
     num_processors,
@@ -54,8 +55,8 @@ def new_prefixes(
     num_sequences: int,
     num_queries: int,
     num_heads: int,
-    num_kv_heads: int,
     head_dim: int,
+    num_kv_heads: int,
     device: torch.device,
     *,
     tiling: Tiling = TILING,
@@ -208,7 +209,7 @@ def attend_prefixes(
     if spec.window or spec.slopes:
         raise ValueError("shared prefixes need layers without a sliding window and without ALiBi")
     check_layout(q, keys, values, table, spec)
-    num_kv_heads, group, tiling = keys.shape[1], q.shape[1] // keys.shape[1], prefixes.tiling
+    num_kv_heads, group, tiling = keys.shape[1], q.shape[1] // keys.shape[1], fit(prefixes.tiling, q, keys)
     numbers, switches = arithmetic(spec, k_scales, None)
     parts, num_queries = prefixes.acc.shape[:2]
     if num_queries < q.shape[0]:

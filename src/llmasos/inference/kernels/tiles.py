@@ -12,7 +12,8 @@ weighted values, peak, the largest exponent so far, and total, the sum of weight
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import triton
@@ -200,6 +201,28 @@ def arithmetic(
         numbers = {"factor": spec.scale * LOG2E, "softcap": 0.0}
     switches = {"SOFTCAP": bool(spec.softcap), "ALIBI": slopes is not None, "SCALED": k_scales is not None}
     return numbers | {"window": spec.window}, switches
+
+
+def fit(tiling: Tiling, q: Tensor, keys: Tensor) -> Tiling:
+    """The tiling with as many stages, then keys, as there is shared memory for."""
+    if q.element_size() > 2:
+        # products in full float32 are made without tensor cores: large tiles only take registers
+        tiling = replace(tiling, block_n=min(32, tiling.block_n), stages=2)
+    limit = shared_memory(q.device) - 4096
+    row = width(q.shape[2])
+    queries, key = tiling.block_m * row * q.element_size(), 2 * row * max(keys.element_size(), 2)
+    stages, block_n = tiling.stages, tiling.block_n
+    while stages > 2 and queries + stages * block_n * key > limit:
+        stages -= 1
+    while block_n > 16 and queries + stages * block_n * key > limit:
+        block_n //= 2
+    return replace(tiling, stages=stages, block_n=block_n)
+
+
+def shared_memory(device: torch.device) -> int:
+    """Bytes that a program may use; off the GPU a Hopper's."""
+    properties: Any = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    return properties.shared_memory_per_block_optin if properties else 232448
 
 
 def width(head_dim: int) -> int:

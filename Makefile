@@ -28,10 +28,11 @@ test: $(VENV)/.dev ## set up and run the tests (offline, a few minutes)
 test-all: $(VENV)/.dev ## also the slow and network tests
 	$(BIN)/python -m pytest -q -m "not gpu and not shared"
 
-check: $(VENV)/.dev ## format, lint, types
+check: $(VENV)/.dev ## format, lint, types, sizes
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
+	$(BIN)/python bench/sizes.py
 
 format: $(VENV)/.dev ## format and mend what ruff can
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from llmasos.inference.request import Chunk, RequestMetrics, TokenLogprob
@@ -48,10 +49,11 @@ class _Text:
 
 
 class Answer:
-    """Iterate (`for` or `async for`) to read chunks of all completions as they come; `cancel` to stop early. A reader
-    that lags UNREAD_TOKENS behind pauses its request, so nothing grows without bound."""
+    """A stream is iterated (`for` or `async for`): it begins with the first question for a chunk, and a reader that
+    lags UNREAD_TOKENS behind pauses its request, so nothing grows without bound. Any other answer begins at once and is
+    read as a whole, with `wait` or `await_all`. `cancel` stops either early."""
 
-    def __init__(self, loop: EngineLoop, request: Request, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, loop: EngineLoop, request: Request, tokenizer: Tokenizer | None, *, stream: bool) -> None:
         params = request.params
         self.request, self._loop = request, loop
         self._name = token_names(tokenizer)
@@ -62,13 +64,13 @@ class Answer:
         self._ready = threading.Condition()
         self._chunks: deque[Chunk] = deque()
         self._unread = 0
-        self._limit = UNREAD_TOKENS
+        self._stream = stream
         self._paused = self._over = False
         self._error: BaseException | None = None
         self._wake: Callable[[], object] | None = None
         self._state: RequestState | None = None
         self.beams: list[Beam] = []
-        self._submitted = loop.submit(request, self._take)
+        self._submitted: Future[None] | None = None if stream else loop.submit(request, self._take)
 
     @property
     def prompt_logprobs(self) -> dict[int, tuple[RawLogprob, bool]]:
@@ -100,7 +102,7 @@ class Answer:
                 self._unread += len(chunk.token_ids)
             if output.last or error is not None or all(t.ended for t in self._texts):
                 self._over = True
-            elif self._unread > self._limit and not self._paused:
+            elif self._stream and self._unread > UNREAD_TOKENS and not self._paused:
                 self._paused = True
                 self._loop.pause(self.request, True)
             self._notify()
@@ -131,19 +133,28 @@ class Answer:
     def _notify(self) -> None:
         self._ready.notify_all()
         if self._wake is not None:
-            self._wake()
+            try:
+                self._wake()
+            except RuntimeError:  # the reader's event loop is closed: nobody reads on
+                self._over, self._wake = True, None
+                self._loop.abort(self.request)
 
     # the reader
 
+    def _started(self) -> Future[None]:
+        if self._submitted is None:
+            self._submitted = self._loop.submit(self.request, self._take)
+        return self._submitted
+
     def __iter__(self) -> Iterator[Chunk]:
         try:
+            self._started().result()
             while (chunk := self._next()) is not None:
                 yield chunk
         finally:
             self.cancel()
 
     def _next(self) -> Chunk | None:
-        self._submitted.result()
         with self._ready:
             while not self._chunks and not self._over:
                 self._ready.wait()
@@ -162,8 +173,8 @@ class Answer:
         return None
 
     async def __aiter__(self) -> AsyncGenerator[Chunk, None]:
-        event = await self._listen()
         try:
+            event = await self._listen()
             while True:
                 event.clear()
                 with self._ready:
@@ -181,9 +192,8 @@ class Answer:
 
     async def await_all(self) -> list[Chunk]:
         """All chunks, when the request is over."""
-        self._limit = 1 << 60
-        event = await self._listen()
         try:
+            event = await self._listen()
             while not self._over:
                 event.clear()
                 if not self._over:
@@ -196,14 +206,13 @@ class Answer:
     async def _listen(self) -> asyncio.Event:
         """An event of the running loop that is set whenever something has come."""
         event, running = asyncio.Event(), asyncio.get_running_loop()
-        await asyncio.wrap_future(self._submitted)
+        await asyncio.wrap_future(self._started())
         self._wake = lambda: running.call_soon_threadsafe(event.set)
         return event
 
     def wait(self, cancelled: Callable[[], bool] | None = None) -> list[Chunk]:
         """All chunks, when the request is over. Once `cancelled` is true it ends with what there is."""
-        self._submitted.result()
-        self._limit = 1 << 60  # everything is wanted at the end: nobody lags
+        self._started().result()
         try:
             with self._ready:
                 while not self._over:

@@ -20,8 +20,8 @@ import torch
 from llmasos.errors import BusyError, InsufficientMemoryError, InvalidInputError, LLMasOSError, ServerError
 from llmasos.inference.beam import Beam, BeamSearch
 from llmasos.inference.constrain import num_words
-from llmasos.inference.packing import Packed, Packer
-from llmasos.inference.request import FinishReason, LogitsProcessor, RequestMetrics, SamplingParams
+from llmasos.inference.packing import Ints, Packed, Packer
+from llmasos.inference.request import FinishReason, RequestMetrics, SamplingParams
 from llmasos.inference.sampler import SamplingBatch, SamplingRow, make_batch
 from llmasos.inference.scheduler import Item, Plan, Scheduler, Sequence
 from llmasos.inference.speculate import verify
@@ -138,6 +138,8 @@ class _Completion:
     num_top: int = 0
     beam: Beam = field(default_factory=Beam)
     """The hypothesis that it computes, in a beam search."""
+    stretched: bool = False
+    """Its keys are those of a sequence that is longer than `Engine.frequencies_change_at`."""
     finished: bool = False
     error: LLMasOSError | None = None
 
@@ -207,6 +209,7 @@ class Engine:
         config = runner.decoder.config
         scaling = config.rope_scaling
         self.lengths = scaling is not None and scaling.kind in LENGTH_DEPENDENT
+        """Rotary frequencies depend on how long a sequence is: its keys fit no other sequence."""
         # longrope: keys cached before this length were turned by other frequencies (as Hugging Face's Phi-3 does)
         self.frequencies_change_at = stretched_from(config) if scaling and scaling.kind == "longrope" else None
         self._ids = itertools.count()
@@ -216,6 +219,8 @@ class Engine:
         self._held: dict[Sequence, bool] = {}
         """Whether each sequence was paused before the suspects were set apart."""
         self._outputs: list[Output] = []
+        self._stalled = False
+        """Nothing can be planned until a request comes or goes or goes on."""
 
     # requests
 
@@ -231,7 +236,7 @@ class Engine:
             return
         if request.adapter is not None:
             state.adapter_key = self._adapters().acquire(request.adapter)
-        self._states[request] = state
+        self._states[request], self._stalled = state, False
         if params.num_beams > 1:
             state.beams = BeamSearch(request.prompt, params, request.max_tokens, self._ends(params))
         for index in range(state.num_left):
@@ -281,9 +286,7 @@ class Engine:
         )
         completion = _Completion(state, index, seq, SamplingRow(params, request.prompt, index), self._ends(params))
         completion.matcher = matcher
-        if params.logits_processors:
-            guarded = tuple(_guarded(completion, p) for p in params.logits_processors)
-            completion.row.params = replace(params, logits_processors=guarded)
+        completion.stretched = len(request.prompt) > (self.frequencies_change_at or len(request.prompt))
         if index == 0 and request.score_from is not None:
             completion.score_from = max(1, request.score_from)
             completion.num_top = params.prompt_logprobs or 0
@@ -306,7 +309,7 @@ class Engine:
     def abort(self, request: Request, index: int | None = None) -> bool:
         """End a request, or one of its completions, now. Its pages are free at once; nothing more is heard of it.
         Returns whether the request is over."""
-        state = self._states.get(request)
+        state, self._stalled = self._states.get(request), False
         for completion in list(state.completions) if state is not None else []:
             if index is None or completion.index == index:
                 self._finish(completion)
@@ -316,7 +319,14 @@ class Engine:
         """Make no more tokens for a request until it goes on; it keeps its pages while nobody needs them more."""
         state = self._states.get(request)
         for completion in state.completions if state is not None else []:
-            completion.seq.paused = paused
+            self._pause(completion.seq, paused)
+        self._stalled = False
+
+    def _pause(self, seq: Sequence, paused: bool) -> None:
+        if self._suspects:  # holds once everybody goes on
+            self._held[seq] = paused
+        else:
+            seq.paused = paused
 
     def sleep(self) -> int:
         """Give back the memory of weights and pages; the weights stay on the CPU. Returns the bytes. Raises BusyError
@@ -340,7 +350,8 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._flight or self._outputs or self.scheduler.has_work)
+        """There is something to do for `step`: not while all that is left waits for slow readers."""
+        return bool(self._flight or self._outputs or (self.scheduler.has_work and not self._stalled))
 
     # a step
 
@@ -367,6 +378,7 @@ class Engine:
             self.speculator.learn_step(plan.items, seconds)
         self._count(plan, seconds)
         outputs, self._outputs = self._outputs, []
+        self._stalled = not (plan.items or plan.preempted or outputs or before or self._suspects)
         return outputs
 
     def _prepare(self) -> None:
@@ -377,10 +389,16 @@ class Engine:
             self._restart_those_that_stretch(self.frequencies_change_at)
         if self.speculator is not None:
             self.speculator.draft(self.scheduler.running)
+            if self.frequencies_change_at is not None:
+                for seq in self.scheduler.running:
+                    if not seq.owner.stretched:
+                        del seq.drafts[max(0, self.frequencies_change_at - len(seq.token_ids)) :]
 
     def _restart_those_that_stretch(self, length: int) -> None:
         for seq in self.scheduler.running:
-            if seq.num_computed == length and seq.num_tokens > length:
+            completion: _Completion = seq.owner
+            if len(seq.token_ids) > length and not completion.stretched:
+                completion.stretched = True
                 self.scheduler.preempt(seq)
 
     def _must_wait(self, flight: _Flight) -> bool:
@@ -403,7 +421,7 @@ class Engine:
                 completion.state.first_scheduled, completion.state.num_cached = now, item.seq.num_cached
                 self.stats.num_cached_tokens += item.seq.num_cached
                 self.stats.num_asked_tokens += item.seq.num_prompt
-        packed = self.packer.pack(plan, score=score, lengths=self.lengths)
+        packed = self.packer.pack(plan, score=score, lengths=self._lengths if self.lengths else None)
         if self.adapters is not None:
             names = [item.seq.owner.state.request.adapter for item in plan.items]
             packed.step.adapters = self.adapters.token_slots(names, [item.num_new for item in plan.items])
@@ -413,6 +431,13 @@ class Engine:
             beams = self._beam_candidates(packed)
             landing = self.runner.sample(self._sampling(packed), packed.pool_rows)
         return _Flight(plan, packed, landing, scored, beams)
+
+    def _lengths(self, item: Item) -> Ints:
+        """[num_new]: tokens that the sequence had when each token of the item was new, as without preemption or drafts;
+        longrope, which begins anew when the frequencies change, counts all that are known."""
+        seq = item.seq
+        known = seq.num_prompt if self.frequencies_change_at is None else len(seq.token_ids)
+        return np.maximum(np.arange(item.start, item.end) + 1, known)
 
     def _sampling(self, packed: Packed) -> SamplingBatch:
         """How each row chooses. Grammar masks are computed here, while the device computes the logits."""
@@ -455,6 +480,7 @@ class Engine:
         now = time.perf_counter()
         self._take_scores(flight)
         logprobs = _logprobs(flight.landing)
+        errors = flight.landing.result.errors if flight.landing is not None else {}
         for item, first, count in flight.packed.sampled:
             completion = item.seq.owner
             if item in flight.beams:
@@ -465,6 +491,10 @@ class Engine:
                 continue
             if count > 1:
                 self._learn(item, len(chosen) - 1)
+            if errors and (failed := [errors[r] for r in range(first, first + len(chosen)) if r in errors]):
+                completion.error = InvalidInputError(
+                    f"A logits processor failed: {type(failed[0]).__name__}: {failed[0]}", param="logits_processors"
+                )
             raw = logprobs(completion.row.params.logprobs, first, chosen) if logprobs else []
             self._advance(completion, chosen, raw, now)
         for item in flight.plan.items:
@@ -547,7 +577,8 @@ class Engine:
             return
         search = state.beams
         assert search is not None
-        seq.num_pending, seq.paused = 0, True
+        seq.num_pending = 0
+        self._pause(seq, True)
         state.beam_rows[completion] = found
         state.first_token = state.first_token or time.perf_counter()
         if len(state.beam_rows) < len(search.running):
@@ -562,7 +593,7 @@ class Engine:
         for completion, beam in zip(state.completions, search.running, strict=True):
             completion.beam = beam
             completion.seq.token_ids.append(beam.ids[-1])
-            completion.seq.paused = False
+            self._pause(completion.seq, False)
 
     def _branch(self, state: RequestState, parents: list[_Completion], sources: list[int]) -> list[_Completion]:
         """The sequences of the new hypotheses: a parent goes on as its first child, the others share its pages."""
@@ -573,6 +604,7 @@ class Engine:
             if source in taken:
                 child = self._start(state, parent.index, None)
                 child.seq.token_ids = list(parent.seq.token_ids)
+                child.stretched = parent.stretched
                 self.scheduler.fork(parent.seq, child.seq)
                 child.seq.paused = True
                 parent = child
@@ -650,14 +682,22 @@ class Engine:
         _log.warning("A pass of %d sequences, %d tokens failed: %s", len(plan.items), plan.num_tokens, error)
         self.scheduler.restart()  # what the pass should have written can be found, and shared, already
         live = [item.seq for item in plan.items if not item.seq.owner.finished]
-        if isinstance(error, torch.OutOfMemoryError):
-            torch.cuda.empty_cache()
-            if len(live) == 1 and self.scheduler.chunk >= 2 * SMALLEST_CHUNK:
-                self.scheduler.chunk //= 2
-                return
+        if isinstance(error, torch.OutOfMemoryError) and self._shrink(plan):
+            return
         if len(live) == 1:
             self._fail(live[0].owner.state, _as_error(error, plan))
         self._set_apart(live)
+
+    def _shrink(self, plan: Plan) -> bool:
+        """Make passes half as large as one that did not fit into memory. False: they are as small as can be."""
+        torch.cuda.empty_cache()
+        scheduler = self.scheduler
+        least = scheduler.max_num_seqs - 1 + max(SMALLEST_CHUNK, scheduler.aligned_chunks)
+        size = max(plan.num_tokens // 2, least)
+        if size >= plan.num_tokens:
+            return False
+        scheduler.max_num_batched_tokens, scheduler.chunk = size, min(size, scheduler.chunk)
+        return True
 
     def _set_apart(self, suspects: list[Sequence]) -> None:
         """Everybody waits while each suspect runs one pass alone."""
@@ -668,8 +708,8 @@ class Engine:
         self._next_suspect()
 
     def _acquit(self, plan: Plan) -> None:
-        """A suspect ran alone and nothing happened."""
-        if self._suspects and any(item.seq is self._suspects[0] for item in plan.items):
+        """A suspect has come alone to where it was, and nothing happened."""
+        if self._suspects and any(item.seq is self._suspects[0] and _caught_up(item) for item in plan.items):
             self._suspects.popleft().paused = True
             self._next_suspect()
 
@@ -741,16 +781,5 @@ def _logprobs(landing: Landing | None) -> Callable[[int | None, int, list[int]],
     return read
 
 
-def _guarded(completion: _Completion, processor: LogitsProcessor) -> LogitsProcessor:
-    """A caller's function that fails ends its own request, and no other."""
-
-    def run(output: list[int], logits: Tensor) -> Tensor:
-        try:
-            return processor(output, logits)
-        except Exception as e:
-            completion.error = InvalidInputError(
-                f"A logits processor failed: {type(e).__name__}: {e}", param="logits_processors"
-            )
-            return logits
-
-    return run
+def _caught_up(item: Item) -> bool:
+    return item.samples or item.end == item.seq.num_prompt + item.seq.max_tokens

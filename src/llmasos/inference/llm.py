@@ -511,7 +511,13 @@ class LLM:
     # inside
 
     def _answer(
-        self, ids: tuple[int, ...], params: SamplingParams, *, score_from: int | None = None, **request: Any
+        self,
+        ids: tuple[int, ...],
+        params: SamplingParams,
+        *,
+        stream: bool = False,
+        score_from: int | None = None,
+        **request: Any,
     ) -> Answer:
         """Give the engine a request. Raises ContextOverflowError and InvalidInputError before it is queued."""
         from llmasos.inference.answer import Answer
@@ -523,7 +529,7 @@ class LLM:
             score_from = 1
         max_tokens = resolve_max_tokens(len(ids), params, self.context_length)
         work = Request(ids, params, max_tokens, score_from=score_from, **request)
-        return Answer(self._loop, work, self.model.tokenizer)
+        return Answer(self._loop, work, self.model.tokenizer, stream=stream)
 
     def _complete(
         self,
@@ -561,11 +567,11 @@ class LLM:
 
     def _stream(self, job: _Encoded, params: SamplingParams, **request: Any) -> Iterator[Chunk]:
         self._check_stream(params)
-        return iter(self._answer(job[1], params, **request))
+        return iter(self._answer(job[1], params, stream=True, **request))
 
     async def _astream(self, job: _Encoded, params: SamplingParams, **request: Any) -> AsyncGenerator[Chunk, None]:
         self._check_stream(params)
-        async with aclosing(aiter(self._answer(job[1], params, **request))) as chunks:
+        async with aclosing(aiter(self._answer(job[1], params, stream=True, **request))) as chunks:
             async for chunk in chunks:
                 yield chunk
 

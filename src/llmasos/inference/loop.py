@@ -12,7 +12,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, TypeVar
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmasos.errors import ServerError
 
@@ -30,7 +31,7 @@ class EngineLoop:
     def __init__(self, build: Callable[[], Engine], *, name: str) -> None:
         self._build, self._name = build, name
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._passes: deque[Callable[[], None]] = deque()
+        self._passes: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._listeners: dict[Request, Listener] = {}
         self._engine: Engine | None = None
         self._thread: threading.Thread | None = None
@@ -43,12 +44,13 @@ class EngineLoop:
 
     def abort(self, request: Request) -> None:
         """End a request soon; nothing to do if it is over, or everything is."""
-        if not self._closed:
+        with suppress(ServerError):  # closed
             self.run(lambda: self._drop(request))
 
     def pause(self, request: Request, paused: bool) -> None:
-        """Stop or go on making tokens for a request whose reader is slow."""
-        self.run(lambda: self._engine.pause(request, paused) if self._engine is not None else None)
+        """Stop or go on making tokens for a request whose reader is slow; nothing to do if everything is over."""
+        with suppress(ServerError):  # closed
+            self.run(lambda: self._engine.pause(request, paused) if self._engine is not None else None)
 
     def finish(self, request: Request, index: int) -> None:
         """End one completion of a request. Only in the engine's thread."""
@@ -66,7 +68,7 @@ class EngineLoop:
         if threading.current_thread() is self._thread:
             return work()
         future: Future[T] = Future()
-        self._put(lambda: self._passes.append(lambda: _settle(future, work)))
+        self._put(lambda: self._passes.append((future, work)))
         return future.result()
 
     def engine(self) -> Engine:
@@ -116,7 +118,7 @@ class EngineLoop:
     def _turn(self) -> None:
         """One pass of another kind, one step."""
         if self._passes:
-            self._passes.popleft()()
+            _settle(*self._passes.popleft())
         engine = self._engine
         if engine is None or not engine.has_work:
             return
@@ -142,10 +144,15 @@ class EngineLoop:
             listener(failed_output(request, cause))
 
     def _end(self) -> None:
-        self._fail(ServerError(f"{self._name} was closed.", hint="Load the model again."))
+        closed = ServerError(f"{self._name} was closed.", hint="Load the model again.")
+        self._fail(closed)
+        for future, _ in self._passes:
+            future.set_exception(closed)
 
 
 def _settle(future: Future[T], work: Callable[[], T]) -> None:
+    if not future.set_running_or_notify_cancel():  # a task that waited for it was cancelled
+        return
     try:
         future.set_result(work())
     except BaseException as e:

@@ -5,6 +5,7 @@ T = packed tokens, B = sequences, P = columns of a page table, R = rows whose lo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,9 +42,9 @@ class Packer:
         self._decodes: Step | None = None
         self._rows: Ints = np.empty(0, np.int64)
 
-    def pack(self, plan: Plan, *, score: bool, lengths: bool) -> Packed:
-        """`score`: some sequence wants the log-probabilities of its prompt; `lengths`: the model's rotary frequencies
-        depend on the length of a sequence."""
+    def pack(self, plan: Plan, *, score: bool, lengths: Callable[[Item], Ints] | None = None) -> Packed:
+        """`score`: some sequence wants the log-probabilities of its prompt; `lengths`: how many tokens
+        an item's sequence has at each of its tokens, where the model's rotary frequencies depend on that."""
         if not score and not lengths and plan.num_decodes == len(plan.items):
             return self._decode(plan)
         self._last = []
@@ -102,7 +103,7 @@ class Packer:
             out.append(table)
         return out
 
-    def _mixed(self, plan: Plan, lengths: bool) -> Packed:
+    def _mixed(self, plan: Plan, lengths: Callable[[Item], Ints] | None) -> Packed:
         items = plan.items
         num_new = [item.num_new for item in items]
         starts = [0, *np.cumsum(num_new).tolist()]
@@ -132,9 +133,7 @@ class Packer:
             max_seq_len=max(i.start + i.num_new for i in items),
             rows=np.array(rows, np.int64),
             copies=plan.copies,
-            lengths=np.repeat([max(len(i.seq.token_ids), i.start + i.num_new) for i in items], num_new)
-            if lengths
-            else None,
+            lengths=np.concatenate([lengths(item) for item in items]) if lengths else None,
             scored=[wanted for _, wanted in scored],
         )
         return Packed(step, packed_rows, np.array(pool_rows, np.int64), [item for item, _ in scored])

@@ -47,6 +47,8 @@ DECODE_TILINGS = [
     Tiling(16, 128, 4, 2),
     Tiling(16, 128, 8, 2),
     Tiling(16, 128, 8, 3),
+    Tiling(16, 64, 4, 2, bulk=True),
+    Tiling(16, 64, 4, 3, bulk=True),
 ]
 PREFILL_TILINGS = [
     Tiling(64, 64, 4, 2),
@@ -57,8 +59,10 @@ PREFILL_TILINGS = [
     Tiling(128, 64, 8, 4),
     Tiling(128, 128, 8, 2),
     Tiling(128, 128, 8, 3),
-    Tiling(128, 64, 4, 3),
-    Tiling(256, 64, 8, 3),
+    Tiling(64, 64, 4, 2, bulk=True),
+    Tiling(64, 64, 4, 3, bulk=True),
+    Tiling(128, 64, 8, 2, bulk=True),
+    Tiling(128, 64, 8, 3, bulk=True),
 ]
 PREFIX_TILINGS = [
     Tiling(64, 64, 4, 3),

@@ -27,6 +27,7 @@ from llmasos.inference.kernels.tiles import (
     load_rows,
     num_processors,
     sequence_block,
+    sources,
     store_rows,
     walk,
     width,
@@ -116,6 +117,7 @@ def _decode_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BULK: tl.constexpr,
     JOIN_ROWS: tl.constexpr,
     JOIN_PARTS: tl.constexpr,
 ):
@@ -192,7 +194,8 @@ def _decode_kernel(
         acc, peak, total, rows, position, slope, keys, values, k_scales, v_scales,
         table + b.to(tl.int64) * table_stride,
         begin, end, low, end, head,
-        factor, softcap, window, K, D, PAGE, BLOCK_N, True, not SINGLE, WINDOW and not SINGLE, SOFTCAP, ALIBI, SCALED,
+        factor, softcap, window, K, D, PAGE, BLOCK_N,
+        True, not SINGLE, WINDOW and not SINGLE, SOFTCAP, ALIBI, SCALED, BULK,
     )
     # fmt: on
     target = out + first * (K * G * D)
@@ -283,12 +286,11 @@ def paged_decode(
         attend_prefixes(q, keys, values, table, prefixes, page_size=page_size, spec=spec, **scales)
     out = torch.empty_like(q) if out is None else out
     numbers, switches = arithmetic(spec, k_scales, slopes)
-    tiling = fit(tiling, q, keys)
+    tiling = fit(tiling, q, keys, page_size)
     join_rows = min(16, triton.next_power_of_2(num_rows))
     _decode_kernel[(pieces * num_kv_heads,)](
         q,
-        keys,
-        values,
+        *sources(keys, values, tiling),
         k_scales,
         v_scales,
         table,
@@ -324,6 +326,7 @@ def paged_decode(
         BLOCK_B=sequence_block(num_sequences),
         BLOCK_M=max(tiling.block_m, triton.next_power_of_2(num_rows)),
         BLOCK_N=tiling.block_n,
+        BULK=tiling.bulk,
         JOIN_ROWS=join_rows,
         JOIN_PARTS=max(1, JOIN_NUMBERS // (join_rows * width(head_dim))),
         num_warps=tiling.warps,

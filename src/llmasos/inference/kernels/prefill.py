@@ -17,6 +17,7 @@ from llmasos.inference.kernels.tiles import (
     fit,
     load_rows,
     sequence_block,
+    sources,
     store_rows,
     walk,
     width,
@@ -71,6 +72,7 @@ def _prefill_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BULK: tl.constexpr,
 ):
     QUERIES: tl.constexpr = BLOCK_M // G
     # the last queries see the most keys: they go first
@@ -136,18 +138,18 @@ def _prefill_kernel(
         acc, peak, total = walk(
             acc, peak, total, rows, position, slope, keys, values, k_scales, v_scales,
         table, begin, full, low, high, head,
-            factor, softcap, window, K, D, PAGE, BLOCK_N, True, CAUSAL, WINDOW, SOFTCAP, ALIBI, SCALED,
+            factor, softcap, window, K, D, PAGE, BLOCK_N, True, CAUSAL, WINDOW, SOFTCAP, ALIBI, SCALED, BULK,
         )
     if not INVARIANT:
         acc, peak, total = walk(
             acc, peak, total, rows, position, slope, keys, values, k_scales, v_scales,
         table, full, partial, low, high, head,
-            factor, softcap, window, K, D, PAGE, BLOCK_N, False, False, False, SOFTCAP, ALIBI, SCALED,
+            factor, softcap, window, K, D, PAGE, BLOCK_N, False, False, False, SOFTCAP, ALIBI, SCALED, BULK,
         )
     acc, peak, total = walk(
         acc, peak, total, rows, position, slope, keys, values, k_scales, v_scales,
         table, partial, high, low, high, head,
-        factor, softcap, window, K, D, PAGE, BLOCK_N, True, CAUSAL, WINDOW, SOFTCAP, ALIBI, SCALED,
+        factor, softcap, window, K, D, PAGE, BLOCK_N, True, CAUSAL, WINDOW, SOFTCAP, ALIBI, SCALED, BULK,
     )
     # fmt: on
     result = finish(acc, peak, total, sinks, head, row, valid, G, SINKS).to(out.dtype.element_ty)
@@ -194,15 +196,14 @@ def paged_prefill(
     if prefixes is not None:
         scales = {"k_scales": k_scales, "v_scales": v_scales}
         attend_prefixes(q, keys, values, table, prefixes, page_size=page_size, spec=spec, **scales)
-    tiling = fit(tiling, q, keys)
+    tiling = fit(tiling, q, keys, page_size)
     out = torch.empty_like(q) if out is None else out
     numbers, switches = arithmetic(spec, k_scales, slopes)
     block_m = max(tiling.block_m, triton.next_power_of_2(group))
     num_tiles = q.shape[0] // (block_m // group) + num_sequences
     _prefill_kernel[(num_tiles * num_kv_heads,)](
         q,
-        keys,
-        values,
+        *sources(keys, values, tiling),
         k_scales,
         v_scales,
         table,
@@ -233,6 +234,7 @@ def paged_prefill(
         BLOCK_B=sequence_block(num_sequences),
         BLOCK_M=block_m,
         BLOCK_N=tiling.block_n,
+        BULK=tiling.bulk,
         num_warps=tiling.warps,
         num_stages=tiling.stages,
     )

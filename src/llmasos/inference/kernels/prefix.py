@@ -26,6 +26,7 @@ from llmasos.inference.kernels.tiles import (
     join,
     load_rows,
     num_processors,
+    sources,
     store_rows,
     walk,
     width,
@@ -127,6 +128,7 @@ def _prefix_kernel(
     PAGE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BULK: tl.constexpr,
 ):
     head = tl.program_id(0)
     tile = tiles + tl.program_id(1) * 4
@@ -147,11 +149,11 @@ def _prefix_kernel(
     # fmt: off
     acc, peak, total = walk(
         acc, peak, total, rows, row, row, keys, values, k_scales, v_scales, table, begin, full, begin, end, head,
-        factor, softcap, window, K, D, PAGE, BLOCK_N, False, False, False, SOFTCAP, ALIBI, SCALED,
+        factor, softcap, window, K, D, PAGE, BLOCK_N, False, False, False, SOFTCAP, ALIBI, SCALED, BULK,
     )
     acc, peak, total = walk(
         acc, peak, total, rows, row, row, keys, values, k_scales, v_scales, table, full, end, begin, end, head,
-        factor, softcap, window, K, D, PAGE, BLOCK_N, True, False, False, SOFTCAP, ALIBI, SCALED,
+        factor, softcap, window, K, D, PAGE, BLOCK_N, True, False, False, SOFTCAP, ALIBI, SCALED, BULK,
     )
     # fmt: on
     base = part * num_queries.to(tl.int64) + first
@@ -209,15 +211,14 @@ def attend_prefixes(
     if spec.window or spec.slopes:
         raise ValueError("shared prefixes need layers without a sliding window and without ALiBi")
     check_layout(q, keys, values, table, spec)
-    num_kv_heads, group, tiling = keys.shape[1], q.shape[1] // keys.shape[1], fit(prefixes.tiling, q, keys)
+    num_kv_heads, group, tiling = keys.shape[1], q.shape[1] // keys.shape[1], fit(prefixes.tiling, q, keys, page_size)
     numbers, switches = arithmetic(spec, k_scales, None)
     parts, num_queries = prefixes.acc.shape[:2]
     if num_queries < q.shape[0]:
         raise ValueError(f"room for the shared prefixes of {num_queries} queries, {q.shape[0]} given")
     _prefix_kernel[(num_kv_heads, prefixes.tiles.shape[0], parts)](
         q,
-        keys,
-        values,
+        *sources(keys, values, tiling),
         k_scales,
         v_scales,
         table,
@@ -236,6 +237,7 @@ def attend_prefixes(
         PAGE=page_size,
         BLOCK_M=max(tiling.block_m, triton.next_power_of_2(group)),
         BLOCK_N=tiling.block_n,
+        BULK=tiling.bulk,
         num_warps=tiling.warps,
         num_stages=tiling.stages,
     )

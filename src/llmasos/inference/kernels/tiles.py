@@ -19,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from llmasos.models.attention import AttentionSpec
 
@@ -35,6 +36,8 @@ class Tiling:
     block_n: int
     warps: int
     stages: int
+    bulk: bool = False
+    """Keys come by the bulk copy engine (Hopper), where a tile lies inside a page and a head fills its columns."""
 
 
 @triton.jit
@@ -104,6 +107,7 @@ def walk(
     SOFTCAP: tl.constexpr,
     ALIBI: tl.constexpr,
     SCALED: tl.constexpr,
+    BULK: tl.constexpr,
 ):
     """The state after keys begin .. end - 1, BLOCK_N at a time. Rows q [BLOCK_M, WIDTH] sit at `position` [BLOCK_M].
 
@@ -120,7 +124,13 @@ def walk(
         # the next tile's slots are read before this tile's keys arrive
         slots = find_slots(table, n0 + BLOCK_N, high, PAGE, BLOCK_N)
         exists = (n >= low) & (n < high)
-        if MASKED:
+        if BULK:
+            first = tl.load(table + n0 // PAGE) * PAGE + n0 % PAGE
+            k = keys.load([first, head * D])
+            v = values.load([first, head * D])
+            if MASKED:
+                v = tl.where(exists[:, None], v, 0.0)
+        elif MASKED:
             k = tl.load(keys + at, mask=exists[:, None] & (d < D)[None, :], other=0.0)
             v = tl.load(values + at, mask=exists[:, None] & (d < D)[None, :], other=0.0)
         elif D < WIDTH:
@@ -203,7 +213,7 @@ def arithmetic(
     return numbers | {"window": spec.window}, switches
 
 
-def fit(tiling: Tiling, q: Tensor, keys: Tensor) -> Tiling:
+def fit(tiling: Tiling, q: Tensor, keys: Tensor, page_size: int) -> Tiling:
     """The tiling with as many stages, then keys, as there is shared memory for."""
     if q.element_size() > 2:
         # products in full float32 are made without tensor cores: large tiles only take registers
@@ -216,7 +226,17 @@ def fit(tiling: Tiling, q: Tensor, keys: Tensor) -> Tiling:
         stages -= 1
     while block_n > 16 and queries + stages * block_n * key > limit:
         block_n //= 2
-    return replace(tiling, stages=stages, block_n=block_n)
+    bulk = tiling.bulk and page_size % block_n == 0 and row == q.shape[2]
+    return replace(tiling, stages=stages, block_n=block_n, bulk=bulk)
+
+
+def sources(keys: Tensor, values: Tensor, tiling: Tiling) -> tuple[Any, Any]:
+    """What the kernels read keys and values through."""
+    if not tiling.bulk:
+        return keys, values
+    shape = [keys.shape[0], keys.shape[1] * keys.shape[2]]
+    block = [tiling.block_n, keys.shape[2]]
+    return tuple(TensorDescriptor(x, shape, [shape[1], 1], block) for x in (keys, values))
 
 
 def shared_memory(device: torch.device) -> int:

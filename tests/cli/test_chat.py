@@ -182,8 +182,8 @@ def test_an_explicit_limit_that_does_not_fit_is_said_too(talk: Chat) -> None:
 def test_ctrl_c_stops_the_answer_and_keeps_what_came(talk: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = LLM.stream_complete
 
-    def interrupted(self: LLM, *args: Any) -> Iterator[Any]:
-        for number, chunk in enumerate(whole(self, *args)):
+    def interrupted(self: LLM, *args: Any, **request: Any) -> Iterator[Any]:
+        for number, chunk in enumerate(whole(self, *args, **request)):
             if number == 3:
                 raise KeyboardInterrupt
             yield chunk
@@ -195,7 +195,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_came(talk: Chat, monkeypatch: py
 
 
 def test_ctrl_c_before_the_first_token_takes_the_message_back(talk: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(self: LLM, *args: Any) -> Iterator[Any]:
+    def interrupted(self: LLM, *args: Any, **request: Any) -> Iterator[Any]:
         raise KeyboardInterrupt
         yield
 

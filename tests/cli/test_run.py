@@ -143,10 +143,12 @@ def test_an_encoder_fills_masks_classifies_or_embeds(cli: Cli, tiny_encoders: Ca
 
 def test_without_prompt_on_a_terminal_it_is_a_chat(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[Any] = []
-    monkeypatch.setattr("llmasos.cli.chat.chat", lambda model, **options: called.append((model, options)))
-    assert cli("run", "smollm2", "--temperature", "0.3", terminal=True).code == 0
-    [(model, options)] = called
-    assert model == "smollm2" and options["temperature"] == 0.3
+    monkeypatch.setattr("llmasos.cli.chat.converse", lambda *given: called.append(given))
+    flags = ("--temperature", "0.3", "--max-num-seqs", "2", "--adapter", "a", "--dtype", "float32")
+    assert cli("run", "smollm2", *flags, terminal=True).code == 0
+    [(model, _, place, sampling)] = called
+    assert model == "smollm2" and sampling == {"temperature": 0.3}
+    assert place == {"device": "auto", "dtype": "float32", "quantization": "auto", "adapter": "a", "max_num_seqs": 2}
 
 
 def test_a_notice_is_said_once(cli: Cli, tiny_model: Path, home: Path) -> None:
@@ -159,7 +161,8 @@ def test_ctrl_c_stops_a_streaming_answer_with_130(tiny_model: Path, home: Path) 
     """In a process of its own, because a signal is meant: what has come stays, no traceback."""
     code = (
         "import sys, time\nfrom llmasos.inference.llm import LLM\nslow = LLM.stream_complete\n"
-        "def stream(self, *a):\n    for chunk in slow(self, *a):\n        yield chunk\n        time.sleep(0.05)\n"
+        "def stream(self, *a, **k):\n    for chunk in slow(self, *a, **k):\n        yield chunk\n"
+        "        time.sleep(0.05)\n"
         "LLM.stream_complete = stream\nfrom llmasos.cli import main\nsys.exit(main(sys.argv[1:]))"
     )
     args = ["run", str(tiny_model), "Hello", "--ignore-eos", "--max-tokens", "200", "--dtype", "float32"]

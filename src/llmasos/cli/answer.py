@@ -29,8 +29,10 @@ class Answer:
     Token counts are None where an API does not tell them; times are in seconds.
     """
 
-    def __init__(self, llm: LLM | RemoteLLM, prompt: str | Messages, options: dict[str, Any]) -> None:
-        self._llm, self._prompt, self._options = llm, prompt, options
+    def __init__(
+        self, llm: LLM | RemoteLLM, prompt: str | Messages, options: dict[str, Any], *, adapter: str | None = None
+    ) -> None:
+        self._llm, self._prompt, self._options, self._adapter = llm, prompt, options, adapter
         self.text = ""
         self.finish_reason: FinishReason | None = None
         self.num_prompt_tokens: int | None = None
@@ -61,7 +63,8 @@ class Answer:
             return self._llm.stream(self._prompt, **self._options)
         ids = prompt_ids(self._llm, self._prompt)
         self.num_prompt_tokens, self.num_output_tokens = len(ids), 0
-        return self._llm.stream_complete(ids, self._llm.params(len(ids), **self._options))
+        params = self._llm.params(len(ids), **self._options)
+        return self._llm.stream_complete(ids, params, adapter=self._adapter)
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -1,8 +1,9 @@
 """From a command's typed Python function to flags, help and calls (by cyclopts).
 
 A parameter's name and type make its flag; its text comes from the message table (`option.run.model`, else
-`option.model`). `**sampling` in a signature stands for the fields of SamplingParams, so those flags are written in one
-place only. All are optional: what nobody typed is left to the model.
+`option.model`). `**engine` in a signature stands for the fields of EngineConfig, `**sampling` for those of both
+EngineConfig and SamplingParams, so those flags are written in one place only. All are optional: what nobody typed is
+left to the model.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from cyclopts import exceptions
 
 from llmasos.cli import messages
 from llmasos.cli.commands import COMMANDS, Command
+from llmasos.cli.engine import engine_types
 from llmasos.cli.messages import t
 from llmasos.cli.render import cell_width
 from llmasos.errors import InvalidInputError
@@ -36,6 +38,12 @@ def sampling_types() -> dict[str, Any]:
     """The sampling flags and the types of their values."""
     hints = typing.get_type_hints(SamplingParams)
     return {f.name: hints[f.name] for f in dataclasses.fields(SamplingParams) if f.name not in NOT_FLAGS}
+
+
+_STANDS_FOR: dict[str, Callable[[], dict[str, Any]]] = {
+    "engine": engine_types,
+    "sampling": lambda: sampling_types() | engine_types(),
+}
 
 
 def call(command: Command, args: list[str]) -> int:
@@ -72,19 +80,19 @@ def _bindable(command: Command) -> Callable[..., int | None]:
     function = command.function()
 
     def bound(*args: Any, **options: Any) -> int | None:
-        typed = {name: value for name, value in options.items() if name not in sampling or value is not None}
+        typed = {name: value for name, value in options.items() if name not in flags or value is not None}
         return function(*map(_stdin_back, args), **{name: _stdin_back(value) for name, value in typed.items()})
 
     parameters: list[inspect.Parameter] = []
-    sampling: dict[str, Any] = {}
+    flags: dict[str, Any] = {}
     hints = typing.get_type_hints(function)
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
             about = _about(command, parameter.name, hints[parameter.name])
             parameters.append(parameter.replace(annotation=Annotated[hints[parameter.name], about]))
             continue
-        sampling = sampling_types()
-        for name, kind in sampling.items():
+        flags = _STANDS_FOR[parameter.name]()
+        for name, kind in flags.items():
             annotation = Annotated[kind | None, _about(command, name, kind)]  # type: ignore[valid-type]  # a type known at run time
             keyword = inspect.Parameter.KEYWORD_ONLY
             parameters.append(inspect.Parameter(name, keyword, default=None, annotation=annotation))
@@ -112,7 +120,10 @@ def _whole(kind: Any, tokens: Sequence[Any]) -> Any:
 def command_help(command: Command) -> str:
     """Usage, purpose, arguments and options of one command."""
     arguments = _arguments(build([command]), command)
-    usage, positional, options = [f"llmasos {command.name}"], [], []
+    usage, positional = [f"llmasos {command.name}"], []
+    options: list[tuple[str, str]] = []
+    engine: list[tuple[str, str]] = []
+    engine_flags = {f"--{name.replace('_', '-')}" for name in engine_types()}
     for argument in arguments:
         info = argument.field_info
         text = argument.parameter.help or ""
@@ -121,16 +132,17 @@ def command_help(command: Command) -> str:
             usage.append(name if argument.required else f"[{name}]")
             positional.append((name, text))
         else:
-            if info.default not in (None, False, "auto", inspect.Parameter.empty):
+            if info.default not in (None, False, "auto", (), inspect.Parameter.empty):
                 text += f" [{info.default}]"
-            options.append((" ".join([", ".join(argument.names), _metavar(argument.hint)]).rstrip(), text))
+            names = " ".join([", ".join(argument.names), _metavar(argument.hint)]).rstrip()
+            (engine if argument.names[0] in engine_flags else options).append((names, text))
     if options:
         usage.append("[--...]")
     lines = [t("help.usage", usage=" ".join(usage)), "", t(f"command.{command.name}")]
     details = f"details.{command.name}"
     if messages.has(details):
         lines += ["", t(details)]
-    for head, entries in (("help.arguments", positional), ("help.options", options)):
+    for head, entries in (("help.arguments", positional), ("help.options", options), ("help.engine", engine)):
         if entries:
             width = max(cell_width(name) for name, _ in entries)
             lines += ["", t(head), *(f"  {name}{' ' * (width - cell_width(name))}  {text}" for name, text in entries)]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmasos.cli.engine import take_engine
 from llmasos.cli.messages import t
 from llmasos.cli.render import pairs, say, show_error
 from llmasos.errors import (
@@ -46,13 +47,19 @@ def chat(
     device: str = "auto",
     dtype: str = "auto",
     quantization: str = "auto",
+    adapter: str | None = None,
     **sampling: Any,
 ) -> int | None:
     """`llmasos chat`. From a pipe the exit code is that of the first message that failed."""
+    place: dict[str, Any] = {"device": device, "dtype": dtype, "quantization": quantization, "adapter": adapter}
+    return converse(model, system, place | take_engine(sampling), sampling)
+
+
+def converse(model: str | None, system: str | None, place: dict[str, Any], sampling: dict[str, Any]) -> int | None:
+    """`place`: keyword arguments of `fetch.load`."""
     from llmasos.store import DEFAULT_MODEL
 
     SamplingParams.of(**sampling)
-    place = {"device": device, "dtype": dtype, "quantization": quantization}
     conversation = Chat(place, sampling, system)
     try:
         conversation.use(model or DEFAULT_MODEL)
@@ -119,6 +126,7 @@ class Chat:
         self.last: Answer | None = None
         self.exit_code = 0
         self._llm: LLM | RemoteLLM | None = None
+        self._adapter: str | None = None
 
     @property
     def llm(self) -> LLM | RemoteLLM:
@@ -126,17 +134,18 @@ class Chat:
         return self._llm
 
     def use(self, name: str) -> None:
-        """Load a model to talk with; the one before is kept if that fails."""
+        """Load a model to talk with; the one before is kept if that fails. An adapter belongs to the first one."""
         from llmasos.cli.fetch import load
 
-        llm = load(name, **self.place)
+        adapter = self.place.get("adapter") if self._llm is None else None
+        llm = load(name, **self.place | {"adapter": adapter})
         try:
             check_chats(llm)
         except LLMasOSError:
             llm.close()
             raise
         self.close()
-        self._llm = llm
+        self._llm, self._adapter = llm, adapter
 
     def close(self) -> None:
         if self._llm is not None:
@@ -180,7 +189,7 @@ class Chat:
         from llmasos.cli.answer import Answer
 
         messages = self._with_system()
-        answer = Answer(self.llm, messages, self.options | self._room(messages))
+        answer = Answer(self.llm, messages, self.options | self._room(messages), adapter=self._adapter)
         try:
             for piece in answer:
                 print(piece, end="", flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json as jsonlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmasos.cli.messages import t
 from llmasos.cli.render import Reporter, emit, pairs, say, size, working
@@ -123,25 +123,46 @@ def _show_plan(ref: str, *, force: bool) -> None:
         raise InsufficientMemoryError(verdict(plan), hint=hint)
 
 
-def load(ref: str, *, device: str = "auto", dtype: str = "auto", quantization: str = "auto") -> LLM | RemoteLLM:
-    """The model `ref` ready to run, fetched if need be. Wrong options are said before anything is fetched."""
+def load(
+    ref: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantization: str = "auto",
+    adapter: str | None = None,
+    **engine: Any,
+) -> LLM | RemoteLLM:
+    """The model `ref` ready to run, fetched if need be, with an adapter loaded under the name that it was given by.
+    Wrong options are said before anything is fetched."""
+    llm = _load(ref, device, dtype, quantization, engine)
+    if adapter is not None:
+        try:
+            llm.load_adapter(adapter)
+        except BaseException:
+            llm.close()
+            raise
+    return llm
+
+
+def _load(ref: str, device: str, dtype: str, quantization: str, engine: dict[str, Any]) -> LLM | RemoteLLM:
     from llmasos.client.providers import is_remote
-    from llmasos.model_zoo import get_model
+    from llmasos.inference.llm import LLM
 
     if is_remote(ref):
-        return get_model(ref, device=device, dtype=dtype, quantization=quantization)
+        return LLM.from_pretrained(ref, device=device, dtype=dtype, quantization=quantization, **engine)
     with working(t("load.working", ref=ref)):
         _check_placement(device, dtype, quantization)
     fetched = _needs_fetching(ref)
     if fetched:
         fetch(ref)
     with working(t("load.working", ref=ref)):
-        return get_model(
+        return LLM.from_pretrained(
             ref,
             device=device,
             dtype=dtype,
             quantization=quantization,
             on_progress=(lambda _: None) if fetched else Reporter(),
+            **engine,
         )
 
 

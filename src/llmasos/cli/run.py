@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmasos.cli.engine import take_engine
 from llmasos.cli.messages import t
 from llmasos.cli.render import emit, pairs, say
 from llmasos.errors import InvalidInputError, NoChatTemplateError, NotFoundError
@@ -29,6 +30,7 @@ def run(
     device: str = "auto",
     dtype: str = "auto",
     quantization: str = "auto",
+    adapter: str | None = None,
     json_schema: str | None = None,
     regex: str | None = None,
     choice: tuple[str, ...] = (),
@@ -41,22 +43,24 @@ def run(
 
     if model is not None and is_prompt(model):
         prompt, model = (model, *prompt), None
+    engine = take_engine(sampling)
     if (form := _form(json_schema, regex, choice)) is not None:
         sampling["structured"] = form
     SamplingParams.of(**sampling)  # what is wrong here should be said before a model is loaded
-    place = {"device": device, "dtype": dtype, "quantization": quantization}
+    place: dict[str, Any] = {"device": device, "dtype": dtype, "quantization": quantization, "adapter": adapter}
     if not (prompt or raw or json or no_stats) and sys.stdin.isatty():
-        from llmasos.cli.chat import chat
+        from llmasos.cli.chat import converse
 
-        return chat(model, system=system, **place, **sampling)
+        return converse(model, system, place | engine, sampling)
     text = read_prompt(prompt)
     from llmasos.cli.fetch import load
 
-    with load(model or DEFAULT_MODEL, **place) as llm:
+    with load(model or DEFAULT_MODEL, **place, **engine) as llm:
         if llm.is_encoder:
             _encode(llm, text, as_json=json)
         else:
-            _generate(llm, _asked(llm, text, system, raw), sampling, stats=not no_stats, as_json=json)
+            asked = _asked(llm, text, system, raw)
+            _generate(llm, asked, sampling, adapter=adapter, stats=not no_stats, as_json=json)
     return None
 
 
@@ -109,14 +113,20 @@ def _asked(llm: LLM | RemoteLLM, text: str, system: str | None, raw: bool) -> st
 
 
 def _generate(
-    llm: LLM | RemoteLLM, prompt: str | Messages, options: dict[str, Any], *, stats: bool, as_json: bool
+    llm: LLM | RemoteLLM,
+    prompt: str | Messages,
+    options: dict[str, Any],
+    *,
+    adapter: str | None,
+    stats: bool,
+    as_json: bool,
 ) -> None:
     if options.get("n", 1) > 1 or options.get("num_beams", 1) > 1:
-        _complete(llm, prompt, options, as_json=as_json)
+        _complete(llm, prompt, options, {} if adapter is None else {"adapter": adapter}, as_json=as_json)
         return
     from llmasos.cli.answer import Answer
 
-    answer = Answer(llm, prompt, options)
+    answer = Answer(llm, prompt, options, adapter=adapter)
     try:
         for piece in answer:
             if not as_json:
@@ -134,11 +144,16 @@ def _generate(
         )
 
 
-def _complete(llm: LLM | RemoteLLM, prompt: str | Messages, options: dict[str, Any], *, as_json: bool) -> None:
+def _complete(
+    llm: LLM | RemoteLLM, prompt: str | Messages, options: dict[str, Any], request: dict[str, Any], *, as_json: bool
+) -> None:
     """Several completions, or beams, which cannot stream."""
     make = getattr(llm, "params", SamplingParams.of)
     params = make(**options)
-    output = llm.complete(prompt, params)[0] if isinstance(prompt, str) else llm.complete_chat(prompt, params)
+    if isinstance(prompt, str):
+        [output] = llm.complete(prompt, params, **request)
+    else:
+        output = llm.complete_chat(prompt, params, **request)
     if not as_json:
         print("\n\n".join(completion.text for completion in output.outputs))
         return

@@ -33,6 +33,7 @@ from llmasos.client.types import (
     Usage,
 )
 from llmasos.errors import InvalidInputError, ProviderError, UnsupportedError
+from llmasos.inference.config import EngineConfig
 from llmasos.inference.request import (
     Chunk,
     Completion,
@@ -97,13 +98,20 @@ class RemoteLLM:
         cls, name: str, *, device: str = "auto", dtype: str = "auto", quantization: str = "auto", **options: Any
     ) -> RemoteLLM:
         """`RemoteLLM(name, **options)`. Where and how the model is computed is the API's choice: UnsupportedError for
-        any other `device`, `dtype` or `quantization` than "auto"."""
+        any other `device`, `dtype` or `quantization` than "auto", and for engine options."""
         for param, value in {"device": device, "dtype": dtype, "quantization": quantization}.items():
             if value != "auto":
                 raise UnsupportedError(
                     f"{name} is behind an API, which chooses its {param} itself; {param}={value!r} can't be granted.",
                     hint=f"Leave {param} out, or use a local model.",
                     param=param,
+                )
+        for option in fields(EngineConfig):
+            if option.name in options:
+                raise UnsupportedError(
+                    f"{name} is behind an API, which runs its engine itself; {option.name} can't be granted.",
+                    hint=f"Leave {option.name} out, or use a local model.",
+                    param=option.name,
                 )
         return cls(name, **options)
 
@@ -228,6 +236,18 @@ class RemoteLLM:
 
     def classify(self, texts: Any) -> NoReturn:
         raise self._lacks("classify", "label probabilities")
+
+    def load_adapter(self, name: str, path: Any = None) -> NoReturn:
+        raise self._lacks("adapter", "a way to load adapters")
+
+    def unload_adapter(self, name: str) -> NoReturn:
+        raise self._lacks("adapter", "a way to unload adapters")
+
+    def sleep(self) -> NoReturn:
+        raise self._lacks("sleep", "a say over its memory")
+
+    def wake_up(self) -> NoReturn:
+        raise self._lacks("wake_up", "a say over its memory")
 
     def save_pretrained(self, folder: Any) -> NoReturn:
         raise self._lacks("save_pretrained", "its weights")

@@ -22,7 +22,7 @@ def main() -> None:
     rooms = {
         room.name: sum(lines(p) for p in ([room] if room.is_file() else room.rglob("*.py")))
         for room in sorted(SOURCE.iterdir())
-        if room.suffix == ".py" or (room.is_dir() and (room / "__init__.py").exists())
+        if room.suffix == ".py" or (room.is_dir() and any(room.glob("*.py")))
     }
     core = {name: lines(SOURCE / "inference" / f"{name}.py") for name in CORE}
     total = sum(core.values())

@@ -202,15 +202,13 @@ def _make_invariant(model: LoadedModel) -> None:
 
 
 def _try_shapes(runner: Runner, sizes: Sizes, batch: SamplingBatch) -> None:
-    """Launch the passes whose kernels differ: a prompt, and decodes of every power of two."""
+    """Launch the passes whose kernels differ: a prompt, decodes of few sequences and of many."""
     runner.forward(_full_pass(sizes))
     runner.sample(batch, np.arange(sizes.max_num_seqs))
-    size = 1
-    while size <= sizes.max_num_seqs:
+    for size in sorted({min(n, sizes.max_num_seqs) for n in (1, 2, 4, 8, 16, sizes.max_num_seqs)}):
         runner.forward(_decodes(sizes, size))
         rows = [SamplingRow(SamplingParams(temperature=float(size > 1)), ())] * size
         runner.sample(make_batch(rows, [0] * size), np.arange(size))
-        size *= 2
 
 
 def _decodes(sizes: Sizes, size: int) -> Step:

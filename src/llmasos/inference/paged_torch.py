@@ -8,7 +8,6 @@ them: what a padded key holds is masked, and finite, because a page is cleared w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +20,7 @@ from llmasos.inference.batch import Batch
 from llmasos.models.attention import AttentionSpec, alibi_bias, prefill
 
 Stored = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-"""Keys and values [num_slots, K, D] of a layer, and their scales [num_slots, K] where they are fp8 or int8."""
+"""Keys and values of a layer, head by head: [1, K, num_slots, D]; scales [1, K, num_slots, 1] if they are fp8 or int8."""
 Ints = NDArray[np.int64]
 
 MOST_PADDING = 512
@@ -30,19 +29,17 @@ MOST_GATHERED = 1 << 16
 """Keys that are gathered at once: what bounds the memory of a layer's pass."""
 
 
-def by_page(memory: Tensor, page_size: int) -> Tensor:
-    """Slots first -> pages first: [num_slots, ...] -> [num_pages, page_size, ...]; fp8 as bytes, since torch cannot
-    index it."""
-    plain = memory.view(torch.uint8) if memory.dtype == torch.float8_e4m3fn else memory
-    return plain.unflatten(0, (-1, page_size))
+def plain(memory: Tensor) -> Tensor:
+    """fp8 as bytes, since torch cannot index it."""
+    return memory.view(torch.uint8) if memory.dtype == torch.float8_e4m3fn else memory
 
 
 def quantize(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x [T, K, D] -> values in fp8 or int8 and their scales [T, K]: the largest of a token and head is 448 or 127."""
+    """x [T, K, D] -> fp8 or int8 and the scales [T, K, 1] by which the largest of a token and head is 448 or 127."""
     values = x.float()
     largest = 448.0 if dtype == torch.float8_e4m3fn else 127.0
-    scales = values.abs().amax(-1).clamp_min(1e-12) / largest
-    values = values / scales[..., None]
+    scales = values.abs().amax(-1, keepdim=True).clamp_min(1e-12) / largest
+    values = values / scales
     return (values.round() if dtype == torch.int8 else values).to(dtype), scales
 
 
@@ -109,30 +106,28 @@ class Plan:
         lengths = batch.seq_lens.cpu().numpy().astype(np.int64)
         starts = batch.query_start.cpu().numpy().astype(np.int64)
         new = np.diff(starts)
-        self._slots(batch, group)
+        self._find_slots(batch)
         self._find_fresh(lengths, new)
         # the first key that a sequence's first query sees
         lows = np.maximum(lengths - new - window + 1, 0) if window else np.zeros_like(lengths)
         self.masks: dict[object, Tensor] = {}
+        self.parts: list[Decodes | Chunk] = []
         if invariant:
-            self.decodes, self.chunks = self._plan_tokens(batch), []
+            self.parts += self._plan_tokens(batch)
             return
-        self.decodes = self._plan_decodes(np.flatnonzero(new == 1), starts, lows, lengths)
-        self.chunks = [
-            self._plan_chunk(int(b), int(starts[b]), int(new[b]), int(lows[b]), int(lengths[b]))
-            for b in np.flatnonzero(new > 1)
-        ]
+        self.parts += self._plan_decodes(np.flatnonzero(new == 1), starts, lows, lengths)
+        for b in np.flatnonzero(new > 1).tolist():
+            self.parts.append(self._plan_chunk(b, int(starts[b]), int(new[b]), int(lows[b]), int(lengths[b])))
 
     # where new tokens go
 
-    def _slots(self, batch: Batch, group: int) -> None:
-        positions = batch.positions
-        pages = batch.tables[group][batch.sequences, positions // self.page_size]
-        self.slots = pages.long() * self.page_size + positions % self.page_size
-        self.num_tokens = positions.shape[0]
-        first, last = int(self.slots[0]), int(self.slots[-1])
-        side_by_side = last - first == self.num_tokens - 1 and bool((self.slots.diff() == 1).all())
-        self.first_slot = first if side_by_side else -1
+    def _find_slots(self, batch: Batch) -> None:
+        positions = batch.positions.cpu().numpy()
+        pages = self._table[batch.sequences.cpu().numpy(), positions // self.page_size]
+        slots = pages.astype(np.int64) * self.page_size + positions % self.page_size
+        self.num_tokens = len(slots)
+        self.first_slot = int(slots[0]) if _neighbours(slots) else -1
+        self.slots = torch.from_numpy(slots).to(self.device)
 
     def _find_fresh(self, lengths: Ints, new: Ints) -> None:
         """Pages that begin in this pass and do not fill: what is behind their tokens is cleared."""
@@ -152,14 +147,15 @@ class Plan:
             self._put(memory, x)
 
     def _put(self, memory: Tensor, x: Tensor) -> None:
-        if memory.dtype == torch.float8_e4m3fn:
-            memory, x = memory.view(torch.uint8), x.view(torch.uint8)
+        memory, x = plain(memory), plain(x)
         if self.fresh is not None:
-            by_page(memory, self.page_size).index_fill_(0, self.fresh, 0)
-        if self.first_slot >= 0:
-            memory.narrow(0, self.first_slot, self.num_tokens).copy_(x)
+            memory.unflatten(2, (-1, self.page_size)).index_fill_(2, self.fresh, 0)
+        if self.first_slot < 0:
+            memory.index_copy_(2, self.slots, x.transpose(0, 1)[None].to(memory.dtype))
+        elif self.num_tokens == 1:
+            memory.select(2, self.first_slot).copy_(x)
         else:
-            memory.index_copy_(0, self.slots, x.to(memory.dtype))
+            memory.narrow(2, self.first_slot, self.num_tokens).copy_(x.transpose(0, 1))
 
     # which keys are read
 
@@ -179,17 +175,13 @@ class Plan:
             return [self._block(starts[sequences], sequences, lows[sequences], lengths[sequences])]
         num_keys = lengths - lows
         blocks: list[list[int]] = []
-        block: list[int] = []
-        padding = 0
+        longest = padding = 0
         for b in sequences[np.argsort(-num_keys[sequences], kind="stable")].tolist():
-            longest = int(num_keys[block[0]]) if block else 0
             padding += longest - int(num_keys[b])
-            if block and (padding > MOST_PADDING or (len(block) + 1) * longest > MOST_GATHERED):
-                blocks.append(block)
-                block, padding = [], 0
-            block.append(b)
-        if block:
-            blocks.append(block)
+            if not blocks or padding > MOST_PADDING or (len(blocks[-1]) + 1) * longest > MOST_GATHERED:
+                blocks.append([])
+                longest, padding = int(num_keys[b]), 0
+            blocks[-1].append(b)
         every = [np.sort(np.array(block)) for block in blocks]
         return [self._block(starts[b], b, lows[b], lengths[b]) for b in every]
 
@@ -218,7 +210,7 @@ class Plan:
             pages = self._table[sequences[0], first[0] : last[0] + 1].astype(np.int64)
             low, length = int(lows[0]), int(highs[0] - lows[0])
             skipped = low % size
-            if pages[-1] - pages[0] == len(pages) - 1 and (np.diff(pages) == 1).all():
+            if _neighbours(pages):
                 return Span(1, length, slot=int(pages[0]) * size + skipped), lows
             return Span(1, length, rows=self._rows(pages[None]), skipped=skipped), lows
         columns = first[:, None] + np.arange(int((last - first).max()) + 1)
@@ -235,11 +227,10 @@ class Plan:
 
     def read(self, stored: Stored, q: Tensor, spec: AttentionSpec) -> Tensor:
         """Queries [T, H, D] -> what they saw, [T, H, D]."""
-        parts: Sequence[Decodes | Chunk] = [*self.decodes, *self.chunks]
-        if len(parts) == 1:
-            return self._part(parts[0], stored, q, spec)
+        if len(self.parts) == 1:
+            return self._part(self.parts[0], stored, q, spec)
         out = torch.empty_like(q)
-        for part in parts:
+        for part in self.parts:
             out[part.tokens] = self._part(part, stored, q[part.tokens], spec)
         return out
 
@@ -254,25 +245,19 @@ class Plan:
 
     def _keys(self, memory: Tensor, scales: Tensor | None, span: Span, dtype: torch.dtype) -> Tensor:
         """The keys or values of a span, [B, K, S, D]."""
-        found = self._found(memory.transpose(0, 1), span)
+        found = self._found(memory, span)
         if scales is None:
             return found if found.dtype == dtype else found.to(dtype)
-        factors = self._found(scales.transpose(0, 1)[..., None], span)
+        factors = self._found(scales, span)
         return (found.float() * factors).to(dtype)
 
     def _found(self, memory: Tensor, span: Span) -> Tensor:
-        """memory [K, num_slots, D] -> [B, K, S, D], in place where the slots are neighbours."""
+        """memory [1, K, num_slots, D] -> [B, K, S, D], in place where the slots are neighbours."""
         if span.rows is None:
-            return memory.narrow(1, span.slot, span.length)[None]
-        kind, (heads, _, width) = memory.dtype, memory.shape
-        plain = memory.view(torch.uint8) if kind == torch.float8_e4m3fn else memory
-        if plain.is_contiguous():
-            found = plain.view(-1, self.page_size * width).index_select(0, span.rows)
-        else:
-            pages = plain.unflatten(1, (self.num_pages, self.page_size))
-            found = pages[span.rows // self.num_pages, span.rows % self.num_pages]
-        found = found.view(kind).view(span.num, heads, -1, width)
-        return found.narrow(2, span.skipped, span.length)
+            return memory.narrow(2, span.slot, span.length)
+        width = memory.shape[-1]
+        found = plain(memory).view(-1, self.page_size * width).index_select(0, span.rows).view(memory.dtype)
+        return found.view(span.num, self.num_heads, -1, width).narrow(2, span.skipped, span.length)
 
 
 def decode(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, block: Decodes) -> Tensor:
@@ -294,8 +279,12 @@ def decode(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, block: Decodes)
     return (scores.softmax(-1).to(v.dtype) @ v).reshape(q.shape)
 
 
+def _neighbours(numbers: Ints) -> bool:
+    """Each is one more than the one before."""
+    return bool(numbers[-1] - numbers[0] == len(numbers) - 1 and (np.diff(numbers) == 1).all())
+
+
 def _as_slice(tokens: Ints, device: torch.device) -> slice | Tensor:
-    first, last = int(tokens[0]), int(tokens[-1])
-    if last - first == len(tokens) - 1:
-        return slice(first, last + 1)
+    if _neighbours(tokens):
+        return slice(int(tokens[0]), int(tokens[-1]) + 1)
     return torch.from_numpy(tokens).to(device)

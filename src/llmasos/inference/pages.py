@@ -82,12 +82,14 @@ class Pages:
         self.key_scales, self.value_scales = (
             [self._empty_scales(g) if scaled else None for g in self.layer_group] for _ in range(2)
         )
+        layers = list(zip(self.keys, self.values, self.key_scales, self.value_scales, strict=True))
+        self._layers = layers if self.graphable else [_by_head(layer) for layer in layers]
 
     def release(self) -> int:
         """Give the memory back until `renew`; returns its bytes."""
         memory = [*self.keys, *self.values, *self.key_scales, *self.value_scales]
         freed = sum(m.numel() * m.element_size() for m in memory if m is not None)
-        self.keys, self.values, self.key_scales, self.value_scales = [], [], [], []
+        self.keys, self.values, self.key_scales, self.value_scales, self._layers = [], [], [], [], []
         return freed
 
     def _prepare_kernels(self) -> None:
@@ -159,15 +161,12 @@ class Pages:
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> None:
         plan = self._plans[self.layer_group[layer]]
-        plan.write(self._stored(layer), k, v)
+        plan.write(self._layers[layer], k, v)
 
     def read(self, layer: int, q: Tensor) -> Tensor:
         """Attention of the queries [T, H, D] over the pages; this pass's keys and values are written."""
         plan = self._plans[self.layer_group[layer]]
-        return plan.read(self._stored(layer), q, self.specs[layer])
-
-    def _stored(self, layer: int) -> paged_torch.Stored:
-        return self.keys[layer], self.values[layer], self.key_scales[layer], self.value_scales[layer]
+        return plan.read(self._layers[layer], q, self.specs[layer])
 
     def copy(self, copies: Iterable[Copy]) -> None:
         """Copy whole pages; run before the next pass writes."""
@@ -180,10 +179,20 @@ class Pages:
             )
             for layer, of in enumerate(self.layer_group):
                 if of == group:
-                    for memory in self._stored(layer):
-                        if memory is not None:
-                            pages = paged_torch.by_page(memory, self.page_size)
+                    for memory in (self.keys, self.values, self.key_scales, self.value_scales):
+                        if (slots := memory[layer]) is not None:
+                            pages = paged_torch.plain(slots).unflatten(0, (-1, self.page_size))
                             pages[target] = pages[source]
+
+
+def _by_head(layer: paged_torch.Stored) -> paged_torch.Stored:
+    keys, values, key_scales, value_scales = layer
+    return (
+        keys.transpose(0, 1)[None],
+        values.transpose(0, 1)[None],
+        None if key_scales is None else key_scales.transpose(0, 1)[None, ..., None],
+        None if value_scales is None else value_scales.transpose(0, 1)[None, ..., None],
+    )
 
 
 def stored_dtype(kv_dtype: str, dtype: torch.dtype) -> torch.dtype:

@@ -42,6 +42,10 @@ SHORTEST_PIECE = 256
 JOIN_NUMBERS = 4096
 """How many numbers of pieces are joined at once."""
 
+VARYING = "num_sequences", "table_stride", "splits", "shortest", "num_rows", "prefix_queries", "prefix_parts", "window"
+VARYING_TENSORS = "table", "seq_lens", "query_start", "skip"
+"""What differs from batch to batch and must not have a kernel compiled again."""
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -73,7 +77,7 @@ def new_workspace(
     )
 
 
-@triton.jit(do_not_specialize=["num_sequences", "splits", "shortest", "num_rows", "prefix_queries", "prefix_parts"])
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=VARYING_TENSORS)
 def _decode_kernel(
     q,
     keys,

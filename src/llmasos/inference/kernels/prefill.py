@@ -31,9 +31,12 @@ TILINGS = {
 }
 """By rows: queries × heads of a key head."""
 INVARIANT = Tiling(block_m=64, block_n=64, warps=4, stages=2)
+VARYING = "num_sequences", "table_stride", "prefix_queries", "prefix_parts", "window"
+VARYING_TENSORS = "table", "seq_lens", "query_start", "skip"
+"""What differs from batch to batch and must not have a kernel compiled again."""
 
 
-@triton.jit(do_not_specialize=["num_sequences", "prefix_queries", "prefix_parts"])
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=VARYING_TENSORS)
 def _prefill_kernel(
     q,
     keys,

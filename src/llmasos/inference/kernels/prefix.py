@@ -101,7 +101,7 @@ def prefix_tiles(
     return tiles, skip
 
 
-@triton.jit(do_not_specialize=["num_queries", "parts"])
+@triton.jit(do_not_specialize=["num_queries", "parts", "table_stride"], do_not_specialize_on_alignment=["table"])
 def _prefix_kernel(
     q,
     keys,

@@ -28,7 +28,10 @@ def _store(source, target, scales, token, slot, heads, K: tl.constexpr, D: tl.co
     tl.store(target + slot * (K * D) + at, x.to(target.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["table_stride"],
+    do_not_specialize_on_alignment=["table", "positions", "sequences", "seq_lens"],
+)
 def _write_kernel(
     k,
     v,

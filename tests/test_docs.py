@@ -39,11 +39,13 @@ from llmasos.cli.run import is_prompt
 from llmasos.client import types as wire
 from llmasos.client.providers.table import PROVIDERS
 from llmasos.errors import LLMasOSError
+from llmasos.inference.config import EngineConfig
 from llmasos.inference.request import SamplingParams
 from llmasos.models.families import known_architectures
 from llmasos.models.families.gguf import known_gguf_architectures
-from llmasos.settings import Settings
+from llmasos.settings import Settings, settings
 from llmasos.store import import_model, resolve
+from tiny import write_tiny_adapter
 
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 FILES = [*READMES, ROOT / "CONTRIBUTING.md", *PAGES]
@@ -113,6 +115,7 @@ def test_the_python_blocks_run(
 ) -> None:
     for name, folder in tiny_models.items():
         import_model(folder, name=name)
+    write_tiny_adapter(settings().home / "adapters" / "poems")
     monkeypatch.setenv("LLMASOS_OFFLINE", "1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setattr(Application, "run", visit)
@@ -231,6 +234,26 @@ def test_the_table_of_sampling_parameters_is_that_of_the_code(language: str) -> 
     assert [cells[:2] for cells in rows(section)[1:]] == fields
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_table_of_engine_options_is_that_of_the_code(language: str) -> None:
+    fields = [[f"`{f.name}`", f"`{f.default!r}`"] for f in dataclasses.fields(EngineConfig)]
+    found = [cells[:2] for cells in rows(page(language, "engine.md")) if len(cells) == 3]
+    assert found[1:] == fields
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_table_of_metrics_is_that_of_the_server(language: str) -> None:
+    from llmasos.serve.metrics import Metrics
+
+    told = Metrics().text().decode()
+    named = {f"{name}_total" if kind == "counter" else name for name, kind in _METRIC.findall(told)}
+    section = page(language, "engine.md").rpartition("\n## ")[2]
+    assert named == {name for cells in rows(section)[1:] for name in code(cells[0])}
+
+
+_METRIC = re.compile(r"^# TYPE llmasos:(\w+?)(?:_total)? (\w+)$", re.MULTILINE)
+
+
 def variables() -> set[str]:
     return {variable for option in dataclasses.fields(Settings) for variable in option.metadata["env"]}
 
@@ -288,7 +311,7 @@ def pairs() -> list[tuple[Path, Path]]:
 
 def test_both_languages_have_the_same_pages() -> None:
     english, chinese = ({p.name for p in PAGES if p.parent.name == language} for language in LANGUAGES)
-    assert english == chinese and len(english) == 9
+    assert english == chinese and len(english) == 10
 
 
 @pytest.mark.parametrize(("english", "chinese"), pairs(), ids=lambda p: p.name)

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llmasos.inference.config import EngineConfig as EngineConfig
     from llmasos.inference.llm import LLM as LLM
     from llmasos.inference.llm import Score as Score
     from llmasos.inference.request import RequestOutput as RequestOutput
     from llmasos.inference.request import SamplingParams as SamplingParams
     from llmasos.inference.request import StructuredOutput as StructuredOutput
+    from llmasos.inference.speculate import SpeculativeConfig as SpeculativeConfig
 
-__all__ = ["LLM", "RequestOutput", "SamplingParams", "Score", "StructuredOutput", "generate_text"]
+_HOMES = {
+    "EngineConfig": "config",
+    "LLM": "llm",
+    "RequestOutput": "request",
+    "SamplingParams": "request",
+    "Score": "llm",
+    "SpeculativeConfig": "speculate",
+    "StructuredOutput": "request",
+}
+__all__ = [
+    "LLM",
+    "EngineConfig",
+    "RequestOutput",
+    "SamplingParams",
+    "Score",
+    "SpeculativeConfig",
+    "StructuredOutput",
+    "generate_text",
+]
 
 
 def generate_text(
@@ -22,12 +43,6 @@ def generate_text(
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("LLM", "Score"):
-        from llmasos.inference import llm
-
-        return getattr(llm, name)
-    if name in ("RequestOutput", "SamplingParams", "StructuredOutput"):
-        from llmasos.inference import request
-
-        return getattr(request, name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"llmasos.inference.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'llmasos.inference' has no attribute {name!r}")

@@ -165,10 +165,9 @@ def test_a_step_that_failed_elsewhere_ends_the_worker_with_its_reason(workers: W
     started = time.monotonic()
     with workers:
         workers.broadcast("fail")
-        with pytest.raises(ValueError, match="Rank 1: no such step"):
-            workers.call("sum", 1.0)
-        with pytest.raises((ValueError, DeviceError)):
-            workers.broadcast("remember", 1)
+        for order in (lambda: workers.call("sum", 1.0), lambda: workers.broadcast("remember", 1)):
+            with pytest.raises(DeviceError, match=r"Rank 1: no such step .*load the model again"):
+                order()
     assert time.monotonic() - started < 10
 
 
@@ -179,10 +178,21 @@ def test_a_killed_worker_is_named_and_not_waited_for(workers: Workers, living: l
     with workers:
         workers.broadcast("nap", 30.0)
         os.kill(pid, signal.SIGKILL)
-        with pytest.raises(RuntimeError) as info:
+        ended = rf"rank 1 \(process {pid}\) ended: signal SIGKILL.*load the model again"
+        with pytest.raises(DeviceError, match=ended), workers.in_step():
             workers.local.sum(1.0)
-        error = workers.explain(info.value)
-        assert isinstance(error, DeviceError)
-        assert f"rank 1 (process {pid}) ended: signal SIGKILL" in str(error)
-        with pytest.raises(DeviceError, match="SIGKILL"):
+        with pytest.raises(DeviceError, match=ended):
             workers.check()
+
+
+def test_this_ranks_failure_between_orders_ends_all(workers: Workers, living: list[Workers]) -> None:
+    """The other one waits for a summand that never comes."""
+    living.clear()
+    [_, (_, pid)] = workers.call("identity")
+    workers.broadcast("sum", 1.0)
+    with pytest.raises(DeviceError, match=r"Rank 0: no memory\. .*load the model again"), workers.in_step():
+        raise InsufficientMemoryError("no memory.")
+    with pytest.raises(DeviceError, match="no memory"):
+        workers.call("sum", 1.0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)

@@ -81,22 +81,6 @@ def test_a_model_wakes_as_it_fell_asleep(tiny_model: Path, quantization: str) ->
     assert torch.equal(logits(model), before)
 
 
-def test_forgotten_weights_come_from_the_files_again(tiny_model: Path, tmp_path: Path) -> None:
-    model = load_model(tiny_model, device="cpu")
-    before, objects = logits(model), dict(model.module.named_parameters())
-    sleep(model.module, level=2)
-    with pytest.raises(InvalidInputError, match="forgot"):
-        wake(model.module)
-    other = load_model(write_tiny_model(tmp_path / "m", hidden_size=64), device="cpu")
-    with pytest.raises(InvalidInputError, match="another model"):
-        wake(model.module, other.module)
-    wake(model.module, load_model(tiny_model, device="cpu").module)
-    assert torch.equal(logits(model), before)
-    assert all(p is objects[name] for name, p in model.module.named_parameters())
-    with pytest.raises(InvalidInputError, match="level=3"):
-        sleep(model.module, level=3)
-
-
 @pytest.mark.gpu
 def test_a_gpu_gets_the_files_bits_and_gives_its_memory_back(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path / "m", hidden_size=1024, intermediate_size=8192)  # pieces and whole buffers

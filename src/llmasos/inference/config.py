@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmasos.errors import InvalidInputError
+from llmasos.errors import InvalidInputError, UnsupportedError
 
 if TYPE_CHECKING:
     from llmasos.inference.speculate import SpeculativeConfig
 
-_COUNTS = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "page_size", "tensor_parallel_size")
-_COUNTS += ("max_loras", "max_lora_rank")
-KV_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8", "int8")
+_COUNTS = (
+    *("max_num_seqs", "max_num_batched_tokens", "max_model_len", "page_size"),
+    *("tensor_parallel_size", "max_loras", "max_lora_rank"),
+)
+KV_DTYPES: tuple[str, ...] = ("auto", "bfloat16", "float16", "float32", "fp8", "int8")
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class EngineConfig:
     max_num_seqs: int = 256
     """Completions that run at once; more wait."""
     max_num_batched_tokens: int | None = None
-    """Tokens of one pass. None: 8192 on a GPU, 512 on a CPU."""
+    """Tokens of one pass. None: 8192 on a GPU, 1024 on a CPU."""
     max_model_len: int | None = None
     """Tokens that prompt and answer may have together. None: the model's context."""
     page_size: int | None = None
@@ -61,6 +63,12 @@ class EngineConfig:
             raise InvalidInputError(
                 f"gpu_memory_utilization={self.gpu_memory_utilization!r} is not a share between 0 and 1.",
                 param="gpu_memory_utilization",
+            )
+        if self.batch_invariant and self.tensor_parallel_size > 1:
+            raise UnsupportedError(
+                "batch_invariant needs one process: sums over several depend on what else is in a pass.",
+                hint="Use tensor_parallel_size=1.",
+                param="batch_invariant",
             )
         if self.kv_cache_memory is not None and self.kv_cache_memory < 1:
             raise InvalidInputError(f"kv_cache_memory={self.kv_cache_memory!r} is no size.", param="kv_cache_memory")

@@ -1,7 +1,8 @@
 """One forward pass, no generation: embeddings, mask filling, classification.
 
 T = packed tokens, D = model width, V = vocabulary, B = texts. Texts are packed up to `BATCH_TOKENS` per pass. Each pass
-is given to `run`, which executes it between two steps of the engine, so that nobody waits for a whole batch.
+is given to `run`, which executes it between two steps of the engine, so that nobody waits for a whole batch, and in
+every process of a tensor-parallel model.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from torch import Tensor
 
 from llmasos.errors import InvalidInputError, UnsupportedError
 from llmasos.models.attention import Varlen, layer_specs
-from llmasos.models.encoder import Pooling, pool, starts_of
+from llmasos.models.encoder import Pooling, check_pooling, pool, starts_of
 
 if TYPE_CHECKING:
     from llmasos.models.config import ModelConfig
     from llmasos.models.load import LoadedModel
 
 BATCH_TOKENS = 4096
-Run = Callable[[Callable[[], Any]], Any]
-"""Executes one pass and returns its result."""
+Run = Callable[[Callable[["LoadedModel"], Any]], Any]
+"""Executes one pass over the model and returns its result."""
 
 
 def batches(ids: Sequence[Sequence[int]]) -> Iterator[range]:
@@ -59,15 +60,16 @@ def embed(
         raise InvalidInputError("A text to embed has no tokens.", hint="Leave empty texts out.", param="input")
     usual = model.pooling.get("pooling", "mean") if model.config.is_encoder else "last"
     kind = cast(Pooling, pooling or usual)
+    check_pooling(kind)
     vectors: list[list[float]] = []
-
-    def embedded(texts: list[Sequence[int]]) -> list[list[float]]:
-        with torch.inference_mode():
-            return pool(hidden_states(model, texts), [len(t) for t in texts], kind, normalize=normalize).tolist()
-
     for batch in batches(ids):
-        vectors += run(partial(embedded, [ids[i] for i in batch]))
+        vectors += run(partial(_embedded, texts=[ids[i] for i in batch], kind=kind, normalize=normalize))
     return vectors
+
+
+@torch.inference_mode()
+def _embedded(model: LoadedModel, *, texts: list[Sequence[int]], kind: Pooling, normalize: bool) -> list[list[float]]:
+    return pool(hidden_states(model, texts), [len(t) for t in texts], kind, normalize=normalize).tolist()
 
 
 def fill_mask(model: LoadedModel, ids: Sequence[int], top_k: int, *, run: Run) -> list[list[tuple[str, float]]]:
@@ -85,7 +87,7 @@ def fill_mask(model: LoadedModel, ids: Sequence[int], top_k: int, *, run: Run) -
             "The text has no mask token.", hint=f"Write {model.tokenizer.token(mask)} where a word is missing."
         )
 
-    def likeliest() -> tuple[list[list[int]], list[list[float]]]:
+    def likeliest(model: LoadedModel) -> tuple[list[list[int]], list[list[float]]]:
         with torch.inference_mode():
             logits = model.module.mlm_logits(hidden_states(model, [ids])[places])
             top = logits.float().softmax(-1).topk(min(top_k, logits.shape[-1]))
@@ -108,16 +110,16 @@ def classify(model: LoadedModel, ids: Sequence[Sequence[int]], *, run: Run) -> l
         )
     labels = model.config.labels or tuple(f"LABEL_{i}" for i in range(model.config.num_labels))
     results: list[dict[str, float]] = []
-
-    def rows(texts: list[Sequence[int]]) -> list[list[float]]:
-        starts = starts_of([len(t) for t in texts], model.module.device)
-        with torch.inference_mode():
-            return _shares(model.module.classify(hidden_states(model, texts), starts), model.config).tolist()
-
     for batch in batches(ids):
-        shares = run(partial(rows, [ids[i] for i in batch]))
+        shares = run(partial(_classified, texts=[ids[i] for i in batch]))
         results += [dict(zip(labels, row, strict=True)) for row in shares]
     return results
+
+
+@torch.inference_mode()
+def _classified(model: LoadedModel, *, texts: list[Sequence[int]]) -> list[list[float]]:
+    starts = starts_of([len(t) for t in texts], model.module.device)
+    return _shares(model.module.classify(hidden_states(model, texts), starts), model.config).tolist()
 
 
 def _shares(logits: Tensor, config: ModelConfig) -> Tensor:

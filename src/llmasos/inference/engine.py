@@ -679,6 +679,8 @@ class Engine:
     def _recover(self, plan: Plan, error: Exception) -> None:
         """The sequences of a pass that failed are computed again, each alone, so that the one at fault fails alone. One
         that is alone already gets smaller passes if memory was short, else it fails."""
+        if self.runner.check is not None:
+            self.runner.check()  # another process is gone: nothing can be computed any more
         _log.warning("A pass of %d sequences, %d tokens failed: %s", len(plan.items), plan.num_tokens, error)
         self.scheduler.restart()  # what the pass should have written can be found, and shared, already
         live = [item.seq for item in plan.items if not item.seq.owner.finished]

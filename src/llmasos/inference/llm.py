@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -127,6 +128,7 @@ class LLM:
             workers, model = start_workers(factory, pick_device(device))
             llm = cls(model, name=str(name_or_path), **options)
             llm._ranks = ParallelRanks(workers)
+            weakref.finalize(llm, workers.close)
             return llm
         model = load_model(path, device=device, dtype=dtype, quantization=quantization, load_format=load_format)
         return cls(model, name=str(name_or_path), **options)
@@ -176,6 +178,9 @@ class LLM:
         from llmasos.inference.adapters import Adapters
 
         config = self.engine_config
+        if config.batch_invariant:
+            raise UnsupportedError("batch_invariant does not hold with adapters.", hint="Leave one of them out.")
+        self._wake()
         adapters = self._adapters or Adapters(self.model, max_adapters=config.max_loras, max_rank=config.max_lora_rank)
         adapters.load(name, path)
         if self._adapters is None:
@@ -190,6 +195,7 @@ class LLM:
     def _unload_adapter(self, name: str) -> None:
         if self._adapters is None:
             raise NotFoundError(f"No adapter {name!r} is loaded.")
+        self._wake()
         self._adapters.unload(name)
 
     @property
@@ -199,6 +205,7 @@ class LLM:
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write a folder that transformers loads: config.json, safetensors, tokenizer."""
+        self.wake_up()
         self.model.save_pretrained(folder)
 
     def close(self) -> None:
@@ -210,16 +217,29 @@ class LLM:
     def sleep(self) -> int:
         """Give back the memory of weights, keys and values, keeping the weights on the CPU; returns the bytes. The next
         request, or `wake_up`, brings them back. Raises BusyError while requests are on their way."""
-        return self._loop.run(lambda: self._loop.engine().sleep()).result()
+        from llmasos.models.weights import sleep
+
+        module = self.model.module
+        return self._loop.run(lambda: sleep(module) if self.is_encoder else self._loop.engine().sleep()).result()
 
     def wake_up(self) -> None:
         """Bring a sleeping model's weights back to its device."""
-        self._loop.run(lambda: self._loop.engine().wake_up()).result()
+        if self.is_sleeping:
+            self._loop.run(self._wake).result()
+
+    def _wake(self) -> None:
+        from llmasos.models.weights import wake
+
+        if (engine := self._loop.current_engine) is not None:
+            engine.wake_up()
+        else:
+            wake(self.model.module)
 
     @property
     def is_sleeping(self) -> bool:
-        engine = self._loop.current_engine
-        return engine is not None and engine.is_sleeping
+        from llmasos.models.weights import is_asleep
+
+        return is_asleep(self.model.module)
 
     def __enter__(self) -> LLM:
         return self
@@ -392,7 +412,7 @@ class LLM:
 
         many = _texts(texts)
         ids = [self._within(self._token_ids(text), truncate) for text in many]
-        vectors = embed(self.model, ids, run=self._loop.run_pass, pooling=pooling, normalize=normalize)
+        vectors = embed(self.model, ids, run=self._pass, pooling=pooling, normalize=normalize)
         return vectors[0] if isinstance(texts, str) else vectors
 
     @overload
@@ -429,7 +449,7 @@ class LLM:
         """For each mask token in the text, the `top_k` likeliest words with their probabilities."""
         from llmasos.inference.embed import fill_mask
 
-        return fill_mask(self.model, self._within(self._token_ids(text), False), top_k, run=self._loop.run_pass)
+        return fill_mask(self.model, self._within(self._token_ids(text), False), top_k, run=self._pass)
 
     def classify(self, texts: str | list[str]) -> dict[str, float] | list[dict[str, float]]:
         """Probability of each label, for models with a classification head."""
@@ -437,7 +457,7 @@ class LLM:
 
         many = _texts(texts)
         ids = [self._within(self._token_ids(text), False) for text in many]
-        results = classify(self.model, ids, run=self._loop.run_pass)
+        results = classify(self.model, ids, run=self._pass)
         return results[0] if isinstance(texts, str) else results
 
     # asynchronous twins
@@ -509,6 +529,14 @@ class LLM:
         return await asyncio.to_thread(self.score, texts, prompt=prompt)
 
     # inside
+
+    def _pass(self, work: Callable[[LoadedModel], T]) -> T:
+        """A pass that is no step of the engine, between two of its steps."""
+        return self._loop.run_pass(lambda: self._apply(work))
+
+    def _apply(self, work: Callable[[LoadedModel], T]) -> T:
+        self._wake()
+        return work(self.model) if self._ranks is None else self._ranks.apply(work)
 
     def _answer(
         self,
@@ -590,6 +618,12 @@ class LLM:
                     raise InvalidInputError(
                         f"{name} names the token id {i}; {self.name}'s ids end at {size - 1}.", param=name
                     )
+        if params.logits_processors and self._ranks is not None:
+            raise UnsupportedError(
+                "A function of yours can't change the logits of a model that runs in several processes.",
+                hint="Use tensor_parallel_size=1, or logit_bias.",
+                param="logits_processors",
+            )
         if params.num_beams == 1:
             return
         for name in ("stop", "logprobs"):

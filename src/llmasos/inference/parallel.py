@@ -66,6 +66,12 @@ class ParallelRanks:
     def runner(self) -> ParallelRunner:
         return ParallelRunner(self.workers, self.local.runner)
 
+    def apply(self, work: Callable[[LoadedModel], T]) -> T:
+        """A pass of another kind, in all processes."""
+        self.workers.broadcast("apply", work)
+        with self.workers.in_step():
+            return self.local.apply(work)
+
     def sleep(self) -> int:
         return sum(self.workers.call("sleep"))
 
@@ -81,22 +87,17 @@ class ParallelRunner:
         self._workers, self._local = workers, local
         self.pages, self.decoder, self.device = local.pages, local.decoder, local.device
         self.vocab_size, self.lora = local.vocab_size, None
-        local.check = workers.check
+        self.check = local.check = workers.check
 
     def forward(self, step: Step) -> list[ScoredLogprobs]:
         self._workers.broadcast("forward", step)
-        return self._here(lambda: self._local.forward(step))
+        with self._workers.in_step():
+            return self._local.forward(step)
 
     def sample(self, batch: SamplingBatch, pool_rows: Ints) -> Landing:
         self._workers.broadcast("sample", batch, pool_rows)
-        return self._here(lambda: self._local.sample(batch, pool_rows))
+        with self._workers.in_step():
+            return self._local.sample(batch, pool_rows)
 
     def beam_candidates(self, rows: list[int], searches: list[tuple[BeamSearch, Beam]]) -> list[tuple[Tensor, Tensor]]:
         return self._local.beam_candidates(rows, searches)
-
-    def _here(self, work: Callable[[], T]) -> T:
-        """What breaks here may have broken because another process is gone."""
-        try:
-            return work()
-        except Exception as e:
-            raise self._workers.explain(e) from e

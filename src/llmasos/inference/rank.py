@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from llmasos.models.config import ModelConfig
     from llmasos.models.load import LoadedModel
 
-
+T = TypeVar("T")
 INVARIANT_TOKENS = 128
 """Tokens of a prompt that are computed together in the batch-invariant mode."""
 
@@ -105,6 +106,7 @@ class Rank:
 
     def room(self) -> int:
         """Bytes that pages may take: what is asked for, or what a full pass and the graphs were seen to leave."""
+        self.__dict__.pop("runner", None)  # of an engine that broke
         if self.config.kv_cache_memory is not None:
             return self.config.kv_cache_memory
         device = self.model.module.device
@@ -169,6 +171,10 @@ class Rank:
 
     def sample(self, batch: SamplingBatch, pool_rows: Ints) -> Landing:
         return self.runner.sample(batch, pool_rows)
+
+    def apply(self, work: Callable[[LoadedModel], T]) -> T:
+        """A pass of another kind."""
+        return work(self.model)
 
     def sleep(self) -> int:
         """Give back the memory of weights, pages and graphs; the weights stay on the CPU. Returns the bytes."""

@@ -18,8 +18,8 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
@@ -185,12 +185,25 @@ class Workers:
         if self._dead is not None:
             raise self._death(self._dead)
 
-    def explain(self, error: BaseException) -> BaseException:
-        """The end of a worker if that is what is behind an error here (a broken connection), else the error."""
+    @contextmanager
+    def in_step(self) -> Iterator[None]:
+        """Around what this rank does itself after a `broadcast`. An error means that the ranks are no longer in one
+        state, and that others may wait for this one: all end. Raises DeviceError, with the end of another rank where
+        that is what is behind it (a broken connection)."""
+        try:
+            yield
+        except Exception as error:
+            self._await_death()
+            if self._dead is None:
+                self._dead, self._reason = 0, _of_rank(0, _portable(error))
+            self.close()
+            raise self._death(self._dead) from error
+
+    def _await_death(self) -> None:
+        """A connection breaks sooner than its cause is known."""
         deadline = time.monotonic() + 1.0
         while self._dead is None and time.monotonic() < deadline:
             time.sleep(0.01)
-        return error if self._dead is None else self._death(self._dead)
 
     def close(self) -> None:
         """End the workers, by force where they don't listen; again: nothing."""
@@ -236,8 +249,10 @@ class Workers:
             else:
                 for reader in self._ring.sleepers():
                     self._pipes[reader].send_bytes(b"")
-        except (BrokenPipeError, ConnectionResetError) as error:
-            raise self.explain(error) from None
+        except (BrokenPipeError, ConnectionResetError):
+            self._await_death()
+            self.check()
+            raise
 
     def _answers(self) -> list[Any]:
         """One answer of each worker; the lowest rank's error is raised once all have answered."""
@@ -257,7 +272,7 @@ class Workers:
             raise self._death(rank) from None
         if kind == "last words":
             self._dead, self._reason = rank, _of_rank(rank, value)
-            raise self._reason
+            raise self._death(rank)
         return kind, value
 
     def _collect_after(self, error: Exception) -> None:
@@ -277,10 +292,17 @@ class Workers:
                 self._group.abort()
 
     def _death(self, rank: int) -> Exception:
-        """What the worker said last, or how it ended."""
+        """What the worker said last, or how it ended; once all worked, that there is no going on."""
         if self._reason is None:
             self._reason = self._last_words(rank)
-        return self._reason
+        if not self._up:
+            return self._reason
+        error = DeviceError(
+            self._reason.message if isinstance(self._reason, LLMasOSError) else str(self._reason),
+            hint="A process of this tensor-parallel model is gone: load the model again.",
+        )
+        error.__cause__ = self._reason
+        return error
 
     def _last_words(self, rank: int) -> Exception:
         pipe, process = self._pipes[rank - 1], self._processes[rank - 1]

@@ -132,16 +132,21 @@ def starts_of(lengths: Sequence[int], device: torch.device | str = "cpu") -> Ten
     return ends - torch.tensor(lengths, device=device)
 
 
+def check_pooling(kind: str) -> None:
+    """Raises UnsupportedError for a way to pool that is not known."""
+    if kind not in get_args(Pooling):
+        raise UnsupportedError(
+            f"pooling={kind!r} is not known.", hint=f"Use {', '.join(get_args(Pooling))}.", param="pooling"
+        )
+
+
 def pool(hidden: Tensor, lengths: Sequence[int], kind: Pooling, *, normalize: bool = False) -> Tensor:
     """One vector per packed sequence in float32, [B, D], from hidden states [T, D].
 
     mean of all tokens, the first ("cls"), the last, or the largest value of each dimension; `normalize` divides by the
     Euclidean length. Raises UnsupportedError for another kind.
     """
-    if kind not in get_args(Pooling):
-        raise UnsupportedError(
-            f"pooling={kind!r} is not known.", hint=f"Use {', '.join(get_args(Pooling))}.", param="pooling"
-        )
+    check_pooling(kind)
     hidden = hidden.float()
     starts = starts_of(lengths, hidden.device)
     if kind == "cls":

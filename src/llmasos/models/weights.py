@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from llmasos.devices import Placement
-from llmasos.errors import InvalidInputError
 from llmasos.models.config import ModelConfig
 from llmasos.models.layers import Norm
 from llmasos.models.parallel import Shard
@@ -95,19 +94,17 @@ class Upload:
 
 @dataclass
 class _Asleep:
-    kept: dict[int, Tensor] | None
-    """Memory of the weights by the address that it had, on the CPU; None: forgotten."""
+    kept: dict[int, Tensor]
+    """Memory of the weights by the address that it had, on the CPU."""
     layouts: dict[str, tuple[int, torch.Size, tuple[int, ...], int]]
     """Of each weight: address of its memory, shape, strides, offset."""
 
 
-def sleep(module: nn.Module, *, level: int = 1) -> int:
-    """Free the device memory of a model that is not needed for a while; returns the bytes that it took there. Level 1
-    keeps the weights in the CPU's memory, level 2 forgets them. Parameters stay the same objects, empty; CUDA graphs
-    captured with them must be dropped. A module that sleeps already is left alone."""
-    if level not in (1, 2):
-        raise InvalidInputError(f"level={level!r} is not a way to sleep.", hint="Use 1 or 2.", param="level")
-    if _sleeping(module) is not None:
+def sleep(module: nn.Module) -> int:
+    """Free the device memory of a model that is not needed for a while, keeping the weights in the CPU's; returns the
+    bytes that it took. Parameters stay the same objects, empty; CUDA graphs captured with them must be dropped. A
+    module that sleeps already is left alone."""
+    if is_asleep(module):
         return 0
     memory: dict[int, Tensor] = {}
     layouts = {}
@@ -117,7 +114,7 @@ def sleep(module: nn.Module, *, level: int = 1) -> int:
             memory[storage.data_ptr()] = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
         layouts[name] = storage.data_ptr(), tensor.shape, tensor.stride(), int(tensor.storage_offset())
     num_bytes = sum(part.nbytes for part in memory.values())
-    kept = {address: _to_cpu(part) for address, part in memory.items()} if level == 1 else None
+    kept = {address: _to_cpu(part) for address, part in memory.items()}
     memory.clear()
     for _, tensor in _weights(module):
         tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
@@ -127,39 +124,24 @@ def sleep(module: nn.Module, *, level: int = 1) -> int:
     return num_bytes
 
 
-def wake(module: nn.Module, fresh: nn.Module | None = None) -> None:
-    """Give a sleeping module its weights back, or those of `fresh`, the same model loaded again (after level 2: it must
-    be). A module that is awake is left alone."""
-    asleep = _sleeping(module)
-    if asleep is None:
+def wake(module: nn.Module) -> None:
+    """Give a sleeping module its weights back. A module that is awake is left alone."""
+    if not is_asleep(module):
         return
-    if fresh is not None:
-        _adopt(module, fresh, asleep)
-    elif asleep.kept is None:
-        raise InvalidInputError("This model forgot its weights in its sleep.", hint="Load it again from its files.")
-    else:
-        device = next(tensor.device for _, tensor in _weights(module))
-        memory = {at: part.to(device, non_blocking=True).untyped_storage() for at, part in asleep.kept.items()}
-        for name, tensor in _weights(module):
-            address, shape, stride, offset = asleep.layouts[name]
-            empty = torch.empty(0, dtype=tensor.dtype, device=device)
-            tensor.data = empty.set_(memory[address], offset, shape, stride)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)  # the pinned copies are given back
+    asleep: _Asleep = module.__dict__["_asleep"]
+    device = next(tensor.device for _, tensor in _weights(module))
+    memory = {at: part.to(device, non_blocking=True).untyped_storage() for at, part in asleep.kept.items()}
+    for name, tensor in _weights(module):
+        address, shape, stride, offset = asleep.layouts[name]
+        empty = torch.empty(0, dtype=tensor.dtype, device=device)
+        tensor.data = empty.set_(memory[address], offset, shape, stride)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # the pinned copies are given back
     del module.__dict__["_asleep"]
 
 
-def _adopt(module: nn.Module, fresh: nn.Module, asleep: _Asleep) -> None:
-    theirs = dict(_weights(fresh))
-    wanted = {name: shape for name, (_, shape, _, _) in asleep.layouts.items()}
-    if {name: tensor.shape for name, tensor in theirs.items()} != wanted:
-        raise InvalidInputError("The module to wake with is another model.", hint="Load the same files again.")
-    for name, tensor in _weights(module):
-        tensor.data = theirs[name].data
-
-
-def _sleeping(module: nn.Module) -> _Asleep | None:
-    return module.__dict__.get("_asleep")
+def is_asleep(module: nn.Module) -> bool:
+    return "_asleep" in module.__dict__
 
 
 def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

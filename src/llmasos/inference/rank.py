@@ -71,25 +71,23 @@ def resolve(model: ModelConfig, config: EngineConfig, device: torch.device, dtyp
 
 
 def divide(sizes: Sizes, num_bytes: int) -> list[int]:
-    """Pages per group that `num_bytes` buy. A window group needs no more than every sequence's window; the rest is for
-    full attention. Raises InsufficientMemoryError for less than one whole context."""
+    """Pages per group that `num_bytes` buy: in each one whole context (of a window group: what its window keeps of it),
+    and of the rest equal shares of what max_num_seqs of them need. Raises InsufficientMemoryError for less."""
     whole = -(-sizes.max_model_len // sizes.page_size) + 1
-    most = whole * sizes.max_num_seqs + 1
-    span = [-(-(w + sizes.max_num_batched_tokens) // sizes.page_size) + 2 if w else whole for w in sizes.windows]
-    caps = [min(most, min(s, whole) * sizes.max_num_seqs + 1) for s in span]
-    total = sum(c * b for c, b in zip(caps, sizes.bytes_per_page, strict=True))
-    pages = caps
-    if total > num_bytes:
-        share = num_bytes / total
-        pages = [int(c * share) for c in caps]
-    if any(p < min(s, whole) + 1 for p, s in zip(pages, span, strict=True)):
+    kept = [-(-(w + sizes.max_num_batched_tokens) // sizes.page_size) + 2 if w else whole for w in sizes.windows]
+    one = [min(k, whole) for k in kept]
+    least = [n + 1 for n in one]  # page 0 is nobody's
+    needed, rest = (sum(n * b for n, b in zip(pages, sizes.bytes_per_page, strict=True)) for pages in (least, one))
+    if num_bytes < needed:
         per_token = sum(sizes.bytes_per_page) / sizes.page_size
         raise InsufficientMemoryError(
-            f"One context of {sizes.max_model_len} tokens needs {whole * sum(sizes.bytes_per_page) / 1e9:.2f} GB of "
-            f"keys and values ({per_token / 1e3:.0f} kB per token); {max(0, num_bytes) / 1e9:.2f} GB are left.",
+            f"One context of {sizes.max_model_len} tokens needs {needed / 1e6:.1f} MB of keys and values "
+            f"({per_token / 1e3:.1f} kB per token); {max(0, num_bytes) / 1e6:.1f} MB are left.",
             hint="Lower max_model_len, use kv_cache_dtype='int8', or free memory.",
         )
-    return pages
+    rest *= sizes.max_num_seqs - 1
+    share = min(num_bytes - needed, rest)
+    return [n + m * (sizes.max_num_seqs - 1) * share // max(1, rest) for n, m in zip(least, one, strict=True)]
 
 
 class Rank:

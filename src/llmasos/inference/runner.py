@@ -129,18 +129,18 @@ class Runner:
         """Launch the pass; its logits wait for `sample`. Returns the log-probabilities of prompt tokens asked for."""
         if step.copies:
             self.pages.copy(step.copies)
-        if step.adapters is not None:
-            self.lora.plan(step.adapters)
-            try:
-                return self._forward(step)
-            finally:
-                self.lora.plan(None)  # embeddings run the same layers between two steps
-        return self._forward(step)
-
-    def _forward(self, step: Step) -> list[ScoredLogprobs]:
         if self._graphs is not None and (graph := self._graphs.find(step)) is not None:
             self._logits = graph.replay(step)
             return []
+        if step.adapters is None:
+            return self._forward(step)
+        self.lora.plan(step.adapters)
+        try:
+            return self._forward(step)
+        finally:
+            self.lora.plan(None)  # embeddings run the same layers between two steps
+
+    def _forward(self, step: Step) -> list[ScoredLogprobs]:
         hidden = self.hidden(self._batch(step), self._lengths(step))
         scored = [self._score(hidden, s) for s in step.scored]
         if len(step.rows):
@@ -331,44 +331,51 @@ def table_columns(needed: int, page_size: int, max_model_len: int) -> int:
 
 
 class _Graphs:
-    """CUDA graphs of decode passes by (batch size, columns of the page tables, shared prefixes or not)."""
+    """CUDA graphs of decode passes by (batch size, columns of the page tables, shared prefixes or not, adapters or not)."""
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
         self.memory = torch.cuda.graph_pool_handle()
-        self.graphs: dict[tuple[int, int, bool], _Graph] = {}
+        # one for all: libraries keep a workspace for every stream
+        self.stream = torch.cuda.Stream()
+        self.graphs: dict[tuple[int, int, bool, bool], _Graph] = {}
+        self.lora_version = 0
         limit = runner.max_num_seqs
         self.sizes = [n for n in LADDER if n < limit] + [min(limit, LADDER[-1])]
 
     def find(self, step: Step) -> _Graph | None:
         """The graph that this step fits; captured now if it is the first of its kind."""
         num = len(step.seq_lens)
-        if not step.decodes or step.lengths is not None or step.adapters is not None or step.scored:
+        if not step.decodes or step.lengths is not None or step.scored:
             return None
         if num > self.sizes[-1] or len(step.rows) != num:
             return None
         size = next(n for n in self.sizes if n >= num)
-        return self._graph(size, self._columns(step.tables[0].shape[1]), bool(step.prefixes))
+        adapted = step.adapters is not None
+        if adapted and self.runner.lora.version != self.lora_version:
+            self.graphs = {key: graph for key, graph in self.graphs.items() if graph.routes is None}
+            self.lora_version = self.runner.lora.version
+        return self._graph(size, self._columns(step.tables[0].shape[1]), bool(step.prefixes), adapted)
 
     def _columns(self, needed: int) -> int:
         return table_columns(needed, self.runner.pages.page_size, self.runner.max_model_len)
 
-    def _graph(self, size: int, columns: int, shared: bool) -> _Graph:
-        key = (size, columns, shared)
+    def _graph(self, size: int, columns: int, shared: bool, adapted: bool) -> _Graph:
+        key = (size, columns, shared, adapted)
         if key not in self.graphs:
-            self.graphs[key] = _Graph(self.runner, size, columns, shared, self.memory)
+            self.graphs[key] = _Graph(self.runner, *key, self.memory)
         return self.graphs[key]
 
     def capture(self) -> None:
         for size in (self.sizes[-1], 1):
-            self._graph(size, self._columns(1), False)
+            self._graph(size, self._columns(1), False, False)
 
 
 class _Graph:
     """One captured decode pass: input buffers, logits."""
 
-    def __init__(self, runner: Runner, size: int, columns: int, shared: bool, memory: Any) -> None:
-        self.runner, self.size, self.columns, self.shared = runner, size, columns, shared
+    def __init__(self, runner: Runner, size: int, columns: int, shared: bool, adapted: bool, memory: Any) -> None:
+        self.runner, self.size, self.columns = runner, size, columns
         groups = len(runner.pages.groups)
         # tokens, positions, seq_lens, tables; what never changes is not uploaded
         self.input = torch.zeros(size * (3 + groups * columns), dtype=torch.int32, device=runner.device)
@@ -385,12 +392,12 @@ class _Graph:
             max_seq_len=min(columns * runner.pages.page_size, runner.max_model_len),
         )
         self.prefix = runner.pages.prefix_buffers(size) if shared else None
+        self.routes = runner.lora.buffers(size) if adapted else None
         self.graph = torch.cuda.CUDAGraph()
         self.logits = self._capture(memory)
 
     def _capture(self, memory: Any) -> Tensor:
         # torch.cuda.graph() would collect garbage and give memory back first: half a second for each graph
-        stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), torch.inference_mode():
             self._pass()  # kernels compile and libraries take their workspaces outside of the capture
@@ -406,7 +413,13 @@ class _Graph:
         runner = self.runner
         batch = Batch(**{**vars(self.batch), "tokens": resolve(self.batch.tokens, runner.pool)})
         runner.pages.capturing(self.prefix)
-        return runner.logits(runner.hidden(batch))
+        if self.routes is None:
+            return runner.logits(runner.hidden(batch))
+        runner.lora.capturing(self.routes)
+        try:
+            return runner.logits(runner.hidden(batch))
+        finally:
+            runner.lora.capturing(None)
 
     def replay(self, step: Step) -> Tensor:
         num, size, columns = len(step.seq_lens), self.size, self.columns
@@ -421,5 +434,7 @@ class _Graph:
         self.input.copy_(host, non_blocking=True)
         if self.prefix is not None:
             self.prefix.fill(step.prefixes)
+        if self.routes is not None:
+            self.runner.lora.fill(self.routes, step.adapters)
         self.graph.replay()
         return self.logits

@@ -209,6 +209,8 @@ def _try_shapes(runner: Runner, sizes: Sizes, batch: SamplingBatch) -> None:
     """Launch the passes whose kernels differ: a prompt, decodes of few sequences and of many."""
     runner.forward(_full_pass(sizes))
     runner.sample(batch, np.arange(sizes.max_num_seqs))
+    for num_tokens in (16, 128):
+        runner.forward(_prompts([num_tokens], sizes))
     for size in sorted({min(n, sizes.max_num_seqs) for n in (1, 2, 4, 8, 16, sizes.max_num_seqs)}):
         runner.forward(_decodes(sizes, size))
         rows = [SamplingRow(SamplingParams(temperature=float(size > 1)), ())] * size
@@ -234,18 +236,24 @@ def _decodes(sizes: Sizes, size: int) -> Step:
 def _full_pass(sizes: Sizes) -> Step:
     """As many tokens as a pass may have, and as many logits as it may want."""
     longest = min(sizes.max_model_len, sizes.max_num_batched_tokens)
-    lengths = [longest] * (sizes.max_num_batched_tokens // longest)
+    step = _prompts([longest] * (sizes.max_num_batched_tokens // longest), sizes)
+    step.rows = np.arange(sizes.max_num_seqs, dtype=np.int64) % len(step.tokens)
+    return step
+
+
+def _prompts(lengths: list[int], sizes: Sizes) -> Step:
+    longest, num_tokens = max(lengths), sum(lengths)
     columns = -(-longest // sizes.page_size)
     every = np.arange(1, 1 + columns * len(lengths), dtype=np.int32).reshape(len(lengths), columns)
-    num_tokens = sum(lengths)
+    ends = np.cumsum(lengths)
     return Step(
         tokens=np.zeros(num_tokens, np.int64),
         positions=np.concatenate([np.arange(n) for n in lengths]),
         sequences=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
-        query_start=np.array([0, *np.cumsum(lengths)], np.int32),
+        query_start=np.array([0, *ends], np.int32),
         seq_lens=np.array(lengths, np.int32),
         tables=[every] * len(sizes.windows),
         max_query=longest,
         max_seq_len=longest,
-        rows=np.arange(sizes.max_num_seqs, dtype=np.int64) % num_tokens,
+        rows=ends - 1,
     )

@@ -331,7 +331,7 @@ def table_columns(needed: int, page_size: int, max_model_len: int) -> int:
 
 
 class _Graphs:
-    """CUDA graphs of decode passes by (batch size, columns of the page tables, shared prefixes or not, adapters or not)."""
+    """CUDA graphs of decode passes by (batch size, columns of the page tables, with shared prefixes, with adapters)."""
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
@@ -363,7 +363,7 @@ class _Graphs:
     def _graph(self, size: int, columns: int, shared: bool, adapted: bool) -> _Graph:
         key = (size, columns, shared, adapted)
         if key not in self.graphs:
-            self.graphs[key] = _Graph(self.runner, *key, self.memory)
+            self.graphs[key] = _Graph(self, *key)
         return self.graphs[key]
 
     def capture(self) -> None:
@@ -374,7 +374,8 @@ class _Graphs:
 class _Graph:
     """One captured decode pass: input buffers, logits."""
 
-    def __init__(self, runner: Runner, size: int, columns: int, shared: bool, adapted: bool, memory: Any) -> None:
+    def __init__(self, graphs: _Graphs, size: int, columns: int, shared: bool, adapted: bool) -> None:
+        runner = graphs.runner
         self.runner, self.size, self.columns = runner, size, columns
         groups = len(runner.pages.groups)
         # tokens, positions, seq_lens, tables; what never changes is not uploaded
@@ -394,9 +395,9 @@ class _Graph:
         self.prefix = runner.pages.prefix_buffers(size) if shared else None
         self.routes = runner.lora.buffers(size) if adapted else None
         self.graph = torch.cuda.CUDAGraph()
-        self.logits = self._capture(memory)
+        self.logits = self._capture(graphs.memory, graphs.stream)
 
-    def _capture(self, memory: Any) -> Tensor:
+    def _capture(self, memory: Any, stream: torch.cuda.Stream) -> Tensor:
         # torch.cuda.graph() would collect garbage and give memory back first: half a second for each graph
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), torch.inference_mode():

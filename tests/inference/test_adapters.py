@@ -175,19 +175,19 @@ def test_the_key_of_an_adapter_changes_with_its_content_and_its_version_with_the
 ) -> None:
     adapters = Adapters(model)
     adapters.load("a", folders["a"])
-    version = adapters.version
+    version = adapters.state.version
     key = adapters.acquire("a")
     assert adapters.acquire("a") == key
     adapters.load("a", folders["a"])
-    assert adapters.version == version
+    assert adapters.state.version == version
     adapters.load("b", folders["b"])  # a larger rank: the memory moves
-    assert adapters.version > version
+    assert adapters.state.version > version
     adapters.release("a")
     adapters.release("a")
     adapters.unload("a")
-    version = adapters.version
+    version = adapters.state.version
     adapters.load("a", folders["c"])
-    assert adapters.version == version, "the room was there"
+    assert adapters.state.version == version, "the room was there"
     assert adapters.acquire("a") != key
 
 

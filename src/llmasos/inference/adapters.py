@@ -60,8 +60,8 @@ class _Entry:
 
 
 class Adapters:
-    """`max_adapters` lie in memory at once; more may be known. `version` grows when the model's layers or the adapters'
-    memory were exchanged: then what was derived from them (fused weights, CUDA graphs) is stale."""
+    """`max_adapters` lie in memory at once; more may be known. `state.version` grows when the model's layers or the
+    adapters' memory were exchanged: then what was derived from them (CUDA graphs) is stale."""
 
     def __init__(self, model: LoadedModel, *, max_adapters: int = 8, max_rank: int = 64) -> None:
         for name, value in (("max_adapters", max_adapters), ("max_rank", max_rank)):
@@ -71,7 +71,6 @@ class Adapters:
         self.model, self.max_adapters, self.max_rank = model, max_adapters, max_rank
         on_gpu = model.module.device.type == "cuda"
         self.state: LoraState = GPULoraState(max_adapters, model.module.device) if on_gpu else LoraState()
-        self.version = 0
         self._entries: dict[str, _Entry] = {}
         self._keys, self._clock = itertools.count(1), itertools.count(1)
 
@@ -142,7 +141,7 @@ class Adapters:
         if not self._entries:
             unwrap(self.model)
             self.state.plan(None)
-            self.version += 1
+            self.state.version += 1
 
     def _bring(self, entry: _Entry) -> int:
         entry.last_use = next(self._clock)
@@ -189,11 +188,11 @@ class Adapters:
         try:
             for name in adapter.layers.keys() - self._wrapped().keys():
                 wrap(self.model, name, self.state)
-                self.version += 1
+                self.state.version += 1
             for name, layer in self._wrapped().items():
                 weights = adapter.layers.get(name)
                 if layer.reserve(num_slots, max(weights.ranks) if weights else 0):
-                    self.version += 1
+                    self.state.version += 1
                 layer.put(slot, weights)
         except torch.OutOfMemoryError as e:
             for layer in self._wrapped().values():

@@ -300,6 +300,8 @@ class LoraState:
 
     def __init__(self) -> None:
         self._groups: list[tuple[int, slice | Tensor]] = []
+        self.version = 0
+        """Grows when layers were wrapped, or the adapters' memory was exchanged."""
 
     @property
     def active(self) -> bool:

@@ -45,6 +45,9 @@ async def test_a_remote_model_gives_what_the_local_one_gives(url: str, tiny_llm)
         texts = [tiny_llm.tokenizer.token_bytes(p.token_id).decode("utf-8", "replace") for p in ours.logprobs]
         assert texts == [p.token for p in theirs.logprobs]
         assert [p.logprob for p in ours.logprobs] == pytest.approx([p.logprob for p in theirs.logprobs])
+        long = "The quick brown fox jumps over the lazy dog. " * 3
+        cached = [remote.complete(long, params)[0].metrics.num_cached_tokens for _ in range(2)]
+        assert cached[1] > max(cached[0], 20)
         assert remote.chat("hi", max_tokens=6, temperature=0) == tiny_llm.chat("hi", max_tokens=6, temperature=0)
         assert remote.embed("hi") == pytest.approx(tiny_llm.embed("hi"), abs=1e-6)
         assert await remote.agenerate("The quick", max_tokens=5, temperature=0) == tiny_llm.generate(

@@ -321,6 +321,8 @@ async def test_a_reader_that_stalls_does_not_hold_the_model() -> None:
             await until(lambda: llm.num_tokens > 0)
             async with httpx.AsyncClient(timeout=20) as client:
                 assert (await client.post(f"{url}/completions", json=BODY)).status_code == 200
+            await until(lambda: llm.num_running == 0)  # what it has not read waits in memory
+            assert llm.num_tokens > 20_000
 
 
 async def test_a_real_model_stops_soon_after_its_client_has_gone(tiny_llm) -> None:
@@ -350,5 +352,6 @@ async def test_a_real_model_stops_soon_after_its_client_has_gone(tiny_llm) -> No
                 assert 0 < made < 150
                 await asyncio.sleep(0.2)
                 assert len(steps) == made
+                assert tiny_llm.stats.num_running == 0 and tiny_llm.stats.kv_cache_usage == 0
     finally:
         tiny_llm.model.module.forward = before

@@ -481,7 +481,11 @@ def _call_text(name: str, arguments: str) -> str:
 
 def _metrics(seconds: float, usage: Usage | None) -> RequestMetrics:
     """All tokens arrive at once, so the first took as long as the last."""
-    return RequestMetrics(seconds, 0.0, usage.completion_tokens if usage else 0)
+    if usage is None:
+        return RequestMetrics(seconds, 0.0, 0)
+    details = usage.prompt_tokens_details
+    cached = (details.cached_tokens if details else None) or 0
+    return RequestMetrics(seconds, 0.0, usage.completion_tokens, num_cached_tokens=cached)
 
 
 def _chat_output(messages: Any, answer: ChatCompletion, seconds: float) -> RequestOutput:

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from common import MODEL, model_file, report
-from llmasos.inference.embed import score_tokens
 from llmasos.inference.llm import LLM
+from llmasos.inference.request import SamplingParams
 from llmasos.models.load import load_model
 
 WINDOW = 512
@@ -35,7 +35,8 @@ def windows(llm: LLM, text: str, limit: int) -> list[list[int]]:
 
 
 def our_perplexity(llm: LLM, texts: list[list[int]]) -> float:
-    scores = [value for ids in texts for value in score_tokens(llm.model, ids, lock=llm._lock)[0]]
+    outputs = llm.complete(texts, SamplingParams(max_tokens=0, prompt_logprobs=0))
+    scores = [found.logprob for out in outputs for found in out.prompt_logprobs or () if found is not None]
     return math.exp(-sum(scores) / len(scores))
 
 

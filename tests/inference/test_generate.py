@@ -1,6 +1,8 @@
-"""The generation loop: a completion does not depend on what runs beside it, and every way out of it is clean."""
+"""Generation by an LLM: a completion does not depend on what runs beside it, and every way out of it is clean."""
 
 import threading
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,7 @@ from hypothesis import strategies as st
 from transformers import Phi3Config
 
 from llmasos.errors import ContextOverflowError, InvalidInputError, UnsupportedError
-from llmasos.inference import generate
-from llmasos.inference.generate import resolve_max_tokens
-from llmasos.inference.llm import LLM
+from llmasos.inference.llm import LLM, resolve_max_tokens
 from llmasos.inference.request import SamplingParams
 from llmasos.models.load import load_model
 from tiny import write_tiny_model
@@ -30,18 +30,21 @@ def test_a_batch_gives_what_each_prompt_gives_alone(tiny_llm: LLM, params: Sampl
     assert [o.outputs for o in together] == [o.outputs for o in alone]
 
 
-def test_more_prompts_than_rows_wait_their_turn(tiny_llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def narrow(tiny_llm: LLM) -> Iterator[LLM]:
+    """The same model, two sequences and eight tokens at a time."""
+    with LLM(tiny_llm.model, name="narrow", max_num_seqs=2, max_num_batched_tokens=8) as llm:
+        yield llm
+
+
+def test_more_prompts_than_rows_wait_their_turn(tiny_llm: LLM, narrow: LLM) -> None:
     expected = [tiny_llm.complete(p, SAMPLED)[0].outputs for p in PROMPTS]
-    monkeypatch.setattr(generate, "MAX_ROWS", 2)
-    monkeypatch.setattr(generate, "PREFILL_TOKENS", 8)
-    assert [o.outputs for o in tiny_llm.complete(PROMPTS * 3, SAMPLED)] == expected * 3
+    assert [o.outputs for o in narrow.complete(PROMPTS * 3, SAMPLED)] == expected * 3
 
 
-def test_a_long_prompt_in_pieces_gives_the_same_tokens(tiny_llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_prompt_in_pieces_gives_the_same_tokens(tiny_llm: LLM, narrow: LLM) -> None:
     prompt = list(range(5, 105))
-    whole = tiny_llm.complete(prompt, GREEDY)[0].outputs
-    monkeypatch.setattr(generate, "PREFILL_TOKENS", 7)
-    assert tiny_llm.complete(prompt, GREEDY)[0].outputs == whole
+    assert narrow.complete(prompt, GREEDY)[0].outputs == tiny_llm.complete(prompt, GREEDY)[0].outputs
 
 
 @settings(max_examples=15, deadline=None)
@@ -109,54 +112,22 @@ def test_stop_token_ids_and_eos_end_it(tiny_llm: LLM) -> None:
     assert tiny_llm.complete("The quick", ignoring)[0].outputs[0].finish_reason == "length"
 
 
-def test_cancelling_returns_what_there_is(tiny_llm: LLM) -> None:
-    calls = iter(range(100))
-    output = tiny_llm.complete(["The", "quick"], GREEDY, cancelled=lambda: next(calls) >= 4)
+def test_cancelling_returns_what_there_is(tiny_llm: LLM, slow_passes: list[int]) -> None:
+    params = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
+    output = tiny_llm.complete(["The", "quick"], params, cancelled=lambda: len(slow_passes) > 4)
     for one in output:
-        assert one.outputs[0].finish_reason == "abort"
-        assert len(one.outputs[0].token_ids) == 4
-        assert one.outputs[0].text == tiny_llm.complete(one.prompt, SamplingParams(temperature=0, max_tokens=4))[0].text
+        (found,) = one.outputs
+        num = len(found.token_ids)
+        assert found.finish_reason == "abort" and 0 < num < 100
+        assert found.token_ids == tiny_llm.complete(one.prompt, replace(params, max_tokens=num))[0].outputs[0].token_ids
 
 
 @pytest.mark.parametrize("beams", [1, 2])
-def test_a_long_prompt_can_be_cancelled_between_its_pieces(
-    tiny_llm: LLM, monkeypatch: pytest.MonkeyPatch, beams: int
-) -> None:
-    monkeypatch.setattr(generate, "PREFILL_TOKENS", 10)
-    calls = iter(range(100))
+def test_a_long_prompt_can_be_cancelled_between_its_pieces(narrow: LLM, slow_passes: list[int], beams: int) -> None:
     params = SamplingParams(temperature=0, max_tokens=5, num_beams=beams, n=beams)
-    output = tiny_llm.complete([list(range(5, 105))], params, cancelled=lambda: next(calls) >= 3)[0]
-    assert next(calls) < 10
+    output = narrow.complete([list(range(5, 245))], params, cancelled=lambda: len(slow_passes) > 2)[0]
+    assert 2 < len(slow_passes) < 25
     assert {(c.token_ids, c.text, c.finish_reason) for c in output.outputs} == {((), "", "abort")}
-
-
-def test_other_requests_take_turns_with_a_long_prompt(tiny_llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate, "PREFILL_TOKENS", 10)
-    lock = threading.Lock()
-    passes: list[bool] = []
-    job = generate.Job(tuple(range(5, 55)), GREEDY, 3)
-
-    def free() -> bool:
-        passes.append(lock.acquire(blocking=False))
-        lock.release()
-        return False
-
-    assert len(list(generate.Generation(tiny_llm.model, [job], lock=lock, cancelled=free))) == 3
-    assert passes == [True] * (5 + 2)
-
-
-def test_rows_stay_in_order_when_new_prompts_take_them(tiny_llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows out of order would be gathered, all keys and values of them, at every token."""
-    monkeypatch.setattr(generate, "MAX_ROWS", 2)
-    seen: list[list[int]] = []
-    plan = generate.ContiguousCache.plan
-    monkeypatch.setattr(
-        generate.ContiguousCache, "plan", lambda self, rows, new: (seen.append(list(rows)), plan(self, rows, new))[1]
-    )
-    params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in (2, 9, 9)]
-    tiny_llm.complete([[5, 6], [7, 8], [9, 10]], params)
-    assert [1, 0] not in seen
-    assert seen.count([0, 1]) > 5
 
 
 def test_two_streams_in_one_thread_interleave(tiny_llm: LLM) -> None:
@@ -238,21 +209,19 @@ def test_a_sliding_window_model_decodes_as_it_prefills(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_longrope_computes_again_where_its_frequencies_change(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beams: int
-) -> None:
+def test_longrope_computes_again_where_its_frequencies_change(tmp_path: Path, beams: int) -> None:
     """Equal to transformers' Phi-3, whose trained context (32) ends amid the answer or amid the prompt."""
     table = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0]}
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "pad_token_id": 0}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": None}
     context = {"max_position_embeddings": 128, "original_max_position_embeddings": 32, "rope_parameters": table}
     reference = tiny_model(Phi3Config(**sizes, **heads, **context), seed=1)
-    monkeypatch.setattr(generate, "PREFILL_TOKENS", 16)
-    with LLM(load_ours(save_hf(reference, tmp_path)), name="phi3") as llm:
+    options = {"max_num_seqs": 4, "max_num_batched_tokens": 16}
+    with LLM(load_ours(save_hf(reference, tmp_path)), name="phi3", **options) as llm:
         for prompt in random_prompts(64, (20, 40)):
-            options = {"max_new_tokens": 30, "num_beams": beams, "do_sample": False}
+            wanted = {"max_new_tokens": 30, "num_beams": beams, "do_sample": False}
             with quiet(), torch.inference_mode():
-                theirs = reference.generate(prompt[None], attention_mask=torch.ones_like(prompt[None]), **options)
+                theirs = reference.generate(prompt[None], attention_mask=torch.ones_like(prompt[None]), **wanted)
             ours = llm.complete(prompt.tolist(), SamplingParams(temperature=0, max_tokens=30, num_beams=beams))[0]
             assert list(ours.outputs[0].token_ids) == theirs[0, len(prompt) :].tolist()
 

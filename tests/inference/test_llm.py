@@ -1,7 +1,6 @@
 """The Python front door: what each method returns, its asynchronous twin, and its errors."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import llmasos
 from llmasos.errors import InvalidInputError, LLMasOSError, NoChatTemplateError, NotFoundError, UnsupportedError
-from llmasos.inference import generate, generate_text
+from llmasos.inference import generate_text
 from llmasos.inference.llm import LLM
 from llmasos.inference.request import SamplingParams
 from llmasos.model_zoo import get_model
@@ -112,43 +111,6 @@ async def test_asynchronous_twins_give_the_same(tiny_llm: LLM) -> None:
     assert "".join([c.text async for c in tiny_llm.astream("The quick", max_tokens=8)]) == text
     assert await tiny_llm.aembed("hello") == tiny_llm.embed("hello")
     assert await tiny_llm.ascore("hello you") == tiny_llm.score("hello you")
-
-
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of each forward pass of a generation; each takes at least 2 ms."""
-    counted: list[int] = []
-    forward = generate.Generation._forward
-
-    def watched(self: generate.Generation, rows: list[int], tokens: list[list[int]]) -> torch.Tensor:
-        time.sleep(0.002)
-        counted.append(len(rows))
-        return forward(self, rows, tokens)
-
-    monkeypatch.setattr(generate.Generation, "_forward", watched)
-    return counted
-
-
-async def test_cancelling_a_task_stops_the_model(tiny_llm: LLM, passes: list[int]) -> None:
-    task = asyncio.create_task(tiny_llm.agenerate("The quick", max_tokens=240, ignore_eos=True))
-    while not passes:
-        await asyncio.sleep(0.001)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    done = len(passes)
-    assert await tiny_llm.agenerate("The", max_tokens=2, ignore_eos=True)  # the worker is free again
-    assert len(passes) == done + 2 < 200
-
-
-async def test_leaving_a_stream_early_frees_the_worker(tiny_llm: LLM, passes: list[int]) -> None:
-    stream = tiny_llm.astream("The quick", max_tokens=240, ignore_eos=True)
-    async for _ in stream:
-        break
-    await stream.aclose()
-    done = len(passes)
-    assert await tiny_llm.agenerate("The", max_tokens=2, ignore_eos=True)
-    assert len(passes) == done + 2 < 200
 
 
 def test_embeddings_have_unit_length_and_do_not_depend_on_the_batch(tiny_llm: LLM) -> None:

@@ -126,23 +126,6 @@ def test_any_order_of_steps_through_the_cache_equals_the_definition(name: str, s
             close(ours, definition(queries, *past[row], spec))
 
 
-def test_reordered_rows_carry_their_past(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec, generator = SPECS["plain"], torch.Generator().manual_seed(2)
-    cache = cache_of(spec, 3, capacity=8)
-    q, k, v = (tokens(9, heads, generator) for heads in (HEADS, KV_HEADS, KV_HEADS))
-    cache.plan([0, 1, 2], [2, 3, 4])
-    cache(0, q, k, v)
-    cache.advance()
-    cache.reorder([0, 1, 2], [2, 2, 0])
-    assert cache.lengths == [4, 4, 2]
-    new_q, new_k, new_v = (tokens(3, heads, generator) for heads in (HEADS, KV_HEADS, KV_HEADS))
-    cache.plan([0, 1, 2], [1, 1, 1])
-    out = cache(0, new_q, new_k, new_v)
-    for row, source in enumerate([slice(5, 9), slice(5, 9), slice(0, 2)]):
-        keys, values = torch.cat([k[source], new_k[row : row + 1]]), torch.cat([v[source], new_v[row : row + 1]])
-        close(out[row : row + 1], definition(new_q[row : row + 1], keys, values, spec))
-
-
 def test_alibi_slopes_are_those_of_the_paper() -> None:
     assert alibi_slopes(8) == pytest.approx([2.0**-i for i in range(1, 9)])
     assert len(alibi_slopes(12)) == 12

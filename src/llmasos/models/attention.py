@@ -309,17 +309,3 @@ class ContiguousCache:
         """The tokens of the announced step are past now."""
         for row, n in zip(self._rows, self._new, strict=True):
             self.lengths[row] += n
-
-    def reorder(self, rows: Sequence[int], sources: Sequence[int]) -> None:
-        """Row rows[i] becomes a copy of what row sources[i] was (beam search, n completions of one prompt)."""
-        if list(rows) == list(sources):
-            return
-        target = torch.tensor(rows, device=self._device)
-        source = torch.tensor(sources, device=self._device)
-        end = max(self.lengths[s] for s in sources)
-        for store in (self._keys, self._values):
-            for tensor in store:
-                tensor[target, :, :end] = tensor[source, :, :end]
-        old = list(self.lengths)
-        for row, src in zip(rows, sources, strict=True):
-            self.lengths[row] = old[src]

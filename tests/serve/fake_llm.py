@@ -157,6 +157,10 @@ class FakeLLM:
 
     async def aembed(self, texts):
         self.prompts += texts
+        self.num_running += 1
+        self.max_running = max(self.max_running, self.num_running)
+        await asyncio.sleep(self.delay)
+        self.num_running -= 1
         return [[len(text) * 1.0, 0.5, -0.25] for text in texts]
 
     def close(self):

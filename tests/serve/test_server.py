@@ -254,6 +254,14 @@ async def test_two_models_do_not_wait_for_each_other() -> None:
             assert (await first).status_code == 200
 
 
+async def test_embeddings_of_one_model_do_not_take_all_threads() -> None:
+    llm = FakeLLM(delay=0.005)
+    async with asgi_client(llm) as client:
+        body = {"model": "fake", "input": "x"}
+        answers = await asyncio.gather(*(client.post("/v1/embeddings", json=body) for _ in range(20)))
+    assert {answer.status_code for answer in answers} == {200} and llm.max_running == 2
+
+
 async def test_more_than_run_and_wait_is_503_with_retry_after() -> None:
     llm = FakeLLM(delay=0.02, max_num_seqs=2)
     async with asgi_client(llm, max_waiting=1) as client:

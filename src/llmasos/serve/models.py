@@ -6,6 +6,7 @@ name on with each request for it, and measures them.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
@@ -21,6 +22,11 @@ from llmasos.serve.stream import interleave
 if TYPE_CHECKING:
     from llmasos.inference.adapters import AdapterInfo
     from llmasos.inference.engine import EngineStats
+
+
+EMBEDDINGS = 2
+"""Requests for embeddings that a model works on at once: one's texts become tokens while another is computed. Each holds
+one of the threads that all models share."""
 
 
 class ServedTokenizer(Protocol):
@@ -79,6 +85,7 @@ class Admission:
     def __init__(self, name: str, limit: int) -> None:
         self.name, self.limit = name, limit
         self.num_in_flight = 0
+        self.embeddings = asyncio.Semaphore(EMBEDDINGS)
 
     @contextmanager
     def admit(self, num: int) -> Iterator[None]:
@@ -142,7 +149,8 @@ class Served:
                 param="model",
             )
         with self._admission.admit(1):
-            return await self.model.aembed(texts)
+            async with self._admission.embeddings:
+                return await self.model.aembed(texts)
 
 
 class Models:

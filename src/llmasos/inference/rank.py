@@ -11,6 +11,7 @@ import torch
 
 from llmasos.devices import free_memory
 from llmasos.errors import InsufficientMemoryError, InvalidInputError, UnsupportedError
+from llmasos.inference.batch import SharedPrefix
 from llmasos.inference.pages import Pages, page_groups
 from llmasos.inference.request import SamplingParams
 from llmasos.inference.runner import Runner, Step, table_columns
@@ -206,15 +207,18 @@ def _make_invariant(model: LoadedModel) -> None:
 
 
 def _try_shapes(runner: Runner, sizes: Sizes, batch: SamplingBatch) -> None:
-    """Launch the passes whose kernels differ: a prompt, decodes of few sequences and of many."""
-    runner.forward(_full_pass(sizes))
+    """Launch the passes whose kernels differ: prompts, decodes of few sequences and of many, with a shared prefix."""
+    runner.eager(_full_pass(sizes))
     runner.sample(batch, np.arange(sizes.max_num_seqs))
     for num_tokens in (16, 128):
-        runner.forward(_prompts([num_tokens], sizes))
+        runner.eager(_prompts([num_tokens], sizes))
     for size in sorted({min(n, sizes.max_num_seqs) for n in (1, 2, 4, 8, 16, sizes.max_num_seqs)}):
-        runner.forward(_decodes(sizes, size))
+        runner.eager(_decodes(sizes, size))
         rows = [SamplingRow(SamplingParams(temperature=float(size > 1)), ())] * size
         runner.sample(make_batch(rows, [0] * size), np.arange(size))
+    step = _decodes(sizes, sizes.max_num_seqs)
+    step.prefixes = [SharedPrefix(0, sizes.max_num_seqs, 0)]
+    runner.eager(step)
 
 
 def _decodes(sizes: Sizes, size: int) -> Step:

@@ -133,14 +133,16 @@ class Runner:
             self._logits = graph.replay(step)
             return []
         if step.adapters is None:
-            return self._forward(step)
+            return self.eager(step)
         self.lora.plan(step.adapters)
         try:
-            return self._forward(step)
+            return self.eager(step)
         finally:
             self.lora.plan(None)  # embeddings run the same layers between two steps
 
-    def _forward(self, step: Step) -> list[ScoredLogprobs]:
+    @torch.inference_mode()
+    def eager(self, step: Step) -> list[ScoredLogprobs]:
+        """The pass without a graph and without adapters."""
         hidden = self.hidden(self._batch(step), self._lengths(step))
         scored = [self._score(hidden, s) for s in step.scored]
         if len(step.rows):

@@ -21,6 +21,7 @@ from llmasos.inference.batch import Batch
 from llmasos.inference.kernels.fused import KVTarget, add_rms_norm, gated_activation, rope_write
 from llmasos.inference.kernels.linear import invariant_linear, is_skinny, skinny_linear
 from llmasos.models.layers import LENGTH_DEPENDENT, Norm
+from llmasos.models.lora import LoraLinear
 
 if TYPE_CHECKING:
     from llmasos.models.config import Activation, ModelConfig
@@ -118,6 +119,7 @@ class FusedDecoder:
 
     def _project(self, stream: _Stream, norm: Norm, module: nn.Linear, activation: Activation | None = None) -> Tensor:
         """module(norm(stream)), and the gated activation of it."""
+        module = _bare(module)
         if not self._skinny(module, stream.residual.shape[0]):
             wide = self._linear(module, self._normed(stream, norm))
             return wide if activation is None else gated_activation(wide, activation, pdl=self.pdl)
@@ -129,6 +131,7 @@ class FusedDecoder:
 
     def _add(self, stream: _Stream, module: nn.Linear, x: Tensor, post: Norm | None) -> None:
         """Add module(x) to the stream: at once, or where the next norm reads it."""
+        module = _bare(module)
         scale = self.decoder.config.residual_scale
         if post is None and self._skinny(module, x.shape[0]):
             skinny_linear(x, module.weight, module.bias, residual=stream.residual, scale=scale, pdl=self.pdl)
@@ -174,3 +177,8 @@ class FusedDecoder:
             return module(x)
         product = invariant_linear if self.invariant else F.linear
         return product(x, module.weight, module.bias)
+
+
+def _bare(module: nn.Linear) -> nn.Linear:
+    """A layer with adapters that no token of the pass has is its base."""
+    return module.base if isinstance(module, LoraLinear) and not module.state.active else module

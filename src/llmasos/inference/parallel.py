@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 from llmasos.inference.config import EngineConfig
 from llmasos.inference.rank import Rank
 from llmasos.inference.workers import Workers
-from llmasos.models.load import LoadedModel, load_model
+from llmasos.models.load import LoadedModel, gguf_in, load_model, read_config
+from llmasos.models.parallel import shard_config
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +43,9 @@ class RankFactory:
 
 
 def start_workers(factory: RankFactory, device: torch.device) -> tuple[Workers, LoadedModel]:
-    """The processes, and rank 0's share of the model."""
+    """The processes, and rank 0's share of the model. Raises InvalidInputError or UnsupportedError, before a process is
+    started, for a model that can't be shared out; and what Workers raises."""
+    shard_config(read_config(gguf_in(factory.path)), factory.config.tensor_parallel_size)
     workers = Workers(factory.config.tensor_parallel_size, factory, device.type)
     return workers, workers.local.model
 

@@ -113,6 +113,47 @@ def test_ranks_and_numbers_are_engine_options(tiny_model: Path, folders: dict[st
         assert texts[:2] == texts[2:]
 
 
+async def test_more_adapters_than_fit_take_turns_and_nobody_starves(llm: LLM, tiny_model: Path, tmp_path: Path) -> None:
+    names = ["a", "b", "c", "d"]
+    folders = {name: write_tiny_adapter(tmp_path / name, seed=seed) for seed, name in enumerate(names)}
+    for name in names:
+        llm.load_adapter(name, folders[name])
+    alone = {name: llm.generate(PROMPT, max_tokens=12, ignore_eos=True, adapter=name) for name in names}
+    with LLM(load_model(tiny_model, device="cpu", dtype="float32"), name="few", max_loras=2) as few:
+        for name in names:
+            few.load_adapter(name, folders[name])
+        ask = [
+            asyncio.ensure_future(few.agenerate(PROMPT, max_tokens=12, ignore_eos=True, adapter=name))
+            for name in names * 6
+        ]
+        given_up = asyncio.ensure_future(few.agenerate(PROMPT, max_tokens=12, adapter="d"))
+        while not few.stats.num_waiting:
+            await asyncio.sleep(0)
+        given_up.cancel()
+        assert await asyncio.gather(*ask) == [alone[name] for name in names * 6]
+        assert few.stats.num_running == few.stats.num_waiting == 0
+        assert [info.num_requests for info in few.adapters] == [0] * 4
+
+
+async def test_one_that_is_unloaded_while_requests_wait_for_it_fails_them_alone(
+    tiny_model: Path, folders: dict[str, Path]
+) -> None:
+    with LLM(load_model(tiny_model, device="cpu", dtype="float32"), name="few", max_loras=1) as few:
+        for name, folder in folders.items():
+            few.load_adapter(name, folder)
+        first = few.astream(PROMPT, max_tokens=100, ignore_eos=True, adapter="a")
+        await anext(first)
+        waits = asyncio.ensure_future(few.agenerate(PROMPT, max_tokens=4, adapter="b"))
+        behind = asyncio.ensure_future(few.agenerate(PROMPT, max_tokens=4, adapter="a"))
+        while few.stats.num_waiting < 2:
+            await asyncio.sleep(0)
+        few.unload_adapter("b")
+        await first.aclose()
+        with pytest.raises(NotFoundError, match="'b'"):
+            await waits
+        assert await behind == few.generate(PROMPT, max_tokens=4, adapter="a")
+
+
 def test_an_encoder_takes_none(tiny_llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(tiny_llm), "is_encoder", True)
     with pytest.raises(UnsupportedError, match="adapters"):

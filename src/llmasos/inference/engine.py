@@ -214,6 +214,8 @@ class Engine:
         self.frequencies_change_at = stretched_from(config) if scaling and scaling.kind == "longrope" else None
         self._ids = itertools.count()
         self._states: dict[Request, RequestState] = {}
+        self._for_adapters: deque[tuple[RequestState, Matcher | None]] = deque()
+        """Wait for room among the adapters in memory."""
         self._flight: _Flight | None = None
         self._suspects: deque[Sequence] = deque()
         self._held: dict[Sequence, bool] = {}
@@ -234,6 +236,13 @@ class Engine:
         if request.max_tokens == 0 and request.score_from is None:
             self._nothing_to_do(state)
             return
+        if request.adapter is None or (self._adapters().available(request.adapter) and not self._for_adapters):
+            self._begin(state, matcher)
+        else:
+            self._for_adapters.append((state, matcher))
+
+    def _begin(self, state: RequestState, matcher: Matcher | None) -> None:
+        request, params = state.request, state.request.params
         if request.adapter is not None:
             state.adapter_key = self._adapters().acquire(request.adapter)
         self._states[request], self._stalled = state, False
@@ -266,6 +275,20 @@ class Engine:
     def use_adapters(self, adapters: Adapters) -> None:
         """Requests may name these from now on."""
         self.adapters, self.runner.lora = adapters, adapters.state
+
+    def _fill_adapters(self) -> None:
+        """An adapter may have become idle: those that wait for room begin, in their order."""
+        while self._for_adapters:
+            state, matcher = self._for_adapters[0]
+            assert state.request.adapter is not None
+            try:
+                if not self._adapters().available(state.request.adapter):
+                    return
+                self._begin(state, matcher)
+            except LLMasOSError as e:  # it was unloaded, or its files have changed
+                self._outputs.append(Output(state, 0, last=True, error=e))
+                self.stats.num_failed += 1
+            self._for_adapters.popleft()
 
     def _adapters(self) -> Adapters:
         if self.adapters is None:
@@ -313,6 +336,9 @@ class Engine:
         for completion in list(state.completions) if state is not None else []:
             if index is None or completion.index == index:
                 self._finish(completion)
+        if state is None and request.adapter is not None:
+            self._for_adapters = deque(waiting for waiting in self._for_adapters if waiting[0].request is not request)
+            self._fill_adapters()
         return request not in self._states
 
     def pause(self, request: Request, paused: bool) -> None:
@@ -668,6 +694,7 @@ class Engine:
         self.stats.num_finished += 1
         if state.request.adapter is not None and self.adapters is not None:
             self.adapters.release(state.request.adapter)
+            self._fill_adapters()
 
     def _fail(self, state: RequestState, error: LLMasOSError) -> None:
         self.abort(state.request)
@@ -739,7 +766,7 @@ class Engine:
         return replace(
             self.stats,
             num_running=scheduler.num_running,
-            num_waiting=scheduler.num_waiting,
+            num_waiting=scheduler.num_waiting + len(self._for_adapters),
             kv_cache_usage=scheduler.cache.pools[0].usage,
         )
 

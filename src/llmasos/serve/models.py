@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 EMBEDDINGS = 2
-"""Requests for embeddings that a model works on at once: one's texts become tokens while another is computed. Each holds
-one of the threads that all models share."""
+"""Requests for embeddings that a model works on at once: one's texts become tokens while another is computed. Each
+holds one of the threads that all models share."""
 
 
 class ServedTokenizer(Protocol):

@@ -20,7 +20,7 @@ from llmasos.inference.batch import Batch
 from llmasos.models.attention import AttentionSpec, alibi_bias, prefill
 
 Stored = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-"""Keys and values of a layer, head by head: [1, K, num_slots, D]; scales [1, K, num_slots, 1] if they are fp8 or int8."""
+"""Keys and values of a layer, head by head: [1, K, num_slots, D]; fp8 and int8 with scales [1, K, num_slots, 1]."""
 Ints = NDArray[np.int64]
 
 MOST_PADDING = 512

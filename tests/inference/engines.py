@@ -12,7 +12,7 @@ from llmasos.inference.config import EngineConfig
 from llmasos.inference.engine import Engine, Output, Request
 from llmasos.inference.pages import Pages, page_groups
 from llmasos.inference.request import FinishReason, SamplingParams
-from llmasos.inference.speculate import Draft, Wanted
+from llmasos.inference.speculate import Wanted
 from llmasos.models.config import ModelConfig
 from llmasos.models.load import LoadedModel
 from paged_world import decoder_of
@@ -107,8 +107,8 @@ class Oracle:
     def __init__(self, texts: Sequence[Sequence[int]], every: int = 5) -> None:
         self.texts, self.every = [list(t) for t in texts], every
 
-    def propose(self, wanted: Sequence[Wanted]) -> list[Draft]:
-        return [Draft(self._draft(list(w.token_ids), w.k)) for w in wanted]
+    def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
+        return [self._draft(list(w.token_ids), w.k) for w in wanted]
 
     def _draft(self, known: list[int], k: int) -> list[int]:
         for text in self.texts:

@@ -17,7 +17,6 @@ from llmasos.errors import InvalidInputError, UnsupportedError
 from llmasos.inference.request import SamplingParams
 from llmasos.inference.sampler import SamplingRow, uniform
 from llmasos.inference.speculate import (
-    Draft,
     DraftModel,
     NGramProposer,
     SpeculationController,
@@ -25,8 +24,6 @@ from llmasos.inference.speculate import (
     Speculator,
     Wanted,
     verify,
-    verify_greedy,
-    verify_sampled,
 )
 from llmasos.models.attention import Varlen, layer_specs
 from llmasos.models.load import LoadedModel, load_model
@@ -56,16 +53,16 @@ def test_prompt_lookup_finds_what_a_scan_finds_however_the_text_grew(tokens, cut
     proposer = NGramProposer(longest, min(2, longest))
     for end in [*sorted(min(c, len(tokens)) for c in cuts), len(tokens)]:
         part = tokens[:end]
-        assert proposer.propose([Wanted(0, part, 5)]) == [Draft(looked_up(part, 5, longest, min(2, longest)))]
+        assert proposer.propose([Wanted(0, part, 5)]) == [looked_up(part, 5, longest, min(2, longest))]
 
 
 def test_sequences_have_indexes_of_their_own_until_forgotten() -> None:
     proposer = NGramProposer(2, 2)
     wanted = [Wanted(1, [1, 2, 3, 1, 2], 1), Wanted(2, [1, 2, 4, 1, 2], 2), Wanted(3, [5, 6], 2)]
-    assert [d.tokens for d in proposer.propose(wanted)] == [[3], [4, 1], []]
+    assert [d for d in proposer.propose(wanted)] == [[3], [4, 1], []]
     proposer.forget(1)
     proposer.forget(9)
-    assert proposer.propose([Wanted(1, [7, 8, 9, 7, 8], 1)])[0].tokens == [9]
+    assert proposer.propose([Wanted(1, [7, 8, 9, 7, 8], 1)])[0] == [9]
 
 
 # checks
@@ -76,8 +73,6 @@ def test_choices_count_up_to_the_first_that_differs() -> None:
     assert verify([5, 6, 7], [5, 9]) == [5, 6]
     assert verify([5, 6, 7], [9, 6]) == [5]
     assert verify([5], []) == [5]
-    logits = torch.eye(4)[[2, 1, 3]]
-    assert verify_greedy(logits, [2, 1]) == [2, 1, 3] and verify_greedy(logits, [2, 3]) == [2, 1]
 
 
 V = 6
@@ -91,29 +86,35 @@ def chain(seed: int, truncated: bool) -> Tensor:
     return probs / probs.sum(-1, keepdim=True)
 
 
-def drafted(kind: str, draft: Tensor, last: int, rng: random.Random) -> tuple[list[int], Tensor | None]:
-    """Two drafts after the token `last`, and what they were drawn from."""
-    if kind == "certain":
-        return [(last + 1) % V, (3 * last + 2) % V], None
-    first = rng.choices(range(V), draft[last].tolist())[0]
-    second = rng.choices(range(V), draft[first].tolist())[0]
-    return [first, second], torch.stack([draft[last], draft[first]])
+def drawn(probs: Tensor, number: float) -> int:
+    """The token whose share of [0, 1) holds the number, in the order of the vocabulary."""
+    return int((probs.double().cumsum(-1) > number).nonzero()[0])
 
 
 @pytest.mark.parametrize("truncated", [False, True])
 @pytest.mark.parametrize("kind", ["certain", "drawn"])
-def test_rejection_sampling_keeps_the_distribution_of_the_model(kind: str, truncated: bool) -> None:
-    target, draft, rng = chain(1, truncated), chain(2, truncated), random.Random(3)
+def test_text_has_the_distribution_of_the_model_and_is_the_same_without_drafts(kind: str, truncated: bool) -> None:
+    target, draft, rng = chain(1, truncated), chain(2, False), random.Random(3)
     counts, num, first, several = np.zeros((V, V)), 4000, 0, 0
     for _ in range(num):
+        numbers = [rng.random() for _ in range(8)]
         text = [first]
         while len(text) < 3:
-            drafts, q = drafted(kind, draft, text[-1], rng)
+            at = len(text) - 1
+            if kind == "certain":
+                drafts = [(text[-1] + 1) % V, (3 * text[-1] + 2) % V]
+            else:
+                drafts = [drawn(draft[text[-1]], numbers[at])]
+                drafts.append(drawn(draft[drafts[0]], numbers[at + 1]))
             rows = target[[text[-1], *drafts]]
-            new = verify_sampled(rows, drafts, q, [rng.random() for _ in range(3)])
+            new = verify([drawn(row, numbers[at + i]) for i, row in enumerate(rows)], drafts)
             assert 1 <= len(new) <= 3 and new[:-1] == drafts[: len(new) - 1]
             several += len(new) > 1
             text += new
+        plain = [first]
+        while len(plain) < len(text):
+            plain.append(drawn(target[plain[-1]], numbers[len(plain) - 1]))
+        assert text == plain
         counts[text[1], text[2]] += 1
     expected = (target[first][:, None] * target).numpy() * num
     assert (counts[expected == 0] == 0).all() and several > num / 20
@@ -121,13 +122,6 @@ def test_rejection_sampling_keeps_the_distribution_of_the_model(kind: str, trunc
     chi_square = ((counts - expected)[seen] ** 2 / expected[seen]).sum()
     freedom = seen.sum() - 1
     assert chi_square < freedom + 4 * (2 * freedom) ** 0.5
-
-
-def test_a_draft_that_the_model_surely_writes_is_always_kept() -> None:
-    certain = torch.eye(V)[[2, 4, 1]]
-    assert verify_sampled(certain, [2, 4], None, [0.999999, 0.5, 0.0]) == [2, 4, 1]
-    assert verify_sampled(certain, [2, 4], certain[:2], [0.999999, 0.5, 0.999999]) == [2, 4, 1]
-    assert verify_sampled(certain, [3, 4], None, [0.0, 0.0, 0.0]) == [2]
 
 
 # a draft model
@@ -164,20 +158,18 @@ def test_drafts_are_the_draft_models_own_text_whatever_became_of_earlier_ones(ti
         some = [id for id in texts if rng.random() < 0.8]  # three share two rows: now and then one is evicted
         wanted = [Wanted(id, list(texts[id]), rng.randrange(1, 5)) for id in some]
         found = draft.propose(wanted)
-        assert [d.tokens for d in found] == [greedy(tiny, texts[w.id], w.k) for w in wanted]
+        assert found == [greedy(tiny, texts[w.id], w.k) for w in wanted]
         for w, d in zip(wanted, found, strict=True):
-            texts[w.id] += [*d.tokens[: rng.randrange(w.k + 1)], rng.randrange(300)]
+            texts[w.id] += [*d[: rng.randrange(w.k + 1)], rng.randrange(300)]
         draft.forget(rng.randrange(4))
 
 
-def test_drawn_drafts_come_with_what_they_were_drawn_from(tiny) -> None:
+def test_drawn_drafts_use_the_numbers_that_were_given(tiny) -> None:
     numbers = [0.1, 0.9, 0.5]
     (draft,) = drafter(tiny).propose([Wanted(0, [5, 6, 7], 3, temperature=0.7, uniforms=numbers)])
-    assert draft.probs is not None and draft.probs.shape == (3, tiny.config.vocab_size + 3)
     tokens = [5, 6, 7]
-    for token, q, u in zip(draft.tokens, draft.probs, numbers, strict=True):
+    for token, u in zip(draft, numbers, strict=True):
         probs = (next_logits(tiny, tokens) / 0.7).softmax(-1)
-        torch.testing.assert_close(q, torch.cat([probs, torch.zeros(3)]))
         below = probs.double().cumsum(-1)
         assert token == int((below > u * below[-1]).nonzero()[0])
         tokens.append(token)
@@ -186,7 +178,7 @@ def test_drawn_drafts_come_with_what_they_were_drawn_from(tiny) -> None:
 def test_nothing_is_drafted_beyond_the_draft_models_context(tiny) -> None:
     long = [1] * (tiny.config.context_length - 2)
     found = drafter(tiny).propose([Wanted(0, long, 3), Wanted(1, long, 4), Wanted(2, long, 0)])
-    assert [len(d.tokens) for d in found] == [3, 0, 0]
+    assert [len(d) for d in found] == [3, 0, 0]
 
 
 def test_a_draft_model_of_another_vocabulary_is_refused_by_name(tiny) -> None:
@@ -203,8 +195,8 @@ def test_speculated_text_equals_plain_text(tiny, tmp_path: Path) -> None:
         text, num_passes = list(prompt), 0
         while len(text) < len(plain):
             (draft,) = proposer.propose([Wanted(0, text, 3)])
-            rows = [next_logits(tiny, text + draft.tokens[:i]) for i in range(len(draft.tokens) + 1)]
-            text += verify_greedy(torch.stack(rows), draft.tokens)
+            rows = [next_logits(tiny, text + draft[:i]) for i in range(len(draft) + 1)]
+            text += verify([int(row.argmax()) for row in rows], draft)
             num_passes += 1
         assert text[: len(plain)] == plain
         if isinstance(proposer, DraftModel) and proposer.module is tiny.module:
@@ -301,7 +293,7 @@ class Parrot:
 
     def propose(self, wanted):
         self.asked = list(wanted)
-        return [Draft(self.tokens[: w.k]) for w in wanted]
+        return [self.tokens[: w.k] for w in wanted]
 
     def forget(self, id: int) -> None:
         self.forgotten.append(id)

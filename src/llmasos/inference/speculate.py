@@ -1,13 +1,10 @@
 """Speculative decoding: guess the next tokens cheaply, let the model check them all in one pass.
 
 k = drafted tokens of one sequence, V = vocabulary. The model's pass over the last token and k drafts gives k + 1 rows
-of logits; row i is what it says after i drafts.
-
-Two ways to check, both exact. `verify`: choose a token from every row as without drafts (argmax, or the draw with the
-row's own uniform number) and keep the drafts that equal those choices. It needs no draft probabilities and leaves the
-text as it would have been, seed by seed. `verify_sampled`: rejection sampling (Leviathan, Kalman, Matias 2022,
-arXiv:2211.17192), which keeps the most drafts where these were drawn from a known distribution; the distribution of
-the text is the model's, but not the text of a seed.
+of logits; row i is what it says after i drafts. A token is chosen from every row as without drafts (the argmax, or the
+draw with the row's own uniform number), and the drafts that equal those choices are kept. So the text is what it would
+have been, seed by seed, and its distribution the model's. (Rejection sampling, arXiv:2211.17192, keeps the distribution
+but not the text of a seed.)
 """
 
 from __future__ import annotations
@@ -81,17 +78,9 @@ class Wanted:
     uniforms: Sequence[float] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """At most k tokens; `probs` [len, V] is what they were drawn from, None where each was certain."""
-
-    tokens: list[int]
-    probs: Tensor | None = None
-
-
 class Proposer(Protocol):
-    def propose(self, wanted: Sequence[Wanted]) -> list[Draft]:
-        """A draft for each, in order; empty ones where there is nothing to guess."""
+    def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
+        """At most k tokens for each, in order; none where there is nothing to guess."""
 
     def forget(self, id: int) -> None:
         """The sequence ended. Unknown ids are fine."""
@@ -105,8 +94,8 @@ class NGramProposer:
         self.sizes = range(max_ngram, min_ngram - 1, -1)
         self._indexes: dict[int, _Index] = {}
 
-    def propose(self, wanted: Sequence[Wanted]) -> list[Draft]:
-        return [Draft(self._draft(w)) for w in wanted]
+    def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
+        return [self._draft(w) for w in wanted]
 
     def forget(self, id: int) -> None:
         self._indexes.pop(id, None)
@@ -165,7 +154,7 @@ class DraftModel:
             )
         self.module, self.config = model.module, model.config
         self.vocab_size = vocab_size
-        """Of the model that checks: drafts stay below it, and probabilities have that many columns."""
+        """Of the model that checks: drafts stay below it."""
         self._cache = ContiguousCache(model.config, num_rows, device=self.module.device, dtype=self.module.dtype)
         self._free = list(range(num_rows))[::-1]
         self._rows: dict[int, _Row] = {}
@@ -175,8 +164,8 @@ class DraftModel:
             self._free.append(row.number)
 
     @torch.inference_mode()
-    def propose(self, wanted: Sequence[Wanted]) -> list[Draft]:
-        drafts = [Draft([]) for _ in wanted]
+    def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:
+        drafts: list[list[int]] = [[] for _ in wanted]
         limit = self.config.context_length
         todo = [i for i, w in enumerate(wanted) if w.k > 0 and len(w.token_ids) + w.k - 1 <= limit]
         for at in range(0, len(todo), len(self._cache.lengths)):
@@ -185,19 +174,15 @@ class DraftModel:
                 drafts[i] = draft
         return drafts
 
-    def _propose(self, wanted: list[Wanted]) -> list[Draft]:
+    def _propose(self, wanted: list[Wanted]) -> list[list[int]]:
         rows = [self._row(w) for w in wanted]
         logits = self._catch_up(rows, wanted)
         tokens: list[list[Tensor]] = [[] for _ in wanted]
-        probs: list[list[Tensor]] = [[] for _ in wanted]
         active = list(range(len(wanted)))
         step = 0
         while True:
             for i, row in zip(active, logits, strict=True):
-                token, q = _choose(row[: self.vocab_size], wanted[i], step)
-                tokens[i].append(token)
-                if q is not None:
-                    probs[i].append(q)
+                tokens[i].append(_choose(row[: self.vocab_size], wanted[i], step))
             step += 1
             active = [i for i in active if wanted[i].k > step]
             if not active:
@@ -205,10 +190,10 @@ class DraftModel:
             logits = self._forward([rows[i] for i in active], torch.stack([tokens[i][-1] for i in active]))
         found = torch.stack([t for some in tokens for t in some]).tolist()  # the only wait for the device
         drafts = []
-        for w, row, drawn in zip(wanted, rows, probs, strict=True):
+        for w, row in zip(wanted, rows, strict=True):
             ids, found = found[: w.k], found[w.k :]
             row.token_ids += ids[:-1]  # the last one has no keys yet
-            drafts.append(Draft(ids, _padded(torch.stack(drawn), self.vocab_size) if drawn else None))
+            drafts.append(ids)
         return drafts
 
     def _row(self, wanted: Wanted) -> _Row:
@@ -270,22 +255,13 @@ def _same_vocabulary(a: Tokenizer | None, b: Tokenizer | None) -> bool:
     return bool(vocabularies[0] == vocabularies[1])
 
 
-def _choose(logits: Tensor, wanted: Wanted, step: int) -> tuple[Tensor, Tensor | None]:
-    """A token for logits [V], and what it was drawn from where it was drawn. Nothing waits for the device."""
+def _choose(logits: Tensor, wanted: Wanted, step: int) -> Tensor:
+    """A token for logits [V]. Nothing waits for the device."""
     if wanted.temperature <= 0:
-        return logits.argmax(), None
-    probs = (logits / wanted.temperature).softmax(-1)
-    return _inverse(probs, torch.tensor(wanted.uniforms[step], device=probs.device)), probs
-
-
-def _padded(probs: Tensor, vocab_size: int) -> Tensor:
-    return torch.nn.functional.pad(probs, (0, vocab_size - probs.shape[-1]))
-
-
-def _inverse(weights: Tensor, uniform: Tensor) -> Tensor:
-    """The first of [V] whose cumulated weight exceeds that share of the total; never one of weight zero."""
-    below = weights.double().cumsum(-1)
-    share = (below[-1] * uniform).clamp(max=torch.nextafter(below[-1], below[-1].new_zeros(())))
+        return logits.argmax()
+    below = (logits / wanted.temperature).softmax(-1).double().cumsum(-1)
+    # never one of weight zero
+    share = (below[-1] * wanted.uniforms[step]).clamp(max=torch.nextafter(below[-1], below[-1].new_zeros(())))
     return torch.searchsorted(below, share, right=True)
 
 
@@ -297,37 +273,6 @@ def verify(chosen: Sequence[int], drafts: Sequence[int]) -> list[int]:
     and with the first that differs from the draft. For argmax and for draws with fixed uniform numbers alike."""
     num = next((i for i, (a, b) in enumerate(zip(chosen, drafts, strict=False)) if a != b), len(drafts))
     return list(chosen[: num + 1])
-
-
-def verify_greedy(logits: Tensor, drafts: Sequence[int]) -> list[int]:
-    """The new tokens of a greedy sequence: `logits` [k + 1, V]."""
-    return verify(logits.argmax(-1).tolist(), drafts)
-
-
-def verify_sampled(
-    target_probs: Tensor, drafts: Sequence[int], draft_probs: Tensor | None, uniforms: Sequence[float]
-) -> list[int]:
-    """The new tokens of a sequence that draws: between 1 and k + 1.
-
-    target_probs [k + 1, V]: the model's, truncated and normalised. draft_probs [k, V]: what each draft was drawn from;
-    None: each was certain (n-grams, a greedy draft model). uniforms [k + 1]: independent of those that drew the drafts.
-    """
-    k, device = len(drafts), target_probs.device
-    target = target_probs.double()
-    u = torch.tensor(uniforms, dtype=torch.float64, device=device)
-    rows, ids = torch.arange(k, device=device), torch.tensor(list(drafts), dtype=torch.long, device=device)
-    if draft_probs is None:
-        draft = torch.zeros_like(target[:k]).index_put_((rows, ids), target.new_ones(()))
-    else:
-        draft = draft_probs.double()
-    ratio = (target[rows, ids] / draft[rows, ids]).nan_to_num(0.0).clamp(max=1.0)
-    num = int((u[:k] < ratio).long().cumprod(0).sum())
-    if num == k:
-        return [*drafts, int(_inverse(target[k], u[k]))]
-    # given that the draft was rejected, its uniform number is uniform above the ratio: stretched, it draws what is left
-    left = (target[num] - draft[num]).clamp(min=0.0)
-    left = torch.where(left.sum() > 0, left, target[num])  # equal distributions but for rounding
-    return [*drafts[:num], int(_inverse(left, (u[num] - ratio[num]) / (1 - ratio[num])))]
 
 
 # deciding
@@ -463,7 +408,7 @@ class Speculator:
         found = self.proposer.propose([w for w in wanted.values() if w.k])
         drafts = dict(zip((w.id for w in wanted.values() if w.k), found, strict=True))
         for seq in sequences:
-            seq.drafts = _usable(drafts[seq.id].tokens, seq.owner) if seq.id in drafts else []
+            seq.drafts = _usable(drafts[seq.id], seq.owner) if seq.id in drafts else []
         self._seconds += time.perf_counter() - started
 
     def learn(self, seq: Running, num_drafted: int, num_accepted: int) -> None:

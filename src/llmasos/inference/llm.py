@@ -64,16 +64,20 @@ class Score:
 
 class LLM:
     """One model in memory, run by an engine in a thread of its own: calls from any thread or event loop run at once and
-    share its passes. `options` are the fields of EngineConfig."""
+    share its passes. `options` are the fields of EngineConfig. Raises InvalidInputError for one that contradicts the
+    model."""
 
     def __init__(self, model: LoadedModel, *, name: str, **options: Any) -> None:
         from llmasos.inference.config import EngineConfig
         from llmasos.inference.loop import EngineLoop
+        from llmasos.inference.rank import resolve
 
         self.model, self.name = model, name
         self.engine_config = EngineConfig.of(**options)
         self._ranks: ParallelRanks | None = None
         self._adapters: Adapters | None = None
+        if not self.is_encoder:
+            resolve(model.module.config, self.engine_config, model.module.device, model.module.dtype)
         self._loop = EngineLoop(self._build, name=f"llmasos-{name}")
 
     def _build(self) -> Engine:

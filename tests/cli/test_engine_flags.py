@@ -17,7 +17,7 @@ from tiny import write_tiny_adapter
 
 EXACT = ("--dtype", "float32", "--temperature", "0", "--max-tokens", "8", "--no-stats")
 FLAGS = (
-    *("--max-num-seqs=3", "--max-num-batched-tokens=64", "--max-model-len=128", "--page-size=32"),
+    *("--max-num-seqs=3", "--max-num-batched-tokens=256", "--max-model-len=128", "--page-size=32"),
     *("--kv-cache-dtype=int8", "--gpu-memory-utilization=0.5", "--kv-cache-memory=10000000"),
     *("--no-enable-prefix-caching", "--enforce-eager", "--batch-invariant", "--tensor-parallel-size=1"),
     *("--max-loras=2", "--max-lora-rank=16", "--speculative-ngram=5"),

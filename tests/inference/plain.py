@@ -35,6 +35,13 @@ def next_logits(model: LoadedModel, tokens: list[int]) -> Iterator[Tensor]:
 
 def plain(model: LoadedModel, prompt: Sequence[int], params: SamplingParams, index: int = 0) -> list[int]:
     """The tokens of completion `index`, the end token included. `params.max_tokens` must be given."""
+    return [token for token, _ in plain_scored(model, prompt, params, index)]
+
+
+def plain_scored(
+    model: LoadedModel, prompt: Sequence[int], params: SamplingParams, index: int = 0
+) -> Iterator[tuple[int, float]]:
+    """Each token with its log-probability."""
     row, tokens = SamplingRow(params, tuple(prompt), index), list(prompt)
     eos = model.tokenizer.eos_token_ids if model.tokenizer and not params.ignore_eos else frozenset()
     ends, matcher = eos | set(params.stop_token_ids), None
@@ -51,6 +58,6 @@ def plain(model: LoadedModel, prompt: Sequence[int], params: SamplingParams, ind
         token = int(Sampler(logits.device).sample(logits[None], make_batch([row], [number], mask)).tokens)
         tokens.append(token)
         row.add(token)
+        yield token, float(logits.log_softmax(-1)[token])
         if token in ends or (matcher is not None and matcher.accept(token)):
             break
-    return tokens[len(prompt) :]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from engines import Oracle, Results, check_idle, engine_of, finish, model_of, request_of, run
-from plain import next_logits, plain
+from plain import next_logits, plain, plain_scored
 from test_gpt_families import FAMILIES as GPT_FAMILIES
 from test_llama_families import LLAMA3, YARN, gemma3, read
 from test_llama_families import SIZES as HF_SIZES
@@ -194,16 +194,20 @@ def test_greedy_text_of_every_family_is_that_of_the_slow_path(name: str) -> None
     length where dynamic and longrope change their frequencies (32)."""
     model = model_of(FAMILIES[name]())
     prompts = draw_prompts((5, 20, 28, 40), model.config.vocab_size)
-    slow = [plain(model, ids, greedy(20)) for ids in prompts]
-    known = [[*ids, *t] for ids, t in zip(prompts, slow, strict=True)]
+    # random models repeat themselves for ever, unless that costs them something
+    params = greedy(20, frequency_penalty=1.0, logprobs=0)
+    slow = [tuple(zip(*plain_scored(model, ids, params), strict=True)) for ids in prompts]
+    known = [[*ids, *tokens] for ids, (tokens, _) in zip(prompts, slow, strict=True)]
     for options in ({}, {"max_num_batched_tokens": 9}, {"num_pages": 9, "max_num_batched_tokens": 16}):
         for drafts, overlap in ((False, True), (True, False)):
             engine = engine_of(model, overlap=overlap, max_num_seqs=4, max_model_len=64, **options)
             if drafts:
                 always_draft(engine, Oracle(known, every=4), 3)
-            requests = [request_of(ids, greedy(20)) for ids in prompts]
+            requests = [request_of(ids, params) for ids in prompts]
             results = run(engine, requests)
-            assert [results.tokens[r][0] for r in requests] == slow, (options, drafts, overlap)
+            for request, (tokens, logprobs) in zip(requests, slow, strict=True):
+                assert results.tokens[request] == [list(tokens)], (options, drafts, overlap)
+                assert results.logprobs[request][0] == pytest.approx(logprobs, abs=1e-4), (options, drafts, overlap)
 
 
 @pytest.mark.parametrize("kind", ["fp8", "int8", "bfloat16"])

@@ -9,6 +9,10 @@ from llmasos.inference import pages as pages_module
 from paged_world import FAMILIES, random_tokens, world_of
 
 pytest.importorskip("triton", reason="the kernels need Triton")
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(),
+    reason="takes the kernels on a CPU, in the interpreter; test_graphs.py takes them on a GPU",
+)
 
 
 @pytest.mark.parametrize(("family", "kv_dtype"), [("llama", "auto"), ("gemma", "int8")])

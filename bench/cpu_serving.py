@@ -69,7 +69,10 @@ class Bench:
 
     @cached_property
     def model(self) -> LoadedModel:
-        return load_model(model_file(self.args.model or MODEL))
+        model = load_model(model_file(self.args.model or MODEL))
+        if self.args.threads:  # loading sets what the machine has
+            torch.set_num_threads(self.args.threads)
+        return model
 
     def engine(self, **options: Any) -> Engine:
         memory = {"kv_cache_memory": 1 << 29, "max_model_len": 2048}
@@ -123,11 +126,12 @@ class Bench:
         self.report("prefix", ratio, 0.15, most=True, **ms, unit="ms")
 
     def soak(self) -> None:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as scratch:
             if self.args.model is None:
                 from tiny import write_tiny_model
 
-                model = load_model(write_tiny_model(Path(folder, "tiny")), device="cpu", dtype="float32")
+                folder = write_tiny_model(Path(scratch, "tiny"), max_position_embeddings=Soak.CONTEXT)
+                model = load_model(folder, device="cpu", dtype="float32")
                 torch.set_num_threads(1)  # a model this small only waits for other threads
             else:
                 model = self.model
@@ -138,7 +142,6 @@ class Bench:
     def structured(self) -> None:
         """Outputs on twenty JSON Schemas that are valid, and what a grammar adds to the time of a step."""
         import jsonschema
-
         from json_schemas import SCHEMAS
 
         engine, params, prompts, schemas = self.engine(max_num_seqs=8), [], [], []
@@ -283,11 +286,11 @@ class Soak:
     """Random requests, many at once, in few pages, some cancelled; then each alone. All texts must be equal."""
 
     AT_ONCE = 48
-    CONTEXT = 256
+    CONTEXT = 384
 
     def __init__(self, model: LoadedModel, num_requests: int, seed: int) -> None:
         self.model, self.draw = model, random.Random(seed)
-        self.heads = [self.tokens(self.draw.randrange(32, 120)) for _ in range(6)]
+        self.heads = [self.tokens(self.draw.randrange(120, 260)) for _ in range(4)]
         self.asked = [self.request(i) for i in range(num_requests)]
 
     def tokens(self, num: int) -> list[int]:
@@ -295,11 +298,12 @@ class Soak:
 
     def request(self, number: int) -> Asked:
         draw = self.draw
-        head = draw.choice(self.heads)[: draw.randrange(16, 120)] if draw.random() < 0.6 else []
-        prompt = head + self.tokens(draw.randrange(1, 60))
+        structured = StructuredOutput(regex="(yes|no), [a-z ]{3,20}(because [0-9]+)?") if number % 16 == 0 else None
+        head = draw.choice(self.heads)[: draw.randrange(100, 260)] if draw.random() < 0.4 else []
+        prompt = head + self.tokens(draw.randrange(1, 40))
         params = SamplingParams(
             n=draw.choice([1, 1, 1, 1, 2, 3]),
-            max_tokens=draw.choice([1, 4, 8, 16, 24, 48]),
+            max_tokens=draw.choice([1, 4, 8, 16, 64, 120]),
             temperature=draw.choice([0.0, 0.7, 1.0]),
             top_k=draw.choice([0, 0, 20]),
             top_p=draw.choice([1.0, 0.9]),
@@ -310,8 +314,8 @@ class Soak:
             seed=number,
             stop=(draw.choice("aeiouxyz"),) if draw.random() < 0.2 else (),
             stop_token_ids=(draw.randrange(5, 200),) if draw.random() < 0.2 else (),
-            ignore_eos=draw.random() < 0.5,
-            structured=StructuredOutput(regex="(yes|no), [a-z ]{3,20}(because [0-9]+)?") if number % 16 == 0 else None,
+            ignore_eos=draw.random() < 0.5 and structured is None,
+            structured=structured,
         )
         options = {"priority": draw.randrange(-2, 3), "cache_salt": draw.choice([None, None, "a", "b"])}
         return Asked(prompt, params, options, draw.randrange(1, 20) if draw.random() < 0.2 else None)
@@ -319,7 +323,7 @@ class Soak:
     def run(self) -> dict[str, Any]:
         sizes = {"max_model_len": self.CONTEXT, "batch_invariant": True}
         page = Pages.bytes_per_page(self.model.config, 0, 16, "auto", self.model.module.dtype)
-        few = 3 * self.CONTEXT // 16 * page
+        few = 2 * self.CONTEXT // 16 * page
         started = time.perf_counter()
         with LLM(self.model, name="soak", max_num_seqs=self.AT_ONCE, kv_cache_memory=few, **sizes) as llm:
             asyncio.run(self.together(llm))
@@ -363,7 +367,7 @@ class Soak:
         """How many completions were compared, and how many differ."""
         compared = different = 0
         for asked in self.asked:
-            expected = llm.complete([asked.prompt], asked.params)[0].completions
+            expected = llm.complete([asked.prompt], asked.params)[0].outputs
             for found, text, own in zip(asked.ids, asked.texts, expected, strict=True):
                 ids = list(own.token_ids)
                 same = (found, text) == (ids, own.text) if asked.ended else ids[: len(found)] == found
@@ -390,8 +394,6 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000, help="of the soak")
     parser.add_argument("--seed", type=int, default=0, help="of the soak")
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
     bench = Bench(args)
     for name, measure in bench.all():
         if name in args.names or not args.names:

@@ -70,8 +70,8 @@ def test_draws_invert_the_distribution_function(dtype: torch.dtype, device: torc
     below = weights.cumsum(-1)
     for i, (token, u) in enumerate(zip(tokens, numbers, strict=True)):
         assert weights[i, token] > 0
-        assert below[i, token] > u - 1e-6
-        assert below[i, token] - weights[i, token] < u + 1e-6
+        assert below[i, token] > u - 1e-5
+        assert below[i, token] - weights[i, token] < u + 1e-5
 
 
 @pytest.mark.parametrize("u", [0.0, 0.3, 0.999, 1 - 2.0**-24])

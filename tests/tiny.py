@@ -75,7 +75,9 @@ ADAPTED = {"self_attn.q_proj": (32, 32), "self_attn.v_proj": (16, 32), "mlp.gate
 """Outputs and inputs of the tiny model's layers that a tiny adapter changes."""
 
 
-def write_tiny_adapter(folder: Path, *, seed: int = 0, rank: int = 4) -> Path:
+def write_tiny_adapter(
+    folder: Path, *, seed: int = 0, rank: int = 4, shapes: dict[str, tuple[int, int]] = ADAPTED
+) -> Path:
     """A random LoRA adapter of the tiny model, as PEFT writes it; strong enough to change every text."""
     import torch
     from safetensors.torch import save_file
@@ -84,7 +86,7 @@ def write_tiny_adapter(folder: Path, *, seed: int = 0, rank: int = 4) -> Path:
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for layer in range(TINY_LLAMA["num_hidden_layers"]):
-        for part, (rows, width) in ADAPTED.items():
+        for part, (rows, width) in shapes.items():
             name = f"base_model.model.model.layers.{layer}.{part}"
             tensors[f"{name}.lora_A.weight"] = torch.randn(rank, width, generator=generator) * 0.3
             tensors[f"{name}.lora_B.weight"] = torch.randn(rows, rank, generator=generator) * 0.3

@@ -3,6 +3,7 @@
     python bench/gpu_serving.py                        # all, one JSON line each
     python bench/gpu_serving.py latency-A prefix       # some
     python bench/gpu_serving.py --tiny                 # the same code on small shapes, also on a CPU
+    python bench/gpu_serving.py tp-B                   # two GPUs against one
 
 Models: A = Qwen3-0.6B's shape, B = Llama-3.1-8B's. vLLM's figures were measured once with these workloads, lengths and
 seeds, at its defaults (torch 2.11, CUDA graphs, FlashAttention 3, asynchronous scheduling); it can't be installed beside
@@ -37,12 +38,18 @@ SHAPES: dict[str, dict[str, Any]] = {
         max_position_embeddings=131072, rope_theta=500000.0, rms_norm_eps=1e-5, tie_word_embeddings=False,
         hidden_act="silu", attention_bias=False, initializer_range=0.02,
     ),
+    "small": dict(
+        architectures=["LlamaForCausalLM"], model_type="llama", hidden_size=512, intermediate_size=1536,
+        num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4, head_dim=64, vocab_size=32000,
+        max_position_embeddings=2048, rope_theta=500000.0, rms_norm_eps=1e-5, tie_word_embeddings=False,
+        hidden_act="silu", attention_bias=False, initializer_range=0.05,
+    ),
 }  # fmt: skip
 TINY = dict(
     hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
     head_dim=16, vocab_size=12000,
 )  # fmt: skip
-MAX_MODEL_LEN = {"A": 4096, "B": 8448}
+MAX_MODEL_LEN = {"A": 4096, "B": 8448, "small": 1024}
 VLLM = {
     "latency-A": 608, "latency-B": 203.5, "list-A": 22925, "throughput-B": 10142, "prefill-8192": 37984,
     "prefill-16x2048": 42109, "prefix": 15240, "sweep-1": 203, "sweep-8": 1469, "sweep-32": 5090, "sweep-64": 8524,
@@ -62,45 +69,74 @@ class Bench:
     def __init__(self, *, tiny: bool, repeat: int, device: str, options: dict[str, Any]) -> None:
         self.tiny, self.repeat, self.device, self.options = tiny, repeat, device, options
         self.vocab = 10000 if tiny else 100000
-        self._engines: dict[str, Any] = {}
+        self._built: dict[str, Any] = {}
+        self._workers: Any = None
 
-    def engine(self, model: str) -> Any:
-        """One engine at a time: the other's memory is needed."""
-        from llmasos.inference.build import build_engine
+    def engine(self, model: str, **changes: Any) -> Any:
+        """With the options, and `changes` of them. One engine at a time: the other's memory is needed."""
         from llmasos.inference.config import EngineConfig
-        from llmasos.models.load import load_model
 
-        if model not in self._engines:
-            self._engines.clear()
-            gc.collect()
+        options = {"max_model_len": MAX_MODEL_LEN[model], **self.options, **changes}
+        key = f"{model} {sorted(options.items())}"
+        if key not in self._built:
+            self.close()
             with tempfile.TemporaryDirectory() as folder:
                 config = {**SHAPES[model], **(TINY if self.tiny else {})}
                 Path(folder, "config.json").write_text(json.dumps(config))
-                loaded = load_model(folder, device=self.device, dtype="bfloat16", load_format="dummy")
-            options = {"max_model_len": MAX_MODEL_LEN[model], **self.options}
-            self._engines[model] = build_engine(loaded, EngineConfig.of(**options))
-        return self._engines[model]
+                dtype = "float32" if model == "small" else "bfloat16"
+                self._built[key] = self._build(Path(folder), dtype, EngineConfig.of(**options))
+        return self._built[key]
 
-    def run(self, model: str, work: Workload) -> tuple[float, float]:
+    def _build(self, folder: Path, dtype: str, config: Any) -> Any:
+        from llmasos.devices import pick_device
+        from llmasos.inference.build import build_engine
+        from llmasos.inference.parallel import ParallelRanks, RankFactory, start_workers
+        from llmasos.models.load import load_model
+
+        if config.tensor_parallel_size == 1:
+            return build_engine(load_model(folder, device=self.device, dtype=dtype, load_format="dummy"), config)
+        factory = RankFactory(folder, config, dtype, load_format="dummy")
+        self._workers, model = start_workers(factory, pick_device(self.device))
+        return build_engine(model, config, ParallelRanks(self._workers))
+
+    def close(self) -> None:
+        """Give the engine's memory back and end its processes."""
+        self._built.clear()
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
+        gc.collect()
+
+    def run(self, model: str, work: Workload, **changes: Any) -> tuple[float, float]:
         """Seconds in all, and seconds from the first token of the last request to get one to the end."""
+        engine = self.engine(model, **changes)
+        started = time.perf_counter()
+        texts, first = self.texts(engine, work)
+        end = time.perf_counter()
+        done = sum(map(len, texts))
+        assert done == sum(work.max_tokens), f"{done} tokens instead of {sum(work.max_tokens)}"
+        return end - started, end - first
+
+    def texts(self, engine: Any, work: Workload) -> tuple[list[list[int]], float]:
+        """New tokens of each request, and when the last one to begin began."""
         from llmasos.inference.engine import Request
         from llmasos.inference.request import SamplingParams
 
-        engine = self.engine(model)
-        started, done, states = time.perf_counter(), 0, []
+        tokens: dict[Any, list[int]] = {}
+        first = 0.0
         for prompt, count in zip(work.prompts, work.max_tokens, strict=True):
             params = SamplingParams(temperature=work.temperature, max_tokens=count, ignore_eos=True)
-            engine.add(Request(tuple(prompt), params, count))
+            request = Request(tuple(prompt), params, count)
+            tokens[request] = []
+            engine.add(request)
         while engine.has_work:
             for output in engine.step():
-                done += len(output.token_ids)
+                tokens[output.request] += output.token_ids
                 if output.error is not None:
                     raise output.error
                 if output.last:
-                    states.append(output.state)
-        assert done == sum(work.max_tokens), f"{done} tokens instead of {sum(work.max_tokens)}"
-        end = time.perf_counter()
-        return end - started, end - max(state.first_token for state in states)
+                    first = max(first, output.state.first_token)
+        return list(tokens.values()), first
 
     def report(self, name: str, model: str, unit: str, measure: Callable[[int], float], **more: Any) -> None:
         """Warm up with repetition 0, then the median of the others."""
@@ -116,7 +152,7 @@ class Bench:
         }
         if not self.tiny and name in VLLM:
             row |= {"vllm": VLLM[name], "ratio": round(value / VLLM[name], 3)}
-        stats = self._engines[model].stats
+        stats = next(iter(self._built.values())).stats
         print(json.dumps({**row, **more, "preemptions": stats.num_preemptions}), flush=True)
 
     # workloads: token ids depend on `rep`, so that no repetition is answered from the cache (the shared prefix excepted)
@@ -196,6 +232,26 @@ class Bench:
         row = {"workload": f"start-{model}", "model": model, "unit": "s to the first token", "ours": round(seconds, 1)}
         print(json.dumps(row | ({} if self.tiny else {"vllm": VLLM[f"start-{model}"]})), flush=True)
 
+    def parallel(self) -> None:
+        """One request on two GPUs against one: decode tokens per second; and whether a small model in float32, where
+        the order of a sum hardly ever matters, writes the same greedy text on both."""
+        sizes, rates, tokens = (1, 2), [], []
+        small = self.uniform("equal", 8, 200, 64, 0)
+        for size in sizes:
+            runs = []
+            for rep in range(self.repeat + 1):
+                work = self.uniform("latency", 1, 128, 512, rep)
+                runs.append((work.max_tokens[0] - 1) / self.run("B", work, tensor_parallel_size=size)[1])
+            rates.append([round(r, 1) for r in runs[1:]])
+        for size in sizes:
+            engine = self.engine("small", tensor_parallel_size=size, max_num_seqs=8, kv_cache_memory=1 << 28)
+            work = Workload([[t % 10000 for t in p] for p in small.prompts], small.max_tokens)
+            tokens.append(self.texts(engine, work)[0])
+        one, two = (statistics.median(r) for r in rates)
+        row = {"workload": "tp-B", "model": "B", "unit": "decode tok/s", "tp1": one, "tp2": two}
+        row |= {"ratio": round(two / one, 3), "runs": rates, "greedy_equal_fp32": tokens[0] == tokens[1]}
+        print(json.dumps({**row, "greedy_tokens": sum(map(len, tokens[0]))}), flush=True)
+
     def all(self) -> Iterator[tuple[str, Callable[[], None]]]:
         yield "start-A", lambda: self.start("A")
         yield "latency-A", lambda: self.latency("A")
@@ -207,11 +263,14 @@ class Bench:
         yield "prefill-16x2048", lambda: self.prefill(16, 2048, "prefill-16x2048")
         yield "sweep", self.sweep
         yield "throughput-B", self.throughput
+        yield "tp-B", self.parallel
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="workloads; none: all but start-B, which needs a process of its own")
+    parser.add_argument(
+        "names", nargs="*", help="workloads; none: all but start-B (a process of its own) and tp-B (two GPUs)"
+    )
     parser.add_argument("--tiny", action="store_true", help="small shapes")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--device", default="auto")
@@ -220,8 +279,9 @@ def main() -> None:
     options = {name: json.loads(value) for name, value in (o.split("=", 1) for o in args.option)}
     bench = Bench(tiny=args.tiny, repeat=args.repeat, device=args.device, options=options)
     for name, measure in bench.all():
-        if name in args.names or (not args.names and name != "start-B"):
+        if name in args.names or (not args.names and name not in ("start-B", "tp-B")):
             measure()
+    bench.close()
 
 
 if __name__ == "__main__":

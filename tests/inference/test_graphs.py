@@ -199,6 +199,21 @@ def test_small_keys_and_values_serve_graphs_too(shape: str, kv_dtype: str, folde
         assert graphs(llm)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_write_what_one_does(folders: dict[str, Path]) -> None:
+    work = jobs(16)
+    with load(folders["llama"]) as llm:
+        expected = tokens(llm, work)
+    options: dict[str, Any] = {**FEW, "tensor_parallel_size": 2}
+    with LLM.from_pretrained(folders["llama"], device="cuda", dtype="float32", **options) as both:
+        assert isinstance(both, LLM)
+        assert tokens(both, work) == expected
+        for num in (1, 3, 9):
+            assert tokens(both, work[:num]) == expected[:num]
+        assert both.sleep() > 20 << 20
+        assert tokens(both, work) == expected
+
+
 def test_memory_is_measured_and_bounded(folders: dict[str, Path]) -> None:
     total = torch.cuda.mem_get_info()[1]
     options: dict[str, Any] = {"kv_cache_memory": None, "gpu_memory_utilization": 0.3, "max_model_len": 1024}

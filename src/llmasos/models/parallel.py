@@ -31,6 +31,7 @@ HEAD_ROWS = 64
 _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 CPU_TIMEOUT = timedelta(seconds=60)
 GPU_TIMEOUT = timedelta(minutes=10)  # one process may compile kernels that another finds in its cache
+_had_window = False
 
 
 class Group:
@@ -61,10 +62,16 @@ class Group:
         self._window = self._shared_window() if on_gpu and size > 1 else None
 
     def _shared_window(self) -> Tensor | None:
-        """Memory that all peers read directly; None where GPUs can't read each other's."""
+        """Memory that all peers read directly; None where GPUs can't read each other's, or where a process had such
+        memory with others before: torch counts these in each process, and peers that have counted on do not meet."""
+        global _had_window
         pairs = ((a, b) for a in range(self.size) for b in range(self.size) if a != b)
-        if not all(torch.cuda.can_device_access_peer(a, b) for a, b in pairs):
+        reachable = all(torch.cuda.can_device_access_peer(a, b) for a, b in pairs)
+        able = torch.tensor(reachable and not _had_window, dtype=torch.int32, device=self.device)
+        dist.all_reduce(able, dist.ReduceOp.MIN)
+        if not able.item():
             return None
+        _had_window = True
         # the kernel that sums needs no multicast, and setting that up can fail where the rest works
         os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
         import torch.distributed._symmetric_memory as symmetric

@@ -13,11 +13,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from llmasos.errors import InsufficientMemoryError, InvalidInputError
-from llmasos.inference.cache import Group, PageCache
+from llmasos.inference.cache import CachedSequence, Group, PageCache
 from llmasos.inference.config import EngineConfig
 from llmasos.inference.llm import LLM
 from llmasos.inference.pages import Pages
-from llmasos.inference.rank import INVARIANT_TOKENS, Sizes, divide, resolve
+from llmasos.inference.rank import Sizes, divide, resolve
 from llmasos.models.load import load_model
 from paged_world import FAMILIES, config_of
 
@@ -64,8 +64,10 @@ def test_pages_never_take_more_bytes_than_given_and_always_hold_a_context(sizes:
         assume(False)
     assert taken(sizes, pages) <= num_bytes
     cache = PageCache([Group(n, w) for n, w in zip(pages, sizes.windows, strict=True)], sizes.page_size)
-    assert cache.fits(sizes.max_model_len, sizes.max_num_batched_tokens)
-    assert cache.fits(sizes.max_model_len + 1, sizes.max_num_batched_tokens), "one to copy on write"
+    assert cache.fits(sizes.max_model_len + 1), "one to copy on write"
+    seq = CachedSequence(0, [0] * sizes.max_model_len)
+    cache.match(seq)
+    assert cache.allocate(seq, min(sizes.max_num_batched_tokens, sizes.max_model_len)), "a pass as large as it may be"
 
 
 @given(all_sizes())
@@ -102,7 +104,7 @@ def test_what_is_left_open_follows_from_model_and_device() -> None:
     there = resolve(config, EngineConfig(max_model_len=100), CUDA, torch.bfloat16)
     assert (there.max_model_len, there.page_size, there.max_num_batched_tokens) == (100, 64, 8192)
     many = resolve(config, EngineConfig(max_num_seqs=2000), CPU, torch.float32)
-    assert many.max_num_batched_tokens == 2000 + INVARIANT_TOKENS
+    assert many.max_num_batched_tokens == 4000
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,6 @@ def test_what_is_left_open_follows_from_model_and_device() -> None:
     [
         ({"max_model_len": 257}, r"max_model_len=257 .*context of 256"),
         ({"max_num_batched_tokens": 200}, r"max_num_batched_tokens=200 .*256 sequences.*at least 256"),
-        ({"max_num_seqs": 300, "max_num_batched_tokens": 300, "batch_invariant": True}, "at least 427"),
         ({"page_size": 24}, "page_size=24 is not a power of two"),
         ({"page_size": 8}, "page_size=8 is not a power of two from 16"),
         ({"max_num_seqs": 0}, "max_num_seqs=0"),
@@ -127,7 +128,7 @@ def test_what_is_left_open_follows_from_model_and_device() -> None:
 def test_options_that_can_not_be_are_named(options: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidInputError, match=said) as info:
         resolve(config_of(), EngineConfig.of(**options), CPU, torch.float32)
-    assert info.value.param == next(name for name in options if name != "max_num_seqs" or len(options) == 1)
+    assert info.value.param == next(iter(options))
 
 
 def test_too_little_memory_for_pages_is_refused_with_the_counts(tiny_model: Path) -> None:

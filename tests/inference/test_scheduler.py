@@ -34,18 +34,17 @@ def following(key: int) -> int:
 
 @dataclass
 class Device:
-    """Runs plans in order. A slot (group, page, offset) holds a pair: the chain of the text, and its `rounding`, which
-    in batch-invariant mode also depends on how the tokens were cut into passes, as sums on a real device do."""
+    """Runs plans in order. A slot (group, page, offset) holds the chain of the text."""
 
     scheduler: Scheduler
-    slots: dict[tuple[int, int, int], tuple[int, int]] = field(default_factory=dict)
+    slots: dict[tuple[int, int, int], int] = field(default_factory=dict)
     pool: dict[int, tuple[Sequence, int, list[int]]] = field(default_factory=dict)
 
     def run(self, plan: Plan) -> list[list[int]]:
         """The tokens that each item gives."""
         for group, source, target in plan.copies:
             for offset in range(PAGE):
-                self.slots[group, target, offset] = self.slots.get((group, source, offset), (0, 0))
+                self.slots[group, target, offset] = self.slots.get((group, source, offset), 0)
         texts = [self.text(item) for item in plan.items]
         written: Counter[tuple[int, int, int]] = Counter()
         for item, text in zip(plan.items, texts, strict=True):
@@ -66,13 +65,10 @@ class Device:
 
     def write(self, item: Item, text: list[int]) -> list[tuple[int, int, int]]:
         keys, written = chain(text, item.seq.salt), []
-        cut = (item.start, item.num_new) if self.scheduler.aligned_chunks else ()
-        before = self.slots[self.place(item.seq, 0, item.start - 1)][1] if item.start else 0
         for position in range(item.start, item.end):
-            before = hash((before, keys[position], cut))
             for group in range(len(item.seq.pages)):
                 written.append(self.place(item.seq, group, position))
-                self.slots[written[-1]] = (keys[position], before)
+                self.slots[written[-1]] = keys[position]
         return written
 
     def place(self, seq: Sequence, group: int, position: int) -> tuple[int, int, int]:
@@ -86,12 +82,12 @@ class Device:
             first = max(0, item.start - pool.window + 1) if pool.window else 0
             for position in range(first, item.end):
                 held = self.slots[self.place(seq, group, position)]
-                assert held[0] == keys[position], f"sequence {seq.id} reads another text at {position}"
+                assert held == keys[position], f"sequence {seq.id} reads another text at {position}"
         if not item.samples:
             return []
         given: list[int] = []
         for position in range(item.end - len(item.drafts) - 1, item.end):
-            given.append(following(self.slots[self.place(seq, 0, position)][1]))
+            given.append(following(keys[position]))
             if position + 1 < item.end and given[-1] != text[position + 1]:
                 break
         self.pool[seq.slot][2][item.end - len(item.drafts) :] = given
@@ -117,8 +113,7 @@ class Engine:
         plan = scheduler.schedule()
         check_plan(scheduler, plan)
         planned = [item.seq for item in plan.items]
-        alone = len(planned) == 1 and plan.items[0].seq.whole_prompt
-        assert alone or {*due} <= {*planned, *plan.preempted}, "a decode was passed over"
+        assert {*due} <= {*planned, *plan.preempted}, "a decode was passed over"
         assert not any(item.drafts and pending[item.seq] for item in plan.items), "drafts behind an unknown token"
         self.num_steps += 1
         self.flying.append((plan, self.device.run(plan)))
@@ -161,10 +156,10 @@ def end_of(seq: Sequence) -> int:
 
 
 def check_plan(scheduler: Scheduler, plan: Plan) -> None:
-    items, c = plan.items, scheduler.aligned_chunks
+    items = plan.items
     assert plan.num_tokens == sum(item.num_new for item in items)
-    whole = len(items) == 1 and items[0].seq.whole_prompt
-    assert plan.num_tokens <= scheduler.max_num_batched_tokens or whole, "over budget"
+    assert plan.num_tokens <= scheduler.max_num_batched_tokens, "over budget"
+    assert all(item.num_new <= scheduler.chunk for item in items)
     assert len({id(item.seq) for item in items}) == len(items), "a sequence is in the pass twice"
     assert all(item.num_new == 1 and item.samples for item in items[: plan.num_decodes])
     for item in items:
@@ -172,12 +167,6 @@ def check_plan(scheduler: Scheduler, plan: Plan) -> None:
         assert seq.status is Status.RUNNING and seq.slot >= 0 and item.run == seq.num_preemptions
         assert item.num_new > 0 and item.end <= max(end_of(seq) - 1, seq.num_prompt), "keys nobody needs"
         assert item.samples == (seq.num_pending > 0 and item.end - len(item.drafts) == seq.num_tokens - 1)
-        if seq.whole_prompt and item.start < seq.num_prompt:
-            assert item.end == seq.num_prompt
-        elif c and item.start < seq.num_prompt:
-            assert item.start % c == 0 and item.end == min(item.start + c, seq.num_prompt)
-        elif c:
-            assert item.num_new == 1
 
 
 def make(num_pages: int = 40, window: int = 0, **options: Any) -> Engine:
@@ -186,19 +175,12 @@ def make(num_pages: int = 40, window: int = 0, **options: Any) -> Engine:
     return Engine(Scheduler(PageCache(groups, PAGE), **options))
 
 
-def check_text(scheduler: Scheduler, seq: Sequence, given: set[int]) -> None:
-    """Every token but the prompt's and the `given` ones follows from those before, computed with nobody beside."""
-    c, rounding = scheduler.aligned_chunks, 0
-    for position, key in enumerate(chain(seq.token_ids, seq.salt)):
-        if position >= seq.num_prompt and position not in given:
-            assert seq.token_ids[position] == following(rounding), f"token {position} of {seq.id} is wrong"
-        cut: tuple[int, ...] = ()
-        if c and position >= seq.num_prompt:
-            cut = (position, 1)
-        elif c:
-            start = 0 if seq.whole_prompt else position // c * c
-            cut = (start, seq.num_prompt - start if seq.whole_prompt else min(c, seq.num_prompt - start))
-        rounding = hash((rounding, key, cut))
+def check_text(seq: Sequence, given: set[int]) -> None:
+    """Every token but the prompt's and the `given` ones follows from those before."""
+    keys = chain(seq.token_ids, seq.salt)
+    for position in range(seq.num_prompt, len(keys)):
+        if position not in given:
+            assert seq.token_ids[position] == following(keys[position - 1]), f"token {position} of {seq.id} is wrong"
 
 
 class Requests(RuleBasedStateMachine):
@@ -209,9 +191,8 @@ class Requests(RuleBasedStateMachine):
         num_pages=st.integers(9, 24),
         windows=st.sampled_from([[0], [0], [0, 5], [0, 9, 2], [6]]),
         max_num_seqs=st.integers(1, 6),
-        budget=st.integers(1, 24),
+        budget=st.integers(0, 24),
         chunk=st.sampled_from([None, 3, 8]),
-        aligned=st.sampled_from([0, 0, 4, 8]),
         prefix_reuse=st.sampled_from([True, True, True, False]),
         drafting=st.sampled_from([0, 0, 1, 2, 3]),
     )
@@ -222,7 +203,6 @@ class Requests(RuleBasedStateMachine):
         max_num_seqs: int,
         budget: int,
         chunk: int | None,
-        aligned: int,
         prefix_reuse: bool,
         drafting: int,
     ) -> None:
@@ -230,9 +210,8 @@ class Requests(RuleBasedStateMachine):
         self.scheduler = Scheduler(
             PageCache(groups, PAGE, prefix_reuse=prefix_reuse),
             max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_seqs + max(budget, aligned),
+            max_num_batched_tokens=max_num_seqs + budget,
             chunk=chunk,
-            aligned_chunks=aligned,
         )
         self.engine = Engine(self.scheduler)
         self.drafting = drafting
@@ -259,7 +238,6 @@ class Requests(RuleBasedStateMachine):
         salt=st.sampled_from(["", "", "a"]),
         reuse=st.sampled_from([True, True, True, False]),
         max_reuse=st.sampled_from([None, None, 5]),
-        whole=st.sampled_from([False, False, False, True]),
     )
     def add(
         self,
@@ -271,13 +249,12 @@ class Requests(RuleBasedStateMachine):
         salt: str,
         reuse: bool,
         max_reuse: int | None,
-        whole: bool,
     ) -> None:
         prompt = prefix + rest
-        if self.scheduler.fits(len(prompt) + max_tokens, len(prompt) if whole else 0):
+        if self.scheduler.cache.fits(len(prompt) + max_tokens):
             options = {"priority": priority, "salt": salt, "reuse": reuse, "max_reuse": max_reuse}
             for _ in range(times):
-                self.scheduler.add(self.new(list(prompt), len(prompt), max_tokens, whole_prompt=whole, **options))
+                self.scheduler.add(self.new(list(prompt), len(prompt), max_tokens, **options))
 
     @precondition(lambda self: len(self.engine.flying) < 2)
     @rule()
@@ -314,10 +291,7 @@ class Requests(RuleBasedStateMachine):
             if not seq.num_pending:
                 text = list(seq.token_ids)
                 for _ in range((seq.id + len(text)) % 3):
-                    rounding = 0
-                    for key in chain(text, seq.salt):
-                        rounding = hash((rounding, key, ()))
-                    text.append(following(rounding))
+                    text.append(following(chain(text, seq.salt)[-1]))
                 seq.drafts = text[len(seq.token_ids) :] + [1] * (self.drafting - 1)
 
     @rule(data=st.data(), tokens=st.lists(st.integers(1, 2), min_size=1, max_size=5))
@@ -340,7 +314,7 @@ class Requests(RuleBasedStateMachine):
         at = min(parent.num_computed, len(parent.token_ids))
         ids = parent.token_ids[: max(at, parent.num_prompt)]
         branches = at >= parent.num_prompt and len(ids) < end_of(parent) - 1
-        options = {"priority": parent.priority, "salt": parent.salt, "whole_prompt": parent.whole_prompt}
+        options = {"priority": parent.priority, "salt": parent.salt}
         child = self.new(ids + [last] * branches, parent.num_prompt, parent.max_tokens, **options)
         self.given[child] = {i for i in self.given[parent] if i < at} | ({at} if branches else set())
         if not branches:
@@ -375,7 +349,7 @@ class Requests(RuleBasedStateMachine):
         if hasattr(self, "scheduler"):
             self.finish_all(0)
             for seq in self.sequences:
-                check_text(self.scheduler, seq, self.given[seq])
+                check_text(seq, self.given[seq])
                 assert len(seq.token_ids) == end_of(seq) or seq.token_ids[-1] == STOP, f"{seq.id} ended early"
 
 
@@ -530,33 +504,6 @@ def test_paused_sequences_in_every_slot_do_not_block_those_who_could_run() -> No
     assert shape(plan) == [(2, 0, 4)] and [seq.id for seq in plan.preempted] == [1]
 
 
-def test_a_prompt_that_must_be_whole_gets_a_pass_of_its_own_even_beside_decodes() -> None:
-    engine = make(num_pages=60)
-    scheduler = engine.scheduler
-    scheduler.add(request(0, 4))
-    commit(engine, scheduler.schedule())
-    scheduler.add(request(1, 33, whole_prompt=True))
-    assert shape(scheduler.schedule()) == [(0, 4, 1)]
-    assert shape(scheduler.schedule()) == [(1, 0, 33)]
-    assert sorted(shape(scheduler.schedule())) == [(0, 5, 1), (1, 33, 1)]
-
-
-def test_aligned_chunks_do_not_depend_on_load_and_reuse_only_whole_chunks() -> None:
-    engine = make(num_pages=60, aligned_chunks=8, max_num_batched_tokens=24)
-    scheduler = engine.scheduler
-    twins = [Sequence(number, [1] * 21, 21, 3) for number in (0, 1)]
-    scheduler.add(twins[0])
-    scheduler.add(request(2, 12))
-    assert shape(scheduler.schedule()) == [(0, 0, 8), (2, 0, 8)], "one chunk each, though there is room for more"
-    assert shape(scheduler.schedule()) == [(0, 8, 8), (2, 8, 4)]
-    scheduler.add(twins[1])
-    assert shape(scheduler.schedule())[1:] == [(0, 16, 5), (1, 16, 5)], "the cut chunk is computed anew"
-    engine.scheduler.restart()
-    twins[0].token_ids += [1, 1]
-    starts = [item.start for _ in range(5) for item in scheduler.schedule().items if item.seq is twins[0]]
-    assert starts == [0, 8, 16, 21, 22]
-
-
 @pytest.mark.parametrize("depth", [0, 1])
 def test_no_token_is_computed_that_nobody_asked_for(depth: int) -> None:
     engine = make()
@@ -682,10 +629,6 @@ def test_reported_prefixes_are_shared_and_no_two_overlap(
         last = end
 
 
-def test_settings_that_would_starve_prompts_or_cut_pages_are_refused() -> None:
+def test_settings_that_would_starve_prompts_are_refused() -> None:
     with pytest.raises(ValueError, match="starve"):
         make(max_num_seqs=8, max_num_batched_tokens=7)
-    with pytest.raises(ValueError, match="starve"):
-        make(max_num_seqs=8, max_num_batched_tokens=14, aligned_chunks=8)
-    with pytest.raises(ValueError, match="whole pages"):
-        make(aligned_chunks=6)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from llmasos.inference.cache import Group, PageCache
 from llmasos.inference.constrain import GrammarCompiler
 from llmasos.inference.engine import Engine
-from llmasos.inference.rank import INVARIANT_TOKENS, Rank, divide
+from llmasos.inference.rank import Rank, divide
 from llmasos.inference.scheduler import Scheduler
 from llmasos.inference.speculate import DraftModel, NGramProposer, Speculator
 
@@ -28,7 +28,6 @@ def build_engine(model: LoadedModel, config: EngineConfig, ranks: ParallelRanks 
     num_pages = divide(sizes, rank.room())
     rank.start(num_pages)
     _log.info("%s pages of %d tokens", num_pages, sizes.page_size)
-    invariant_on_cpu = config.batch_invariant and model.module.device.type == "cpu"
     scheduler = Scheduler(
         PageCache(
             [Group(n, w) for n, w in zip(num_pages, sizes.windows, strict=True)],
@@ -37,7 +36,6 @@ def build_engine(model: LoadedModel, config: EngineConfig, ranks: ParallelRanks 
         ),
         max_num_seqs=sizes.max_num_seqs,
         max_num_batched_tokens=sizes.max_num_batched_tokens,
-        aligned_chunks=max(INVARIANT_TOKENS, sizes.page_size) if invariant_on_cpu else 0,
     )
     tokenizer = model.tokenizer
     return Engine(

@@ -141,21 +141,21 @@ class PageCache:
     def pages_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.page_size)
 
-    def fits(self, num_tokens: int, max_new: int = 1) -> bool:
-        """Whether a sequence alone could hold `num_tokens` keys when each pass adds at most `max_new`."""
+    def fits(self, num_tokens: int) -> bool:
+        """Whether a sequence could ever hold `num_tokens` keys, alone."""
         for pool in self.pools:
             need = self.pages_for(num_tokens)
             if pool.window:  # a run of keys that may start and end inside a page
-                need = min(need, (pool.window + max_new - 1 + self.page_size - 2) // self.page_size + 1)
+                need = min(need, (pool.window + self.page_size - 2) // self.page_size + 1)
             if need > pool.num_pages - 1:
                 return False
         return True
 
     # a sequence comes and goes
 
-    def match(self, seq: CachedSequence, unit: int = 0, limit: int | None = None) -> int:
-        """Begin a sequence: it takes the longest prefix that is cached, num_computed becomes its length in tokens: a
-        multiple of the page size and of `unit`, at most `limit`, and at least one token is left to compute."""
+    def match(self, seq: CachedSequence) -> int:
+        """Begin a sequence: it takes the longest prefix that is cached, num_computed becomes its length in tokens:
+        whole pages, and at least one token is left to compute."""
         seq.pages = [[] for _ in self.pools]
         seq.num_published = seq.num_computed = seq.num_writable = 0
         self._residents[seq] = None
@@ -164,8 +164,7 @@ class PageCache:
         node = self._roots.get(seq.salt)
         if node is None:
             node = self._roots[seq.salt] = Node(None, seq.salt, len(self.pools))
-        limits = [bound for bound in (len(seq.token_ids) - 1, seq.max_reuse, limit) if bound is not None]
-        path = self._longest(node, seq, unit or self.page_size, min(limits))
+        path = self._longest(node, seq)
         for group, pool in enumerate(self.pools):
             first = pool.first_visible(len(path) * self.page_size, self.page_size)
             table = [0] * min(first, len(path)) + [step.pages[group] for step in path[first:]]
@@ -178,9 +177,10 @@ class PageCache:
         seq.num_computed = seq.num_writable = len(path) * self.page_size
         return seq.num_computed
 
-    def _longest(self, node: Node, seq: CachedSequence, unit: int, limit: int) -> list[Node]:
+    def _longest(self, node: Node, seq: CachedSequence) -> list[Node]:
         """Nodes of the longest usable prefix: full groups have all pages, window groups those the next query sees."""
         size, ids = self.page_size, seq.token_ids
+        limit = len(ids) - 1 if seq.max_reuse is None else min(len(ids) - 1, seq.max_reuse)
         path: list[Node] = []
         runs = [0] * len(self.pools)  # per group: first page of the unbroken run that ends here
         best = 0
@@ -194,7 +194,7 @@ class PageCache:
                 if not child.pages[group]:
                     runs[group] = len(path)
                 usable &= runs[group] <= pool.first_visible(end, size)
-            if usable and end % unit == 0:
+            if usable:
                 best = len(path)
             elif any(run and not pool.window for run, pool in zip(runs, self.pools, strict=True)):
                 break
@@ -324,15 +324,14 @@ class PageCache:
 
     # the trie
 
-    def publish(self, seq: CachedSequence, limit: int | None = None) -> None:
-        """Full pages of known and computed tokens (of the first `limit` at most) can be found from now on: also by a
-        sequence of the pass that writes them, since a layer writes all its keys before any of its queries reads."""
+    def publish(self, seq: CachedSequence) -> None:
+        """Full pages of known and computed tokens can be found from now on: also by a sequence of the pass that writes
+        them, since a layer writes all its keys before any of its queries reads."""
         node = seq.node
         if node is None:
             return
         size, ids = self.page_size, seq.token_ids
-        known = min(seq.num_computed, len(ids))
-        count = (known if limit is None else min(known, limit)) // size
+        count = min(seq.num_computed, len(ids)) // size
         if count <= seq.num_published:
             return
         node.num_users -= 1

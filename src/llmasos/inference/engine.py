@@ -254,7 +254,7 @@ class Engine:
         self.scheduler.add(state.completions[0].seq)
 
     def _check_fits(self, num_tokens: int, num_beams: int) -> None:
-        if not self.scheduler.fits(num_tokens):
+        if not self.scheduler.cache.fits(num_tokens):
             pages = self.scheduler.cache.pools[0]
             raise InsufficientMemoryError(
                 f"The request may need keys and values of {num_tokens} tokens; this engine's pages hold "
@@ -721,8 +721,7 @@ class Engine:
         """Make passes half as large as one that did not fit into memory. False: they are as small as can be."""
         torch.cuda.empty_cache()
         scheduler = self.scheduler
-        least = scheduler.max_num_seqs - 1 + max(SMALLEST_CHUNK, scheduler.aligned_chunks)
-        size = max(plan.num_tokens // 2, least)
+        size = max(plan.num_tokens // 2, scheduler.max_num_seqs - 1 + SMALLEST_CHUNK)
         if size >= plan.num_tokens:
             return False
         scheduler.max_num_batched_tokens, scheduler.chunk = size, min(size, scheduler.chunk)

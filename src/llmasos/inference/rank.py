@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from llmasos.models.load import LoadedModel
 
 T = TypeVar("T")
-INVARIANT_TOKENS = 128
-"""Tokens of a prompt that are computed together in the batch-invariant mode."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +51,11 @@ def resolve(model: ModelConfig, config: EngineConfig, device: torch.device, dtyp
     page_size = config.page_size or (64 if cuda else 16)
     windows = tuple(page_groups(model)[0])
     per_page = (Pages.bytes_per_page(model, g, page_size, config.kv_cache_dtype, dtype) for g in range(len(windows)))
-    most = config.max_num_batched_tokens or max(8192 if cuda else 1024, config.max_num_seqs + INVARIANT_TOKENS)
-    least = config.max_num_seqs - 1 + (INVARIANT_TOKENS if config.batch_invariant else 1)
-    if most < least:
+    most = config.max_num_batched_tokens or max(8192 if cuda else 1024, 2 * config.max_num_seqs)
+    if most < config.max_num_seqs:
         raise InvalidInputError(
             f"max_num_batched_tokens={most} leaves no room for prompts beside {config.max_num_seqs} sequences.",
-            hint=f"Use at least {least}, or a lower max_num_seqs.",
+            hint=f"Use at least {config.max_num_seqs}, or a lower max_num_seqs.",
             param="max_num_batched_tokens",
         )
     return Sizes(

@@ -58,8 +58,6 @@ class Sequence(CachedSequence):
     arrival: float = 0.0
     drafts: list[int] = field(default_factory=list)
     """Speculative tokens to verify in the next pass; taken, or dropped, by the next plan that has the sequence."""
-    whole_prompt: bool = False
-    """The prompt must be computed in one pass; that pass may exceed the token budget if it is alone in it."""
     paused: bool = False
     """Stays resident but gets no tokens."""
     status: Status = Status.NEW
@@ -117,12 +115,8 @@ class Plan:
 
 
 class Scheduler:
-    """Decodes first, then unfinished prompts, then waiting sequences by rank (priority, arrival, id).
-
-    `chunk` caps the tokens a sequence gets in one pass. `aligned_chunks` = c > 0 makes what is computed together
-    independent of load: prompts go in chunks that start and end at multiples of c (or the prompt's end), one per pass,
-    prefixes are reused in such multiples, everything behind the prompt goes one token at a time and drafts are dropped.
-    """
+    """Decodes first, then unfinished prompts, then waiting sequences by rank (priority, arrival, id). `chunk` caps the
+    tokens a sequence gets in one pass."""
 
     def __init__(
         self,
@@ -131,24 +125,19 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         chunk: int | None = None,
-        aligned_chunks: int = 0,
     ) -> None:
-        if max_num_seqs < 1 or max_num_batched_tokens < max_num_seqs - 1 + max(1, aligned_chunks):
+        if not 1 <= max_num_seqs <= max_num_batched_tokens:
             raise ValueError(f"{max_num_batched_tokens} tokens a pass starve prompts beside {max_num_seqs} sequences")
-        if aligned_chunks % cache.page_size:
-            raise ValueError(f"chunks of {aligned_chunks} tokens are not whole pages of {cache.page_size}")
         self.cache = cache
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.chunk = min(chunk or max_num_batched_tokens, max_num_batched_tokens)
-        self.aligned_chunks = aligned_chunks
         self.waiting: list[Sequence] = []
         self.num_preemptions = self.num_prefix_queried = self.num_prefix_hit = 0
         # sorted by page table, so that those who share a prefix are neighbours
         self._decodes: list[Sequence] = []
         self._prompts: list[Sequence] = []
         self._slots = list(range(max_num_seqs - 1, -1, -1))
-        self._alone: Sequence | None = None
         self._refused: tuple[Sequence, int, int] | None = None
         self._shared_group = next((g for g, pool in enumerate(cache.pools) if not pool.window), -1)
         self._prefixes: list[tuple[int, int, int]] = []
@@ -170,32 +159,22 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.waiting or self._decodes or self._prompts)
 
-    def fits(self, num_tokens: int, num_prompt: int = 0) -> bool:
-        """Whether a sequence of `num_tokens` keys could ever run, alone; one that cannot must not be added. Give
-        `num_prompt` if it must be computed in one pass."""
-        return self.cache.fits(num_tokens, max(1, num_prompt, self.aligned_chunks))
-
     # sequences come and go
 
     def add(self, seq: Sequence) -> None:
+        """All its keys must fit into the cache."""
         assert seq.status is Status.NEW and seq.token_ids
         seq.status = Status.WAITING
         insort(self.waiting, seq, key=attrgetter("rank"))
 
     def fork(self, parent: Sequence, child: Sequence) -> bool:
         """Start `child` (new, its token_ids set and equal to parent's as far as those are computed) on parent's pages.
-        False: it waits like any other, because the parent does not run, no slot is free, or its last chunk must be
-        computed as a whole."""
+        False: it waits like any other, because the parent does not run or no slot is free."""
         assert child.status is Status.NEW
-        shared = min(parent.num_computed, len(child.token_ids) - 1)
-        if (
-            parent.status is not Status.RUNNING
-            or not self._slots
-            or (self.aligned_chunks and shared < child.num_prompt)
-        ):
+        if parent.status is not Status.RUNNING or not self._slots:
             self.add(child)
             return False
-        child.num_computed = shared
+        child.num_computed = min(parent.num_computed, len(child.token_ids) - 1)
         self.cache.fork(parent, child)
         self._start(child)
         self._file(child)
@@ -260,10 +239,9 @@ class Scheduler:
     def schedule(self) -> Plan:
         """Plan the next pass. Empty while nothing is in flight: all that is left is paused or not yet finished."""
         plan = Plan()
-        if not self._plan_alone(plan):
-            self._plan_decodes(plan)
-            if self._plan_prompts(plan):
-                self._plan_waiting(plan)
+        self._plan_decodes(plan)
+        if self._plan_prompts(plan):
+            self._plan_waiting(plan)
         plan.copies = self.cache.take_copies()
         if self._shared_group >= 0:
             sharers = [item.seq for item in plan.items[: plan.num_decodes]]
@@ -284,7 +262,7 @@ class Scheduler:
         seq.token_ids.extend(tokens)
         if item.drafts:
             seq.verifying = False
-        if not self.aligned_chunks and seq.num_computed // self.cache.page_size > seq.num_published:
+        if seq.num_computed // self.cache.page_size > seq.num_published:
             self.cache.publish(seq)
         return True
 
@@ -334,11 +312,10 @@ class Scheduler:
         if self.waiting or self._prompts:
             extra //= 2
         for seq in longer:
-            limit = 1 if self.aligned_chunks else min(extra + 1, self.chunk)
-            drafts = [] if seq.num_pending or self.aligned_chunks else seq.drafts
+            drafts = [] if seq.num_pending else seq.drafts
             known = seq.num_tokens - seq.num_computed
             most = seq.num_prompt + seq.max_tokens - 1 - seq.num_computed  # the token after the drafts must be allowed
-            size = min(known + len(drafts), limit, most)
+            size = min(known + len(drafts), extra + 1, self.chunk, most)
             if size > 1:
                 size = min(size, max(1, self.cache.room(seq, self.num_running) - seq.num_computed))
                 allocated = self.cache.allocate(seq, seq.num_computed + size)
@@ -356,14 +333,7 @@ class Scheduler:
             seq.num_pending += 1
         seq.verifying = bool(drafts)
         seq.drafts = []
-        self.cache.publish(seq, self._reusable(seq))
-
-    def _reusable(self, seq: Sequence) -> int | None:
-        """How many of its first tokens may be found or reused. Aligned: those in whole chunks of prompts, because keys
-        of a chunk that the prompt's end cut short, or of output tokens, are rounded in another way."""
-        if not (c := self.aligned_chunks):
-            return None
-        return 0 if seq.whole_prompt else seq.num_prompt // c * c
+        self.cache.publish(seq)
 
     def _plan_prompts(self, plan: Plan) -> bool:
         """Chunks for prompts that were begun. False: one could not get its pages, so nobody else should be let in."""
@@ -373,12 +343,7 @@ class Scheduler:
                 return False
             if seq.paused or seq.status is not Status.RUNNING:
                 continue
-            size = self._size(seq)
-            if not self._divisible(seq):
-                if size > left:
-                    return False
-            else:
-                size = min(size, left)
+            size = min(seq.num_tokens - seq.num_computed, self.chunk, left)
             spare = len(plan.items)  # the pages their next keys need
             while (room := self.cache.room(seq, spare) - seq.num_computed) < size:
                 victims = [s for s in self._decodes if s.paused]
@@ -386,8 +351,6 @@ class Scheduler:
                 if not victims:
                     break
                 self._preempt(_worst(victims), plan)
-            if room < size and not self._divisible(seq):
-                room = 0
             if room <= 0:
                 if self.num_running > 1:
                     return False
@@ -395,20 +358,6 @@ class Scheduler:
                 return True
             self._grant(plan, seq, min(size, room))
         return True
-
-    def _size(self, seq: Sequence) -> int:
-        """Tokens that a sequence's next chunk should have, budget and pages aside."""
-        start = seq.num_computed
-        if start >= seq.num_prompt:
-            return 1 if self.aligned_chunks else min(seq.num_tokens - start, self.chunk)
-        if seq.whole_prompt:
-            return seq.num_prompt - start
-        if c := self.aligned_chunks:
-            return min((start // c + 1) * c, seq.num_prompt) - start
-        return min(seq.num_tokens - start, self.chunk)
-
-    def _divisible(self, seq: Sequence) -> bool:
-        return seq.num_computed >= seq.num_prompt or not (seq.whole_prompt or self.aligned_chunks)
 
     def _grant(self, plan: Plan, seq: Sequence, size: int) -> None:
         allocated = self.cache.allocate(seq, seq.num_computed + size)
@@ -430,13 +379,6 @@ class Scheduler:
                     return
                 self._preempt(_worst(self.running), plan)
 
-    def _plan_alone(self, plan: Plan) -> bool:
-        """A whole prompt that did not fit into the budget beside others gets a pass of its own."""
-        seq, self._alone = self._alone, None
-        if seq is None or seq.status is not Status.WAITING or seq.paused:
-            return False
-        return self._admit(seq, plan)
-
     def _admit(self, seq: Sequence, plan: Plan) -> bool:
         """Let a waiting sequence in if, beside it, every running one can still have a page and every begun prompt all
         of its pages; alone it is let in with what there is."""
@@ -444,13 +386,9 @@ class Scheduler:
         state = (seq, self.cache.num_available, others)
         if not self._slots or (self._refused and others and self._refuses(state)):
             return False
-        num_cached = self.cache.match(seq, self.aligned_chunks, self._reusable(seq))
-        size, left = self._size(seq), self.max_num_batched_tokens - plan.num_tokens
-        if self._divisible(seq):
-            size = min(size, left)
-        elif size > left and plan.items:
-            self._alone = seq if seq.whole_prompt else None
-            return self._refuse(seq, None)
+        num_cached = self.cache.match(seq)
+        left = self.max_num_batched_tokens - plan.num_tokens
+        size = min(seq.num_tokens - seq.num_computed, self.chunk, left)
         if others:
             pages_for, begun = self.cache.pages_for, seq.num_computed + size
             claimed = pages_for(seq.num_tokens - begun) + sum(
@@ -460,8 +398,11 @@ class Scheduler:
         else:
             room = self.cache.room(seq)
         room -= seq.num_computed
-        if room < size and (others or not self._divisible(seq) or room <= 0):
-            return self._refuse(seq, state)
+        if room < size and (others or room <= 0):
+            self.cache.free(seq)
+            seq.num_computed = 0
+            self._refused = state
+            return False
         self._unqueue(seq)
         if not seq.num_preemptions:
             seq.num_cached = num_cached
@@ -477,12 +418,6 @@ class Scheduler:
         assert self._refused
         seq, num_available, num_running = self._refused
         return state[0] is seq and state[1] <= num_available and state[2] >= num_running
-
-    def _refuse(self, seq: Sequence, state: tuple[Sequence, int, int] | None) -> bool:
-        self.cache.free(seq)
-        seq.num_computed = 0
-        self._refused = state
-        return False
 
     def check_integrity(self) -> None:
         """Raise AssertionError that says what is wrong with the book-keeping."""

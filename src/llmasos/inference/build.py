@@ -25,6 +25,7 @@ def build_engine(model: LoadedModel, config: EngineConfig, ranks: ParallelRanks 
     InvalidInputError for a config that does not fit the model."""
     rank = ranks or Rank(model, config)
     sizes = rank.sizes
+    speculator = _speculator(model, config, sizes.max_num_seqs)  # its memory is not there for pages
     num_pages = divide(sizes, rank.room())
     rank.start(num_pages)
     _log.info("%s pages of %d tokens", num_pages, sizes.page_size)
@@ -43,7 +44,7 @@ def build_engine(model: LoadedModel, config: EngineConfig, ranks: ParallelRanks 
         scheduler,
         eos_token_ids=tokenizer.eos_token_ids if tokenizer else frozenset(),
         grammars=GrammarCompiler(tokenizer, model.config.vocab_size) if tokenizer and tokenizer.eos_token_ids else None,
-        speculator=_speculator(model, config, sizes.max_num_seqs),
+        speculator=speculator,
         rank=rank,
     )
 

@@ -22,6 +22,7 @@ from llmasos.inference.kernels.fused import KVTarget, add_rms_norm, gated_activa
 from llmasos.inference.kernels.linear import invariant_linear, is_skinny, skinny_linear
 from llmasos.models.layers import LENGTH_DEPENDENT, Norm
 from llmasos.models.lora import LoraLinear
+from llmasos.models.parallel import RowParallel, VocabParallelHead
 
 if TYPE_CHECKING:
     from llmasos.models.config import Activation, ModelConfig
@@ -110,12 +111,10 @@ class FusedDecoder:
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token, [R, V]: in the model's dtype, or float32 where the config scales them."""
-        config, head = self.decoder.config, self.decoder.head
+        config = self.decoder.config
         if config.logit_scale != 1.0 or config.final_softcap:
             return self.decoder.logits(hidden)
-        if self._skinny(head, hidden.shape[0]):
-            return skinny_linear(hidden, head.weight, head.bias, pdl=self.pdl)
-        return self._linear(head, hidden)
+        return self._linear(self.decoder.head, hidden)
 
     def _project(self, stream: _Stream, norm: Norm, module: nn.Linear, activation: Activation | None = None) -> Tensor:
         """module(norm(stream)), and the gated activation of it."""
@@ -172,9 +171,15 @@ class FusedDecoder:
         plain = type(module) is nn.Linear and not self.invariant
         return plain and is_skinny(num_tokens, *module.weight.shape)
 
-    def _linear(self, module: nn.Linear, x: Tensor) -> Tensor:
+    def _linear(self, module: nn.Module, x: Tensor) -> Tensor:
+        if isinstance(module, RowParallel):
+            return module.group.all_reduce(self._linear(module.base, x))
+        if isinstance(module, VocabParallelHead):
+            return module.join(self._linear(module.base, x))
         if type(module) is not nn.Linear:
             return module(x)
+        if self._skinny(module, x.shape[0]):
+            return skinny_linear(x, module.weight, module.bias, pdl=self.pdl)
         product = invariant_linear if self.invariant else F.linear
         return product(x, module.weight, module.bias)
 

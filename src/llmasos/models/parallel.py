@@ -8,8 +8,6 @@ everywhere. A block costs two sums over the processes (behind attention and MLP)
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -22,16 +20,12 @@ from llmasos.errors import DeviceError, InvalidInputError, UnsupportedError
 from llmasos.models.config import ModelConfig
 from llmasos.models.decoder import Decoder
 
-WINDOW_BYTES = 1 << 20
-"""Sums up to this size take one kernel that reads all peers' memory; larger ones NCCL, which moves fewer bytes."""
-WINDOW_DTYPES = (torch.bfloat16, torch.float32)
 HEAD_ROWS = 64
 """A share of the vocabulary is a multiple of this: matrix kernels want aligned rows."""
 # torch 2.13 gave it another name and warns of the old one
 _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 CPU_TIMEOUT = timedelta(seconds=60)
 GPU_TIMEOUT = timedelta(minutes=10)  # one process may compile kernels that another finds in its cache
-_had_window = False
 
 
 class Group:
@@ -57,47 +51,11 @@ class Group:
             timeout=GPU_TIMEOUT if on_gpu else CPU_TIMEOUT,
             device_id=device if on_gpu else None,
         )
-        assert dist.group.WORLD is not None
-        self._name = dist.group.WORLD.group_name
-        self._window = self._shared_window() if on_gpu and size > 1 else None
-
-    def _shared_window(self) -> Tensor | None:
-        """Memory that all peers read directly; None where GPUs can't read each other's, or where a process had such
-        memory with others before: torch counts these in each process, and peers that have counted on do not meet."""
-        global _had_window
-        pairs = ((a, b) for a in range(self.size) for b in range(self.size) if a != b)
-        reachable = all(torch.cuda.can_device_access_peer(a, b) for a, b in pairs)
-        able = torch.tensor(reachable and not _had_window, dtype=torch.int32, device=self.device)
-        dist.all_reduce(able, dist.ReduceOp.MIN)
-        if not able.item():
-            return None
-        _had_window = True
-        # the kernel that sums needs no multicast, and setting that up can fail where the rest works
-        os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
-        import torch.distributed._symmetric_memory as symmetric
-
-        window = symmetric.empty(WINDOW_BYTES, dtype=torch.uint8, device=self.device)
-        symmetric.rendezvous(window, self._name)
-        return window
-
-    def window(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
-        """A place for the summand of the next `all_reduce`, which then copies nothing; None where it does not fit."""
-        num_bytes = dtype.itemsize * torch.Size(shape).numel()
-        if self._window is None or dtype not in WINDOW_DTYPES or not 0 < num_bytes <= WINDOW_BYTES or num_bytes % 16:
-            return None
-        return self._window[:num_bytes].view(dtype).view(*shape)
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over all processes, the same bits in each. `x` is used up."""
-        window = self.window(x.shape, x.dtype)
-        if window is None:
-            dist.all_reduce(x)
-            return x
-        if x.data_ptr() != window.data_ptr():
-            window.copy_(x)
-        # torch's variant that copies inside of the kernel signals before all threads of a block have written
-        total: Tensor = torch.ops.symm_mem.one_shot_all_reduce(window, "sum", self._name)
-        return total
+        dist.all_reduce(x)
+        return x
 
     def all_gather(self, x: Tensor) -> Tensor:
         """[W, *x.shape]: what each process gave."""
@@ -112,7 +70,6 @@ class Group:
 
     def close(self) -> None:
         """Leave, without waiting for the others."""
-        self._window = None
         self.abort()
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -128,17 +85,7 @@ class RowParallel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [T, K / W] -> [T, N]."""
-        if type(self.base) is not nn.Linear or x.dim() != 2:
-            return self.group.all_reduce(self.base(x))
-        weight, bias = self.base.weight, self.base.bias
-        window = self.group.window((x.shape[0], weight.shape[0]), x.dtype)
-        if window is None:
-            return self.group.all_reduce(self.base(x))
-        if bias is None:
-            torch.mm(x, weight.t(), out=window)
-        else:
-            torch.addmm(bias, x, weight.t(), out=window)
-        return self.group.all_reduce(window)
+        return self.group.all_reduce(self.base(x))
 
 
 class VocabParallelHead(nn.Module):
@@ -153,7 +100,11 @@ class VocabParallelHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden [.., D] -> [.., V]."""
-        parts = self.group.all_gather(self.base(hidden))
+        return self.join(self.base(hidden))
+
+    def join(self, own: Tensor) -> Tensor:
+        """This process's scores [.., V / W], and those of the others -> [.., V]."""
+        parts = self.group.all_gather(own)
         return torch.cat([part[..., skip:] for part, skip in zip(parts, self.overlaps, strict=True)], -1)
 
 

@@ -82,12 +82,12 @@ def finish(engine: Engine, results: Results, each: Callable[[int], object] = lam
         assert step < 20_000, "the engine does not come to an end"
 
 
-def run(engine: Engine, requests: Sequence[Request]) -> Results:
+def run(engine: Engine, requests: Sequence[Request], each: Callable[[int], object] = lambda step: None) -> Results:
     """All at once, to the end; then the books must be clean."""
     results = Results()
     for request in requests:
         engine.add(request)
-    finish(engine, results)
+    finish(engine, results, each)
     assert sorted(map(id, results.ended)) == sorted(map(id, requests))
     check_idle(engine)
     return results

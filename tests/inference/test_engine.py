@@ -188,9 +188,14 @@ def draw_prompts(lengths: Sequence[int], vocab_size: int, seed: int = 0) -> list
     return [[rng.randrange(3, vocab_size) for _ in range(n)] for n in lengths]
 
 
+def preempting(engine: Engine) -> Callable[[int], object]:
+    """Before every fifth step the sequence that came last loses its pages, as if they had run out."""
+    return lambda step: step % 5 == 4 and engine.scheduler.preempt(max(engine.scheduler.running, key=lambda s: s.rank))
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_greedy_text_of_every_family_is_that_of_the_slow_path(name: str) -> None:
-    """Together, in chunks of a few tokens, with few pages, with drafts, overlapped: across windows, and across the
+    """Together, in chunks of a few tokens, preempted, with drafts, overlapped: across windows, and across the
     length where dynamic and longrope change their frequencies (32)."""
     model = model_of(FAMILIES[name]())
     prompts = draw_prompts((5, 20, 28, 40), model.config.vocab_size)
@@ -198,13 +203,13 @@ def test_greedy_text_of_every_family_is_that_of_the_slow_path(name: str) -> None
     params = greedy(20, frequency_penalty=1.0, logprobs=0)
     slow = [tuple(zip(*plain_scored(model, ids, params), strict=True)) for ids in prompts]
     known = [[*ids, *tokens] for ids, (tokens, _) in zip(prompts, slow, strict=True)]
-    for options in ({}, {"max_num_batched_tokens": 9}, {"num_pages": 9, "max_num_batched_tokens": 16}):
+    for options in ({}, {"max_num_batched_tokens": 9}, {"num_pages": 12, "max_num_batched_tokens": 16}):
         for drafts, overlap in ((False, True), (True, False)):
             engine = engine_of(model, overlap=overlap, max_num_seqs=4, max_model_len=64, **options)
             if drafts:
-                always_draft(engine, Oracle(known, every=4), 3)
+                always_draft(engine, Oracle(known, every=5), 3)
             requests = [request_of(ids, params) for ids in prompts]
-            results = run(engine, requests)
+            results = run(engine, requests, preempting(engine) if "num_pages" in options else lambda step: None)
             for request, (tokens, logprobs) in zip(requests, slow, strict=True):
                 assert results.tokens[request] == [list(tokens)], (options, drafts, overlap)
                 assert results.logprobs[request][0] == pytest.approx(logprobs, abs=1e-4), (options, drafts, overlap)

@@ -14,7 +14,10 @@ from tiny_tokenizers import KINDS
 from torch import Tensor
 
 from llmasos.errors import InvalidInputError, UnsupportedError
+from llmasos.inference.build import build_engine
+from llmasos.inference.config import EngineConfig
 from llmasos.inference.request import SamplingParams
+from llmasos.inference.runner import Step
 from llmasos.inference.sampler import SamplingRow, uniform
 from llmasos.inference.speculate import (
     DraftModel,
@@ -26,6 +29,7 @@ from llmasos.inference.speculate import (
     verify,
 )
 from llmasos.models.attention import Varlen, layer_specs
+from llmasos.models.layers import FEW_TOKENS
 from llmasos.models.load import LoadedModel, load_model
 from llmasos.text import Tokenizer
 from tiny import write_tiny_model
@@ -201,6 +205,34 @@ def test_speculated_text_equals_plain_text(tiny, tmp_path: Path) -> None:
         assert text[: len(plain)] == plain
         if isinstance(proposer, DraftModel) and proposer.module is tiny.module:
             assert num_passes == 3  # its own drafts are all right
+
+
+@pytest.mark.parametrize("num", [2, 5, 9, FEW_TOKENS])
+def test_a_token_and_its_drafts_are_rounded_as_each_of_them_alone(tiny_model: Path, num: int) -> None:
+    """Else a draft that is right could still change the text, where two tokens are about as likely."""
+    model = load_model(tiny_model, device="cpu", dtype="bfloat16", quantization="int4")
+    runner = build_engine(model, EngineConfig.of(kv_cache_memory=1 << 20)).runner
+    ids = torch.randint(5, model.config.vocab_size, (70 + num,), generator=torch.Generator().manual_seed(num)).numpy()
+
+    def logits(start: int, end: int) -> torch.Tensor:
+        runner.forward(
+            Step(
+                tokens=ids[start:end],
+                positions=np.arange(start, end),
+                sequences=np.zeros(end - start, np.int32),
+                query_start=np.array([0, end - start], np.int32),
+                seq_lens=np.array([end], np.int32),
+                tables=[np.arange(1, 9, dtype=np.int32)[None]],
+                max_query=end - start,
+                max_seq_len=end,
+                rows=np.arange(end - start),
+            )
+        )
+        return runner._logits.clone()
+
+    logits(0, 70)
+    alone = torch.cat([logits(at, at + 1) for at in range(70, 70 + num)])
+    assert torch.equal(logits(70, 70 + num), alone)
 
 
 # when it pays

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from llmasos.inference.batch import Batch
 from llmasos.models.attention import AttentionSpec, alibi_bias, prefill
+from llmasos.models.layers import FEW_TOKENS
 
 Stored = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """Keys and values of a layer, head by head: [1, K, num_slots, D]; fp8 and int8 with scales [1, K, num_slots, 1]."""
@@ -112,7 +113,9 @@ class Plan:
         lows = np.maximum(lengths - new - window + 1, 0) if window else np.zeros_like(lengths)
         self.masks: dict[object, Tensor] = {}
         self.parts: list[Decodes | Chunk] = []
-        if invariant:
+        # a few tokens of one sequence are drafts, most often: each is read, bit for bit, as it would be without them
+        few = len(new) == 1 and 1 < new[0] <= FEW_TOKENS and new[0] < lengths[0]
+        if invariant or few:
             self.parts += self._plan_tokens(batch)
             return
         self.parts += self._plan_decodes(np.flatnonzero(new == 1), starts, lows, lengths)

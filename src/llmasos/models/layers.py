@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from llmasos.models.config import Activation, ModelConfig, RopeScaling
 
-FEW_TOKENS = 8
-"""Up to here a layer costs its kernel launches, not its arithmetic."""
+FEW_TOKENS = 16
+"""Up to here a layer costs its kernel launches, not its arithmetic; and a token and its drafts, if they are no more,
+are rounded as each of them alone (with low-bit weights), so that drafts don't change the text."""
 LENGTH_DEPENDENT = ("dynamic", "longrope")
 """Rotary scalings whose frequencies change with the length of a sequence."""
 

@@ -194,7 +194,8 @@ class Requests(RuleBasedStateMachine):
         budget=st.integers(0, 24),
         chunk=st.sampled_from([None, 3, 8]),
         prefix_reuse=st.sampled_from([True, True, True, False]),
-        drafting=st.sampled_from([0, 0, 1, 2, 3]),
+        drafting=st.sampled_from([0, 1, 2, 3]),
+        first=st.lists(st.tuples(st.integers(1, 14), st.integers(1, 20)), max_size=6),
     )
     def start(
         self,
@@ -205,6 +206,7 @@ class Requests(RuleBasedStateMachine):
         chunk: int | None,
         prefix_reuse: bool,
         drafting: int,
+        first: list[tuple[int, int]],
     ) -> None:
         groups = [Group(num_pages if not i else max(9, num_pages - 4 * i), w) for i, w in enumerate(windows)]
         self.scheduler = Scheduler(
@@ -217,6 +219,8 @@ class Requests(RuleBasedStateMachine):
         self.drafting = drafting
         self.sequences: list[Sequence] = []
         self.given: dict[Sequence, set[int]] = {}
+        for num_prompt, max_tokens in first:  # in every run, also where hypothesis leaves out the rule that adds more
+            self.add([], [1] * num_prompt, max_tokens, 1, 0, "", True, None)
 
     def new(self, prompt: list[int], num_prompt: int, max_tokens: int, **options: Any) -> Sequence:
         number = len(self.sequences)
@@ -355,7 +359,7 @@ class Requests(RuleBasedStateMachine):
 
 TestRequests = Requests.TestCase
 TestRequests.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
@@ -548,6 +552,33 @@ def test_drafts_stop_before_the_last_token_that_may_be_sampled() -> None:
     assert len(item.drafts) == 2
     scheduler.commit(item, [1, 1, 1])
     assert len(seq.token_ids) == 8 and not scheduler.schedule().items
+
+
+def test_drafts_get_what_decodes_leave_and_half_of_it_beside_a_prompt() -> None:
+    engine = make(max_num_batched_tokens=8)
+    scheduler, seqs = engine.scheduler, [request(0, 4, 20), request(1, 4, 20)]
+    for seq in seqs:
+        scheduler.add(seq)
+    for new, sizes in ((None, [6, 2]), (request(2, 9), [4, 1, 3])):
+        plan = scheduler.schedule()
+        commit(engine, plan)
+        if new:
+            scheduler.add(new)
+        for seq in seqs:
+            seq.drafts = [1] * 5
+        plan = scheduler.schedule()
+        assert [item.num_new for item in plan.items] == sizes
+        commit(engine, plan)
+
+
+def test_a_fork_of_all_that_is_computed_leaves_its_last_token_to_compute() -> None:
+    engine = make()
+    scheduler, parent = engine.scheduler, request(0, 6)
+    scheduler.add(parent)
+    scheduler.schedule()
+    child = Sequence(1, list(parent.token_ids), 6, 8)
+    assert scheduler.fork(parent, child) and child.num_computed == 5
+    assert (1, 5, 1) in shape(scheduler.schedule())
 
 
 def test_forced_tokens_are_computed_in_one_go() -> None:

@@ -3,7 +3,7 @@
     python bench/gpu_serving.py                        # all, one JSON line each
     python bench/gpu_serving.py latency-A prefix       # some
     python bench/gpu_serving.py --tiny                 # the same code on small shapes, also on a CPU
-    python bench/gpu_serving.py tp-B                   # two GPUs against one
+    python bench/gpu_serving.py tp-B; python bench/gpu_serving.py tp-equal   # two GPUs against one
 
 Models: A = Qwen3-0.6B's shape, B = Llama-3.1-8B's. vLLM's figures were measured once with these workloads, lengths and
 seeds, at its defaults (torch 2.11, CUDA graphs, FlashAttention 3, asynchronous scheduling); it can't be installed beside
@@ -233,8 +233,7 @@ class Bench:
         print(json.dumps(row | ({} if self.tiny else {"vllm": VLLM[f"start-{model}"]})), flush=True)
 
     def parallel(self) -> None:
-        """One request on two GPUs against one: decode tokens per second; and whether a small model in float32, where
-        the order of a sum hardly ever matters, writes the same greedy text on both."""
+        """One request on two GPUs against one: decode tokens per second."""
         rates = {}
         for size in (1, 2):
             runs = []
@@ -245,6 +244,9 @@ class Bench:
         one, two = (statistics.median(r) for r in rates.values())
         row = {"workload": "tp-B", "model": "B", "unit": "decode tok/s", "tp1": one, "tp2": two}
         print(json.dumps({**row, "ratio": round(two / one, 3), "runs": list(rates.values())}), flush=True)
+
+    def equal(self) -> None:
+        """Greedy text on two GPUs and on one, of a small model in float32, where the order of a sum hardly matters."""
         small = self.uniform("equal", 8, 200, 64, 0)
         work = Workload([[t % 10000 for t in p] for p in small.prompts], small.max_tokens)
         tokens = [
@@ -268,12 +270,13 @@ class Bench:
         yield "sweep", self.sweep
         yield "throughput-B", self.throughput
         yield "tp-B", self.parallel
+        yield "tp-equal", self.equal
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "names", nargs="*", help="workloads; none: all but start-B (a process of its own) and tp-B (two GPUs)"
+        "names", nargs="*", help="workloads; none: all but start-B (a process of its own), tp-B and tp-equal (two GPUs)"
     )
     parser.add_argument("--tiny", action="store_true", help="small shapes")
     parser.add_argument("--repeat", type=int, default=3)
@@ -283,7 +286,7 @@ def main() -> None:
     options = {name: json.loads(value) for name, value in (o.split("=", 1) for o in args.option)}
     bench = Bench(tiny=args.tiny, repeat=args.repeat, device=args.device, options=options)
     for name, measure in bench.all():
-        if name in args.names or (not args.names and name not in ("start-B", "tp-B")):
+        if name in args.names or (not args.names and name not in ("start-B", "tp-B", "tp-equal")):
             measure()
     bench.close()
 

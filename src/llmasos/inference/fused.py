@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmasos.inference.batch import Batch
+from llmasos.inference.kernels.allreduce import sum_add_rms_norm
 from llmasos.inference.kernels.fused import KVTarget, add_rms_norm, gated_activation, rope_write
 from llmasos.inference.kernels.linear import invariant_linear, is_skinny, skinny_linear
 from llmasos.models.layers import LENGTH_DEPENDENT, Norm
 from llmasos.models.lora import LoraLinear
-from llmasos.models.parallel import RowParallel, VocabParallelHead
+from llmasos.models.parallel import WINDOW_ROWS, RowParallel, VocabParallelHead, Windows
 
 if TYPE_CHECKING:
     from llmasos.models.config import Activation, ModelConfig
@@ -49,11 +50,15 @@ class PagesOfLayers(Protocol):
 
 @dataclass
 class _Stream:
-    """The residual stream, [T, D], and what is still to be added to it (normalised by `post` first, where given)."""
+    """The residual stream, [T, D], and what is still to be added to it (normalised by `post` first, where given): a
+    tensor, or this process's part of a sum over all, in the window of that number."""
 
     residual: Tensor
     pending: Tensor | None = None
     post: Norm | None = None
+    window: int | None = None
+    num_windows: int = 0
+    """Sums through windows so far; the two windows take turns."""
 
 
 class FusedDecoder:
@@ -73,6 +78,7 @@ class FusedDecoder:
         self._embedding_scale = float(torch.tensor(config.embedding_scale, dtype=decoder.dtype))
         ropes = (decoder.ropes[config.is_sliding(layer)] for layer in range(config.num_layers))
         self._tables = [rope.whole(device, dtype) for rope in ropes]
+        self._windows = _windows(decoder) if device.type == "cuda" and not invariant else None
 
     @staticmethod
     def supports(config: ModelConfig) -> bool:
@@ -122,7 +128,7 @@ class FusedDecoder:
         if not self._skinny(module, stream.residual.shape[0]):
             wide = self._linear(module, self._normed(stream, norm))
             return wide if activation is None else gated_activation(wide, activation, pdl=self.pdl)
-        inside = stream.pending is None
+        inside = stream.pending is None and stream.window is None
         x = stream.residual if inside else self._normed(stream, norm)
         return skinny_linear(
             x, module.weight, module.bias, norm=norm if inside else None, activation=activation, pdl=self.pdl
@@ -134,11 +140,19 @@ class FusedDecoder:
         scale = self.decoder.config.residual_scale
         if post is None and self._skinny(module, x.shape[0]):
             skinny_linear(x, module.weight, module.bias, residual=stream.residual, scale=scale, pdl=self.pdl)
+        elif isinstance(module, RowParallel) and self._windows is not None and post is None and len(x) <= WINDOW_ROWS:
+            stream.window = stream.num_windows % 2
+            stream.num_windows += 1
+            self._product(cast(nn.Linear, module.base), x, out=self._windows.parts[stream.window][: len(x)])
         else:
             stream.pending, stream.post = self._linear(module, x), post
 
     def _normed(self, stream: _Stream, norm: Norm) -> Tensor:
         scale = self.decoder.config.residual_scale
+        if stream.window is not None:
+            assert self._windows is not None
+            which, stream.window = stream.window, None
+            return sum_add_rms_norm(self._windows, which, stream.residual, norm, scale=scale, pdl=self.pdl)
         out = add_rms_norm(stream.pending, stream.residual, norm, post=stream.post, scale=scale, pdl=self.pdl)
         stream.pending = stream.post = None
         return out
@@ -178,10 +192,24 @@ class FusedDecoder:
             return module.join(self._linear(module.base, x))
         if type(module) is not nn.Linear:
             return module(x)
+        if self.invariant:
+            return invariant_linear(x, module.weight, module.bias)
+        return self._product(module, x)
+
+    def _product(self, module: nn.Linear, x: Tensor, out: Tensor | None = None) -> Tensor:
         if self._skinny(module, x.shape[0]):
-            return skinny_linear(x, module.weight, module.bias, pdl=self.pdl)
-        product = invariant_linear if self.invariant else F.linear
-        return product(x, module.weight, module.bias)
+            return skinny_linear(x, module.weight, module.bias, out=out, pdl=self.pdl)
+        if out is None:
+            return F.linear(x, module.weight, module.bias)
+        if module.bias is None:
+            return torch.mm(x, module.weight.t(), out=out)
+        return torch.addmm(module.bias, x, module.weight.t(), out=out)
+
+
+def _windows(decoder: Decoder) -> Windows | None:
+    """Where a tensor-parallel decoder's sums of few tokens meet."""
+    group = next((m.group for m in decoder.modules() if isinstance(m, RowParallel)), None)
+    return None if group is None else group.windows(decoder.config.hidden_size, decoder.dtype)
 
 
 def _bare(module: nn.Linear) -> nn.Linear:

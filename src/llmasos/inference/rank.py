@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -171,6 +172,12 @@ class Rank:
     def apply(self, work: Callable[[LoadedModel], T]) -> T:
         """A pass of another kind."""
         return work(self.model)
+
+    def close(self) -> None:
+        """Let go of pages and graphs: a group can't be left while a graph holds its sums."""
+        if hasattr(self, "runner"):
+            self.runner.release_pages()
+            gc.collect()
 
     def sleep(self) -> int:
         """Give back the memory of weights, pages and graphs; the weights stay on the CPU. Returns the bytes."""

@@ -216,6 +216,7 @@ class Workers:
             with suppress(LLMasOSError, OSError):
                 self._send(False, "", ())
         if self._group is not None:
+            _close(getattr(self, "local", None))
             self._group.close()
         deadline = time.monotonic() + (GRACE_S if orderly else 0.0)
         for process in self._processes:
@@ -335,6 +336,12 @@ def _device(kind: str, rank: int) -> torch.device:
 # a worker's side
 
 
+def _close(target: Any) -> None:
+    """Let an object go of what holds the group (CUDA graphs with sums in them), where it has something to close."""
+    if hasattr(target, "close"):
+        target.close()
+
+
 def _worker(rank: int, size: int, device: str, meeting: Path, memory: str, pipe: Connection, factory: Factory) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches rank 0, which ends its workers
     threading.Thread(target=_end_with_parent, name="llmasos-parent", daemon=True).start()
@@ -349,6 +356,7 @@ def _worker(rank: int, size: int, device: str, meeting: Path, memory: str, pipe:
         target = factory(group)
         pipe.send(("result", None))
         _serve(target, ring, rank - 1, pipe)
+        _close(target)
         group.close()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # rank 0 is gone

@@ -37,8 +37,6 @@ from llmasos.models.attention import AttentionSpec
 TILING = Tiling(block_m=16, block_n=64, warps=4, stages=3)
 MAX_ROWS = 128
 """Most queries × heads of a key head that one tile holds."""
-SHORTEST_PIECE = 256
-"""Keys; a shorter piece takes less time than joining it."""
 JOIN_NUMBERS = 4096
 """How many numbers of pieces are joined at once."""
 
@@ -62,6 +60,11 @@ class Workspace:
 def num_pieces(num_sequences: int, num_kv_heads: int, device: torch.device) -> int:
     """Into how many pieces the keys of all sequences are cut, beside one more per sequence at most."""
     return max(num_sequences, triton.cdiv(2 * num_processors(device), num_kv_heads))
+
+
+def shortest_piece(num_sequences: int) -> int:
+    """Keys; a shorter piece takes less time than joining it. Measured on an H200 (bench/gpu_attention.py)."""
+    return 64 if num_sequences == 1 else 512 if 4 < num_sequences <= 16 else 256
 
 
 def new_workspace(
@@ -261,7 +264,7 @@ def paged_decode(
     prefixes: Prefixes | None = None,
     out: Tensor | None = None,
     splits: int | None = None,
-    shortest: int = SHORTEST_PIECE,
+    shortest: int | None = None,
     tiling: Tiling = TILING,
 ) -> Tensor:
     """Attention of the last queries of each sequence to all of its keys: causal, softmax in float32.
@@ -270,7 +273,8 @@ def paged_decode(
     (0: nothing is read and the row is left as it is). Query b is sequence b's only one, or with query_start [B + 1]
     int32 it has up to `max_query` (max_query · H / K at most 128). Scales [num_slots, K] float32 for fp8 and int8
     storage; slopes [H] float32, times spec.alibi_scale; sinks [H] float32, logits that only take weight away.
-    `splits`: about how many pieces the keys of the whole batch make per key head, none shorter than `shortest` keys.
+    `splits`: about how many pieces the keys of the whole batch make per key head, none shorter than `shortest` keys
+    (None: as measured).
     Returns `out` [T, H, D]. Raises ValueError for what the kernel does not compute.
     """
     check_layout(q, keys, values, table, spec)
@@ -281,6 +285,7 @@ def paged_decode(
         raise ValueError(f"decode is causal, with at most {MAX_ROWS} query heads per key head ({num_rows} given)")
     if (max_query > 1) != (query_start is not None):
         raise ValueError("several queries of a sequence need query_start; without it there is one of each")
+    shortest = shortest or shortest_piece(num_sequences)
     splits = splits or num_pieces(num_sequences, num_kv_heads, q.device)
     room, pieces = workspace.acc.shape, num_sequences + splits
     if pieces > room[0] or num_rows > room[2] or num_sequences > workspace.done.shape[0] or head_dim != room[3]:

@@ -186,18 +186,21 @@ def skinny_linear(
     activation: Activation | None = None,
     residual: Tensor | None = None,
     scale: float = 1.0,
+    out: Tensor | None = None,
     pdl: bool = False,
     tiling: Tiling | None = None,
 ) -> Tensor:
     """x [M ≤ 16, K] times weight [N, K]: [M, N], products summed in float32.
 
     norm: an RMSNorm that x passes first. activation: weight holds gate over up, the result is activation(gate) · up,
-    [M, N / 2]. residual [M, N]: the result times scale is added to it in place and the sum returned."""
+    [M, N / 2]. residual [M, N]: the result times scale is added to it in place and the sum returned. out: where the
+    result goes."""
     num_tokens, width = x.shape
     outputs = weight.shape[0] // (2 if activation else 1)
     cut = tiling or tiling_for(num_tokens, weight.shape[0], width, gated=activation is not None)
     tokens = triton.next_power_of_2(num_tokens)
-    out = x.new_empty(num_tokens, outputs) if residual is None else residual
+    if out is None:
+        out = x.new_empty(num_tokens, outputs) if residual is None else residual
     kernel = _dot if cut.dot else _multiply_add
     kernel[(triton.cdiv(outputs, cut.rows),)](
         x, weight, x if bias is None else bias, x if norm is None else norm.weight, out, out,

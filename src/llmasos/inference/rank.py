@@ -119,7 +119,7 @@ class Rank:
         runner = self._runner([num_pages] * len(sizes.windows))
         rows = [SamplingRow(SamplingParams(top_p=0.9, repetition_penalty=1.1, seed=0), (1,))] * sizes.max_num_seqs
         batch = make_batch(rows, [0] * sizes.max_num_seqs)
-        with compiling() as can:
+        with compiling() as can, runner.one_layer_of_each_kind():
             if can:
                 _try_shapes(runner, sizes, batch)
         torch.cuda.synchronize(device)
@@ -130,7 +130,7 @@ class Rank:
         activations = torch.cuda.max_memory_allocated(device) - held
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved(device)
-        runner.capture()
+        runner.capture(sizes.max_num_seqs)  # the others need no more
         graphs = max(0, torch.cuda.memory_reserved(device) - before)
         del runner
         torch.cuda.empty_cache()
@@ -158,10 +158,10 @@ class Rank:
         )
 
     def start(self, num_pages: list[int]) -> None:
-        """Take the memory of the pages; capture graphs."""
+        """Take the memory of the pages; capture the graph of a single request."""
         self.runner = self._runner(num_pages)
         self._num_pages = num_pages
-        self.runner.capture()
+        self.runner.capture(1)
 
     def forward(self, step: Step) -> list[ScoredLogprobs]:
         return self.runner.forward(step)
@@ -191,7 +191,7 @@ class Rank:
         """Bring the weights back; the pages begin empty."""
         wake(self.model.module)
         self.runner.renew_pages()
-        self.runner.capture()
+        self.runner.capture(1)
 
 
 def _make_invariant(model: LoadedModel) -> None:

@@ -8,14 +8,15 @@ stay in a pool on the device, one row per running sequence, so that it can be la
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmasos.inference.batch import Batch, SharedPrefix
 from llmasos.inference.pages import Pages
@@ -242,10 +243,22 @@ class Runner:
 
     # graphs
 
-    def capture(self) -> None:
-        """Capture the largest graph and the smallest; the others, which need no more memory, when they first run."""
+    def capture(self, size: int) -> None:
+        """Capture the graph of `size` decodes now; others are captured when they first run."""
         if self._graphs is not None:
-            self._graphs.capture()
+            self._graphs.capture(size)
+
+    @contextmanager
+    def one_layer_of_each_kind(self) -> Iterator[None]:
+        """Passes inside run one layer of each page group: all kernels, in a fraction of the time."""
+        layers = self.decoder.layers
+        if self._fused is not None:
+            firsts = [self.pages.layer_group.index(group) for group in range(len(self.pages.groups))]
+            self.decoder.layers = nn.ModuleList(layers[i] for i in sorted(firsts))
+        try:
+            yield
+        finally:
+            self.decoder.layers = layers
 
     def release_pages(self) -> int:
         """Give back the memory of pages and graphs; returns the pages' bytes."""
@@ -368,9 +381,8 @@ class _Graphs:
             self.graphs[key] = _Graph(self, *key)
         return self.graphs[key]
 
-    def capture(self) -> None:
-        for size in (self.sizes[-1], 1):
-            self._graph(size, self._columns(1), False, False)
+    def capture(self, size: int) -> None:
+        self._graph(next((n for n in self.sizes if n >= size), self.sizes[-1]), self._columns(1), False, False)
 
 
 class _Graph:

@@ -30,7 +30,7 @@ from llmasos.models.decoder import Decoder
 from llmasos.models.families import config_from_hf, config_to_hf, family_of
 from llmasos.models.families.gguf import GGUF_IGNORED, config_from_gguf, gguf_join, gguf_weights
 from llmasos.models.families.mapping import source_of, spellings, to_hf
-from llmasos.models.lowbit import FOUR_BIT, BlockEmbedding, Blocks, Int4Linear, Int8Linear
+from llmasos.models.lowbit import FOUR_BIT, BlockEmbedding, Blocks, Int4Linear, Int8Linear, PackedLinear
 from llmasos.models.parallel import Group, RowParallel, Shard, parallelize, shard_config
 from llmasos.models.weights import Upload, fill_with_noise, is_tied, own_part, tie
 from llmasos.settings import settings
@@ -68,7 +68,7 @@ class LoadedModel:
         Raises UnsupportedError for a model whose weights are low-bit in memory (load it with quantization="none"), and
         for one born from GGUF that its Hugging Face class can't express."""
         folder = Path(folder)
-        if any(isinstance(m, (Int4Linear, Int8Linear, BlockEmbedding)) for m in self.module.modules()):
+        if any(isinstance(m, (Int4Linear, Int8Linear, PackedLinear, BlockEmbedding)) for m in self.module.modules()):
             raise UnsupportedError(
                 "This model's weights are low-bit in memory and can't be saved at full precision.",
                 hint='Load it with quantization="none" first.',
@@ -471,6 +471,8 @@ class _Filler:
         self._check_shape(names, weight.shape, linear.weight.shape)
         if self.round_to == "int4" and fits:
             return Int4Linear([round_q4(weight)], bias)
+        if name == "head" and PackedLinear.fits(linear.in_features, self.dtype):
+            return PackedLinear(weight, bias)
         return Int8Linear(weight, bias)
 
     def _blocks(self, name: str) -> Blocks:

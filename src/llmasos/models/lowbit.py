@@ -106,6 +106,37 @@ class Int8Linear(nn.Module):
         return out if self.bias is None else out + self.bias
 
 
+class PackedLinear(nn.Module):
+    """y = x Wᵀ + b with W in bfloat16 as oneDNN lays it out: twice the memory of int8, nothing more to round, as fast
+    for one token and several times as fast for a few. Narrow enough that a sum is made in one go, so a row of the
+    result does not depend on how many there are."""
+
+    WIDEST = 1024
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.bfloat16(), None)
+        self.bias = bias if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    @classmethod
+    def fits(cls, in_features: int, dtype: torch.dtype) -> bool:
+        return in_features <= cls.WIDEST and dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()
+
+    @property
+    def nbytes(self) -> int:
+        return 2 * self.out_features * self.in_features
+
+    def dequantize(self, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """The weight, [N, K]."""
+        return self._packed.to_dense().to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [T, K] -> [T, N]."""
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x.bfloat16(), self._packed, self.bias, "none", [], "")
+        return out.to(x.dtype)
+
+
 class BlockEmbedding(nn.Module):
     """Token embeddings decoded from GGML blocks row by row: a table of any size costs no memory of its own."""
 

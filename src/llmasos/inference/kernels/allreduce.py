@@ -28,20 +28,25 @@ def _sum_add_norm(
     cols = tl.arange(0, BLOCK)
     inside = cols < D
     dtype: tl.constexpr = out.dtype.element_ty
+    at = row.to(tl.int64) * D + cols
     if PDL:
         gdc_launch_dependents()
+    # all that the kernel just before does not write is read while that one ends
     w = tl.load(weight + cols, mask=inside, other=0.0).to(tl.float32)
+    count = tl.load(counts + row) + 1
+    heard = tl.load(flags + rank).to(tl.pointer_type(tl.int32)) + row * W
+    value = tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
     if PDL:
         gdc_wait()
-    count = tl.load(counts + row) + 1
     for r in tl.static_range(W):
-        told = tl.load(flags + r).to(tl.pointer_type(tl.int32)) + row * W + rank
-        tl.atomic_xchg(told, count, sem="release", scope="sys")
-    heard = tl.load(flags + rank).to(tl.pointer_type(tl.int32)) + row * W
+        if r != rank:
+            told = tl.load(flags + r).to(tl.pointer_type(tl.int32)) + row * W + rank
+            tl.atomic_add(told, 1, sem="release", scope="sys")  # nobody waits for its answer
     for r in tl.static_range(W):
-        seen = tl.atomic_add(heard + r, 0, sem="acquire", scope="sys")
-        while seen < count:
+        if r != rank:
             seen = tl.atomic_add(heard + r, 0, sem="acquire", scope="sys")
+            while seen < count:
+                seen = tl.atomic_add(heard + r, 0, sem="acquire", scope="sys")
     total = tl.zeros([BLOCK], tl.float32)
     for r in tl.static_range(W):
         part = tl.load(buffers + r).to(tl.pointer_type(dtype)) + row * D
@@ -50,8 +55,6 @@ def _sum_add_norm(
     delta = total.to(dtype).to(tl.float32)
     if SCALED:
         delta = (delta * scale).to(dtype).to(tl.float32)
-    at = row.to(tl.int64) * D + cols
-    value = tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
     value = (value + delta).to(dtype).to(tl.float32)
     tl.store(residual + at, value.to(dtype), mask=inside)
     value = normed(value, tl.rsqrt(tl.sum(value * value) / D + eps), w, KIND, dtype)

@@ -196,11 +196,15 @@ class Bench:
         )
 
     def speculation(self) -> None:
-        """Greedy decoding with prompt lookup over decoding without: a text that is copied, and one that is not."""
-        quote = f"Repeat this code exactly, change nothing:\n```python\n{COPIED}```"
-        plain = "Write a story about a lighthouse keeper who finds an old letter."
-        for name, text, goal in (("copied", quote, 1.5), ("not copied", plain, 0.97)):
-            self.speculate(name, self.chat(text), goal)
+        """Greedy decoding with prompt lookup over decoding without: a text that is copied word for word, one that the
+        model edits as it copies, and one that is new."""
+        tokenizer = self.model.tokenizer
+        assert tokenizer is not None
+        copied = tuple(tokenizer.encode(3 * COPIED, add_special_tokens=False))
+        edited = self.chat(f"Repeat this code exactly, change nothing:\n```python\n{COPIED}```")
+        new = self.chat("Write a story about a lighthouse keeper who finds an old letter.")
+        for name, prompt, goal in (("copied", copied, 1.5), ("edited", edited, 1.0), ("new", new, 0.97)):
+            self.speculate(name, prompt, goal)
 
     def speculate(self, name: str, prompt: tuple[int, ...], goal: float) -> None:
         engines = [self.engine(), self.engine(speculative=SpeculativeConfig())]

@@ -30,7 +30,7 @@ from llmasos.models.config import ModelConfig
 from llmasos.models.families import config_from_hf
 from llmasos.models.families.gguf import config_from_gguf, known_gguf_architectures
 from llmasos.models.load import LoadedModel, hf_state, load_model, read_config
-from llmasos.models.lowbit import MANY_TOKENS, BlockEmbedding, Int4Linear, Int8Linear
+from llmasos.models.lowbit import MANY_TOKENS, BlockEmbedding, Int4Linear, Int8Linear, PackedLinear
 
 Type = gguf.GGMLQuantizationType
 Keys = dict[str, Any]
@@ -513,8 +513,10 @@ LOW_BIT_LOGITS = 0.03
 def check_low_bit_layers(low: LoadedModel, full: LoadedModel, four_bit: bool) -> None:
     """Each layer holds the weight up to its own rounding, and multiplies by what it holds, for few tokens and many."""
     kind = Int4Linear if four_bit else Int8Linear
-    modules = {name: m for name, m in low.module.named_modules() if isinstance(m, Int4Linear | Int8Linear)}
-    assert {type(m) for m in modules.values()} == {kind}
+    low_bit = Int4Linear | Int8Linear | PackedLinear
+    modules = {name: m for name, m in low.module.named_modules() if isinstance(m, low_bit)}
+    heads = {"head": PackedLinear} if kind is Int8Linear else {}
+    assert all(type(m) is heads.get(name, kind) for name, m in modules.items())
     assert set(modules) == {n for n, m in full.module.named_modules() if isinstance(m, torch.nn.Linear)}
     for name, module in modules.items():
         weight = full.module.get_submodule(name).weight

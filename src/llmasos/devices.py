@@ -36,7 +36,9 @@ def pick_device(wanted: str | torch.device = "auto") -> torch.device:
         raise DeviceError(
             f"device={wanted!r} is not available here.", hint="See `llmasos doctor`, or use device='cpu'."
         )
-    if device.index is not None and device.type == "cuda" and device.index >= torch.cuda.device_count():
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", 0)
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
         raise DeviceError(f"device={wanted!r}: this machine has {torch.cuda.device_count()} GPU(s), counted from 0.")
     return device
 

@@ -198,6 +198,7 @@ def test_a_row_gives_the_same_bits_alone_and_in_any_batch(device: torch.device) 
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_nothing_waits_for_the_gpu() -> None:
     device = torch.device("cuda")
     rows = [*mixed_rows(), SamplingRow(SamplingParams(logprobs=3, top_p=0.9, seed=1), [])]
@@ -207,8 +208,8 @@ def test_nothing_waits_for_the_gpu() -> None:
     words[1, :40] = 7
     batch, sampler = make_batch(rows, [1] * len(rows), words), Sampler(device)
     expected = sampler.sample(logits, batch, pending).tokens
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         found = sampler.sample(logits, batch, pending).tokens
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -2,9 +2,9 @@
 
 A kernel's result may depend on the number of rows it is given: matrix products choose another algorithm for few rows,
 and vectorised functions (silu, tanh, cos) compute the last elements of what a thread gets by other means. So rows are
-computed in calls whose shape never changes. PyTorch's low-bit kernels treat every row alike (and `PackedLinear` is narrow enough to); only their switch to
-another path for many tokens is taken away. Attention is `Pages(batch_invariant=True)`. Equality holds for one number of
-threads on one machine.
+computed in calls whose shape never changes. PyTorch's low-bit kernels treat every row alike, and so do packed heads,
+which are narrow; only the switch to another path for many tokens is taken away. Attention is
+`Pages(batch_invariant=True)`. Equality holds for one number of threads on one machine.
 """
 
 from __future__ import annotations

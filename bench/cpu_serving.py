@@ -30,11 +30,12 @@ import torch
 from common import MODEL, model_file, report
 from llmasos.inference.build import build_engine
 from llmasos.inference.config import EngineConfig
-from llmasos.inference.engine import Engine, Request
+from llmasos.inference.engine import Engine
 from llmasos.inference.llm import LLM
 from llmasos.inference.pages import Pages
 from llmasos.inference.request import SamplingParams, StructuredOutput
 from llmasos.inference.speculate import SpeculativeConfig
+from llmasos.inference.state import Request
 from llmasos.models.load import LoadedModel, load_model
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"

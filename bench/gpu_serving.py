@@ -5,9 +5,10 @@
     python bench/gpu_serving.py --tiny                 # the same code on small shapes, also on a CPU
     python bench/gpu_serving.py tp-B; python bench/gpu_serving.py tp-equal   # two GPUs against one
 
-Models: A = Qwen3-0.6B's shape, B = Llama-3.1-8B's. vLLM's figures were measured once with these workloads, lengths and
-seeds, at its defaults (torch 2.11, CUDA graphs, FlashAttention 3, asynchronous scheduling); it can't be installed beside
-us on that machine, so they are constants here. Every figure is the median of `--repeat` runs after one to warm up.
+Models: A = Qwen3-0.6B's shape, B = Llama-3.1-8B's. vLLM's figures were measured once with these workloads, lengths
+and seeds, at its defaults (torch 2.11, CUDA graphs, FlashAttention 3, asynchronous scheduling); it can't be installed
+beside us on that machine, so they are constants here. Every figure is the median of `--repeat` runs after one to warm
+up.
 """
 
 from __future__ import annotations
@@ -26,29 +27,61 @@ from typing import Any
 
 STARTED = time.time()
 SHAPES: dict[str, dict[str, Any]] = {
-    "A": dict(
-        architectures=["Qwen3ForCausalLM"], model_type="qwen3", hidden_size=1024, intermediate_size=3072,
-        num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8, head_dim=128, vocab_size=151936,
-        max_position_embeddings=40960, rope_theta=1000000.0, rms_norm_eps=1e-6, tie_word_embeddings=True,
-        hidden_act="silu", attention_bias=False, initializer_range=0.02,
-    ),
-    "B": dict(
-        architectures=["LlamaForCausalLM"], model_type="llama", hidden_size=4096, intermediate_size=14336,
-        num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, head_dim=128, vocab_size=128256,
-        max_position_embeddings=131072, rope_theta=500000.0, rms_norm_eps=1e-5, tie_word_embeddings=False,
-        hidden_act="silu", attention_bias=False, initializer_range=0.02,
-    ),
-    "small": dict(
-        architectures=["LlamaForCausalLM"], model_type="llama", hidden_size=512, intermediate_size=1536,
-        num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4, head_dim=64, vocab_size=32000,
-        max_position_embeddings=2048, rope_theta=500000.0, rms_norm_eps=1e-5, tie_word_embeddings=False,
-        hidden_act="silu", attention_bias=False, initializer_range=0.05,
-    ),
-}  # fmt: skip
-TINY = dict(
-    hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    head_dim=16, vocab_size=12000,
-)  # fmt: skip
+    "A": {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "max_position_embeddings": 40960,
+        "rope_theta": 1000000.0,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+    },
+    "B": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+        "rope_theta": 500000.0,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+    },
+    "small": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 512,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "vocab_size": 32000,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.05,
+    },
+}
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 12000,
+}
 MAX_MODEL_LEN = {"A": 4096, "B": 8448, "small": 1024}
 VLLM = {
     "latency-A": 608, "latency-B": 203.5, "list-A": 22925, "throughput-B": 10142, "prefill-8192": 37984,
@@ -119,8 +152,8 @@ class Bench:
 
     def texts(self, engine: Any, work: Workload) -> tuple[list[list[int]], float]:
         """New tokens of each request, and when the last one to begin began."""
-        from llmasos.inference.engine import Request
         from llmasos.inference.request import SamplingParams
+        from llmasos.inference.state import Request
 
         tokens: dict[Any, list[int]] = {}
         first = 0.0
@@ -155,7 +188,7 @@ class Bench:
         stats = next(iter(self._built.values())).stats
         print(json.dumps({**row, **more, "preemptions": stats.num_preemptions}), flush=True)
 
-    # workloads: token ids depend on `rep`, so that no repetition is answered from the cache (the shared prefix excepted)
+    # workloads: token ids depend on `rep`, so that no repetition is answered from the cache, the shared prefix excepted
 
     def tokens(self, name: str, rep: Any, num: int) -> list[int]:
         draw = random.Random(f"{name}/{rep}")

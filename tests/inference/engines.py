@@ -9,10 +9,11 @@ from typing import Any
 from llmasos.errors import LLMasOSError
 from llmasos.inference.build import build_engine
 from llmasos.inference.config import EngineConfig
-from llmasos.inference.engine import Engine, Output, Request
+from llmasos.inference.engine import Engine
 from llmasos.inference.pages import Pages, page_groups
 from llmasos.inference.request import FinishReason, SamplingParams
 from llmasos.inference.speculate import Wanted
+from llmasos.inference.state import Output, Request
 from llmasos.models.config import ModelConfig
 from llmasos.models.load import LoadedModel
 from paged_world import decoder_of

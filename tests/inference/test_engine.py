@@ -32,11 +32,12 @@ from transformers import (
 )
 
 from llmasos.errors import InsufficientMemoryError, InvalidInputError, ServerError
-from llmasos.inference.engine import SMALLEST_CHUNK, Engine, Request
+from llmasos.inference.engine import SMALLEST_CHUNK, Engine
 from llmasos.inference.llm import LLM
 from llmasos.inference.request import SamplingParams, StructuredOutput
 from llmasos.inference.scheduler import Plan
 from llmasos.inference.speculate import NGramProposer, SpeculativeConfig, Speculator
+from llmasos.inference.state import Request
 from llmasos.models.config import ModelConfig
 from llmasos.models.families import config_from_hf
 from llmasos.models.load import LoadedModel

@@ -63,7 +63,7 @@ def test_prompt_lookup_finds_what_a_scan_finds_however_the_text_grew(tokens, cut
 def test_sequences_have_indexes_of_their_own_until_forgotten() -> None:
     proposer = NGramProposer(2, 2)
     wanted = [Wanted(1, [1, 2, 3, 1, 2], 1), Wanted(2, [1, 2, 4, 1, 2], 2), Wanted(3, [5, 6], 2)]
-    assert [d for d in proposer.propose(wanted)] == [[3], [4, 1], []]
+    assert proposer.propose(wanted) == [[3], [4, 1], []]
     proposer.forget(1)
     proposer.forget(9)
     assert proposer.propose([Wanted(1, [7, 8, 9, 7, 8], 1)])[0] == [9]

@@ -61,7 +61,7 @@ class FakeLLM:
 
     @property
     def stats(self):
-        from llmasos.inference.engine import EngineStats
+        from llmasos.inference.state import EngineStats
 
         return EngineStats(num_running=self.num_running, num_generated_tokens=self.num_tokens)
 

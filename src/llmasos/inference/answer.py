@@ -15,8 +15,8 @@ from llmasos.inference.stopping import StopStrings
 
 if TYPE_CHECKING:
     from llmasos.inference.beam import Beam
-    from llmasos.inference.engine import Output, RawLogprob, Request, RequestState
     from llmasos.inference.loop import EngineLoop
+    from llmasos.inference.state import Output, RawLogprob, Request, RequestState
     from llmasos.text import StreamDecoder, Tokenizer
 
 UNREAD_TOKENS = 256

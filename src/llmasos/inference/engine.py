@@ -10,21 +10,22 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from llmasos.errors import BusyError, InsufficientMemoryError, InvalidInputError, LLMasOSError, ServerError
-from llmasos.inference.beam import Beam, BeamSearch
+from llmasos.inference.beam import BeamSearch
 from llmasos.inference.constrain import num_words
 from llmasos.inference.packing import Ints, Packed, Packer
-from llmasos.inference.request import FinishReason, RequestMetrics, SamplingParams
+from llmasos.inference.request import FinishReason, SamplingParams
 from llmasos.inference.sampler import SamplingBatch, SamplingRow, make_batch
 from llmasos.inference.scheduler import Item, Plan, Scheduler, Sequence
 from llmasos.inference.speculate import verify
+from llmasos.inference.state import CompletionState, EngineStats, Output, RawLogprob, Request, RequestState
 from llmasos.models.layers import LENGTH_DEPENDENT, stretched_from
 
 if TYPE_CHECKING:
@@ -42,113 +43,6 @@ SMALLEST_CHUNK = 64
 """Tokens of a pass below which it is not made smaller for want of memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class RawLogprob:
-    """Log-probability of a token and the most likely alternatives, by id."""
-
-    token_id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(eq=False, slots=True)
-class Request:
-    """What is asked of the engine. `max_tokens` is resolved against the context."""
-
-    prompt: tuple[int, ...]
-    params: SamplingParams
-    max_tokens: int
-    priority: int = 0
-    """Smaller is sooner."""
-    adapter: str | None = None
-    cache_salt: Hashable = None
-    """Requests with different salts share no cached prefixes."""
-    score_from: int | None = None
-    """Return the log-probabilities of the prompt's tokens from this position (at least 1) on."""
-    arrival: float = field(default_factory=time.perf_counter)
-
-
-@dataclass(slots=True)
-class Output:
-    """What one step made of one completion."""
-
-    state: RequestState
-    index: int
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[RawLogprob] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    stop_reason: int | None = None
-    end_token: bool = False
-    """The last token is an end token: it adds no text."""
-    last: bool = False
-    """The request's last output."""
-    error: LLMasOSError | None = None
-    beams: list[Beam] | None = None
-    """The hypotheses of a beam search, best first; with its last output."""
-
-    @property
-    def request(self) -> Request:
-        return self.state.request
-
-
-@dataclass(eq=False, slots=True)
-class RequestState:
-    """A request on its way. Times are seconds of `time.perf_counter`, 0 for what has not happened."""
-
-    request: Request
-    completions: list[_Completion] = field(default_factory=list)
-    num_left: int = 1
-    """Completions that are not finished."""
-    adapter_key: int | None = None
-    """What no other adapter's content has had."""
-    beams: BeamSearch | None = None
-    beam_rows: dict[_Completion, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """Continuations of those hypotheses that have theirs; the others are still being computed."""
-    prompt_logprobs: dict[int, tuple[RawLogprob, bool]] = field(default_factory=dict)
-    """By position: the prompt token's log-probability, and whether it was the first choice."""
-    first_scheduled: float = 0.0
-    first_token: float = 0.0
-    last_token: float = 0.0
-    num_tokens: int = 0
-    num_cached: int = 0
-
-    def metrics(self) -> RequestMetrics:
-        start = self.request.arrival
-        first = self.first_token or self.last_token or time.perf_counter()
-        return RequestMetrics(
-            time_to_first_token=first - start,
-            decode_seconds=max(0.0, self.last_token - first),
-            num_output_tokens=self.num_tokens,
-            queue_seconds=max(0.0, self.first_scheduled - start),
-            num_cached_tokens=self.num_cached,
-        )
-
-
-@dataclass(eq=False, slots=True)
-class _Completion:
-    """One completion; the `owner` of its sequence."""
-
-    state: RequestState
-    index: int
-    seq: Sequence
-    row: SamplingRow
-    ends: frozenset[int]
-    matcher: Matcher | None = None
-    score_from: int | None = None
-    num_top: int = 0
-    beam: Beam = field(default_factory=Beam)
-    """The hypothesis that it computes, in a beam search."""
-    stretched: bool = False
-    """Its keys are those of a sequence that is longer than `Engine.frequencies_change_at`."""
-    finished: bool = False
-    error: LLMasOSError | None = None
-
-    @property
-    def needs_tokens(self) -> bool:
-        """Its next step can't be prepared before its last token is known."""
-        return self.matcher is not None or self.row.needs_tokens or self.state.beams is not None
-
-
 @dataclass(slots=True)
 class _Flight:
     """A pass that was launched and not yet taken in."""
@@ -158,29 +52,6 @@ class _Flight:
     landing: Landing | None
     scored: list[ScoredLogprobs]
     beams: dict[Item, tuple[Tensor, Tensor]]
-
-
-@dataclass(slots=True)
-class EngineStats:
-    """Counters since the start, and the state now."""
-
-    num_steps: int = 0
-    num_prompt_tokens: int = 0
-    """Computed; those found in the cache are in num_cached_tokens."""
-    num_cached_tokens: int = 0
-    num_asked_tokens: int = 0
-    """Of the prompts that began, computed or cached."""
-    num_generated_tokens: int = 0
-    num_draft_tokens: int = 0
-    num_accepted_tokens: int = 0
-    num_preemptions: int = 0
-    num_finished: int = 0
-    num_failed: int = 0
-    num_running: int = 0
-    num_waiting: int = 0
-    kv_cache_usage: float = 0.0
-    last_step_tokens: int = 0
-    last_step_seconds: float = 0.0
 
 
 class Engine:
@@ -295,7 +166,7 @@ class Engine:
             raise InvalidInputError("No adapter is loaded.", hint="Load one with load_adapter.", param="adapter")
         return self.adapters
 
-    def _start(self, state: RequestState, index: int, matcher: Matcher | None) -> _Completion:
+    def _start(self, state: RequestState, index: int, matcher: Matcher | None) -> CompletionState:
         request, params = state.request, state.request.params
         seq = Sequence(
             id=next(self._ids),
@@ -307,7 +178,7 @@ class Engine:
             salt=(state.adapter_key, request.cache_salt),
             reuse=not self.lengths,
         )
-        completion = _Completion(state, index, seq, SamplingRow(params, request.prompt, index), self._ends(params))
+        completion = CompletionState(state, index, seq, SamplingRow(params, request.prompt, index), self._ends(params))
         completion.matcher = matcher
         completion.stretched = len(request.prompt) > (self.frequencies_change_at or len(request.prompt))
         if index == 0 and request.score_from is not None:
@@ -422,7 +293,7 @@ class Engine:
 
     def _restart_those_that_stretch(self, length: int) -> None:
         for seq in self.scheduler.running:
-            completion: _Completion = seq.owner
+            completion: CompletionState = seq.owner
             if len(seq.token_ids) > length and not completion.stretched:
                 completion.stretched = True
                 self.scheduler.preempt(seq)
@@ -542,7 +413,7 @@ class Engine:
             for position, (target, logprob, best, top) in enumerate(values, wanted.position):
                 found.setdefault(position, (RawLogprob(target, logprob, top), best == target))
 
-    def _advance(self, completion: _Completion, tokens: list[int], logprobs: list[RawLogprob], now: float) -> None:
+    def _advance(self, completion: CompletionState, tokens: list[int], logprobs: list[RawLogprob], now: float) -> None:
         """The tokens are part of the completion; end it where one of them does."""
         state, seq = completion.state, completion.seq
         if not state.first_token:
@@ -568,14 +439,14 @@ class Engine:
             tokens = tokens + self._jump(completion, completion.matcher)
         self._emit(completion, tokens, logprobs, reason, stop)
 
-    def _follow(self, completion: _Completion, token: int) -> bool:
+    def _follow(self, completion: CompletionState, token: int) -> bool:
         """The grammar goes on by a token. False: nothing can follow it."""
         assert completion.matcher is not None
         completion.matcher.accept(token)
         completion.error = completion.error or completion.matcher.error
         return not completion.matcher.is_finished
 
-    def _jump(self, completion: _Completion, matcher: Matcher) -> list[int]:
+    def _jump(self, completion: CompletionState, matcher: Matcher) -> list[int]:
         """Tokens that the grammar forces are appended without being sampled; the next pass computes them all."""
         forced = matcher.forced_tokens()
         seq = completion.seq
@@ -621,7 +492,7 @@ class Engine:
             completion.seq.token_ids.append(beam.ids[-1])
             self._pause(completion.seq, False)
 
-    def _branch(self, state: RequestState, parents: list[_Completion], sources: list[int]) -> list[_Completion]:
+    def _branch(self, state: RequestState, parents: list[CompletionState], sources: list[int]) -> list[CompletionState]:
         """The sequences of the new hypotheses: a parent goes on as its first child, the others share its pages."""
         taken: set[int] = set()
         children = []
@@ -656,7 +527,7 @@ class Engine:
 
     def _emit(
         self,
-        completion: _Completion,
+        completion: CompletionState,
         tokens: list[int],
         logprobs: list[RawLogprob],
         reason: FinishReason | None,
@@ -675,7 +546,7 @@ class Engine:
             Output(state, completion.index, tokens, logprobs, reason, stop, end_token, last=not state.num_left)
         )
 
-    def _finish(self, completion: _Completion) -> None:
+    def _finish(self, completion: CompletionState) -> None:
         if completion.finished:
             return
         completion.finished = True

@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
     from llmasos.inference.adapters import AdapterInfo, Adapters
     from llmasos.inference.answer import Answer
-    from llmasos.inference.engine import Engine, EngineStats
+    from llmasos.inference.engine import Engine
     from llmasos.inference.parallel import ParallelRanks
     from llmasos.inference.remote import RemoteLLM
+    from llmasos.inference.state import EngineStats
     from llmasos.models.load import LoadedModel
     from llmasos.store import Progress
     from llmasos.text import Tokenizer
@@ -147,7 +148,7 @@ class LLM:
     @property
     def stats(self) -> EngineStats:
         """The engine's counters; all zero before the first request."""
-        from llmasos.inference.engine import EngineStats
+        from llmasos.inference.state import EngineStats
 
         engine = self._loop.current_engine
         return EngineStats() if engine is None else engine.snapshot()
@@ -553,7 +554,7 @@ class LLM:
     ) -> Answer:
         """Give the engine a request. Raises ContextOverflowError and InvalidInputError before it is queued."""
         from llmasos.inference.answer import Answer
-        from llmasos.inference.engine import Request
+        from llmasos.inference.state import Request
 
         self._decoder_only("generate text")
         self._check_params(params)

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from llmasos.errors import ServerError
 
 if TYPE_CHECKING:
-    from llmasos.inference.engine import Engine, Output, Request
+    from llmasos.inference.engine import Engine
+    from llmasos.inference.state import Output, Request
 
 T = TypeVar("T")
 Listener = Callable[["Output"], None]

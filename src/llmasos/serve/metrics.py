@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from llmasos.inference.request import RequestMetrics
 
 if TYPE_CHECKING:
-    from llmasos.inference.engine import EngineStats
+    from llmasos.inference.state import EngineStats
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0)
 """Bounds of the histograms."""

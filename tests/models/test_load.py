@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from llmasos.errors import (
     UnknownArchitectureError,
     UnsupportedError,
 )
+from llmasos.models import load as loading
 from llmasos.models import lowbit
 from llmasos.models.load import gguf_in, load_model, round_q4
 from llmasos.models.lowbit import MANY_TOKENS, Int4Linear, Int8Linear, PackedLinear
@@ -170,3 +172,18 @@ def test_a_cgroup_limits_the_threads(tmp_path: Path, text: str, cpus: list[int])
     (tmp_path / "cpu.max").write_text(text + "\n")
     assert devices._cgroup_cpus(tmp_path) == cpus
     assert devices._cgroup_cpus(tmp_path / "none") == []
+
+
+def test_loading_leaves_no_helpers_of_parallel_kernels_behind(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They belong to the thread that ran the kernels, and slow down those of the thread that runs the model."""
+    fill, seen = loading._Filler.fill, []
+
+    def watched(self: loading._Filler, module: torch.nn.Module) -> None:
+        seen.append(threading.current_thread())
+        fill(self, module)
+
+    monkeypatch.setattr(loading._Filler, "fill", watched)
+    load_model(tiny_model, device="cpu")
+    assert [thread.is_alive() for thread in seen] == [False]

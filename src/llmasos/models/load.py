@@ -188,6 +188,13 @@ def load_model(
         return _load(path, config, checkpoint, device, dtype, quantization, with_tokenizer, group)
 
 
+def _in_passing_thread(work: Callable[[], None]) -> None:
+    """Every thread that runs parallel kernels keeps helpers for them while it lives. With more helpers than processors
+    all of them sleep between two kernels, and a decoded token takes twice as long: so those of loading are let go."""
+    with ThreadPoolExecutor(1, "llmasos-load") as thread:
+        thread.submit(work).result()
+
+
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise InvalidInputError(f"{name}={value!r} is not known.", hint=f"Use {', '.join(known)}.", param=name)
@@ -214,10 +221,17 @@ def _load(
     if group is not None and group.size > 1:
         shard = Shard(config, group.rank, group.size)
         module = _build(shard_config(config, group.size))
-    if checkpoint is None:
-        fill_with_noise(config, whole, module, shard, placement)
+
+    def fill() -> None:
+        if checkpoint is None:
+            fill_with_noise(config, whole, module, shard, placement)
+        else:
+            _Filler(config, checkpoint, placement, quantization, whole, shard).fill(module)
+
+    if placement.device.type == "cpu":
+        _in_passing_thread(fill)
     else:
-        _Filler(config, checkpoint, placement, quantization, whole, shard).fill(module)
+        fill()
     if shard is not None and group is not None:
         assert isinstance(module, Decoder)
         parallelize(module, group)

@@ -3,11 +3,14 @@
 import pytest
 import torch
 
-from llmasos.inference.kernels.allreduce import sum_add_rms_norm
-from llmasos.inference.kernels.fused import add_rms_norm
 from llmasos.models.config import ModelConfig
 from llmasos.models.layers import Norm
 from llmasos.models.parallel import Windows
+
+pytest.importorskip("triton")
+
+from llmasos.inference.kernels.allreduce import sum_add_rms_norm
+from llmasos.inference.kernels.fused import add_rms_norm
 
 ROWS, WORLD = 6, 3
 SIZES = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_layers": 1, "context_length": 8}

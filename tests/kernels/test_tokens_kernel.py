@@ -1,6 +1,9 @@
 """Tokens from the pool."""
 
+import pytest
 import torch
+
+pytest.importorskip("triton")
 
 from llmasos.inference.kernels.tokens import resolve_tokens
 

@@ -187,8 +187,8 @@ def _rope_write(
     dtype: tl.constexpr = out.dtype.element_ty
     position = tl.load(positions + token).to(tl.int64)
     sequence = tl.load(sequences + token)
-    written = tl.load(seq_lens + sequence) > 0
-    page = tl.load(table + sequence.to(tl.int64) * table_stride + position // PAGE, mask=written, other=0)
+    length = tl.load(seq_lens + sequence)
+    page = tl.load(table + sequence.to(tl.int64) * table_stride + position // PAGE, mask=length > 0, other=0)
     slot = page.to(tl.int64) * PAGE + position % PAGE
 
     is_q = heads < H
@@ -218,6 +218,7 @@ def _rope_write(
         turned = (x * c[None, :]).to(between).to(tl.float32) + (other * s[None, :]).to(between).to(tl.float32)
         x = tl.where(rotated[:, None] & turns[None, :], turned.to(dtype).to(tl.float32), x)
     tl.store(out + (token * H + heads)[:, None] * W + cols[None, :], x.to(dtype), mask=is_q[:, None] & live)
+    written = length + 0 * heads > 0  # as a block: Triton 3.9's interpreter makes no mask of a scalar
     is_k = (heads >= H) & rotated & written
     is_v = (heads >= H + K) & (heads < H + 2 * K) & written
     _keep(x, keys, key_scales, slot, heads - H, cols, inside, largest, K, W, is_k)

@@ -20,9 +20,9 @@ class Batch:
     """
 
     tokens: Tensor
-    """[T], int64."""
+    """[T], int64; int32 on a GPU."""
     positions: Tensor
-    """[T], int64."""
+    """[T], int64; int32 on a GPU."""
     sequences: Tensor
     """[T], int32: which sequence of the batch each token belongs to."""
     query_start: Tensor

@@ -24,14 +24,14 @@ class EngineConfig:
     max_num_seqs: int = 256
     """Completions that run at once; more wait."""
     max_num_batched_tokens: int | None = None
-    """Tokens of one pass. None: 8192 on a GPU, 1024 on a CPU."""
+    """Tokens of one pass. None: 8192 on a GPU, 1024 on a CPU, and no less than twice max_num_seqs."""
     max_model_len: int | None = None
     """Tokens that prompt and answer may have together. None: the model's context."""
     page_size: int | None = None
     """Tokens of one page of keys and values, a power of two from 16. None: 64 on a GPU, 16 on a CPU."""
     kv_cache_dtype: Literal["auto", "bfloat16", "float16", "float32", "fp8", "int8"] = "auto"
     gpu_memory_utilization: float = 0.9
-    """Share of the GPU's memory that weights, activations and pages take together."""
+    """Share of the GPU's memory that weights, activations, graphs and pages take together."""
     kv_cache_memory: int | None = None
     """Bytes of pages. None: what the share above leaves; on a CPU half of the memory that is free, and no more than
     max_num_seqs whole contexts need."""

@@ -432,11 +432,15 @@ class LLM:
         params = SamplingParams(max_tokens=0, temperature=0.0)
         answers = [self._answer(ids, params, score_from=start) for ids, start in wanted]
         scores = []
-        for (ids, start), answer in zip(wanted, answers, strict=True):
-            answer.wait()
-            found = [answer.prompt_logprobs[i] for i in range(start, len(ids))]
-            logprobs = tuple(raw.logprob for raw, _ in found)
-            scores.append(Score(tuple(ids[start:]), logprobs, all(best for _, best in found)))
+        try:
+            for (ids, start), answer in zip(wanted, answers, strict=True):
+                answer.wait()
+                found = [answer.prompt_logprobs[i] for i in range(start, len(ids))]
+                logprobs = tuple(raw.logprob for raw, _ in found)
+                scores.append(Score(tuple(ids[start:]), logprobs, all(best for _, best in found)))
+        finally:
+            for answer in answers:  # one has failed: nobody waits for the others
+                answer.cancel()
         return scores[0] if isinstance(texts, str) else scores
 
     def _to_score(self, text: str, prompt: str) -> tuple[tuple[int, ...], int]:

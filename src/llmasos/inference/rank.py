@@ -47,7 +47,9 @@ def resolve(model: ModelConfig, config: EngineConfig, device: torch.device, dtyp
     limit = config.max_model_len or model.context_length
     if limit > model.context_length:
         raise InvalidInputError(
-            f"max_model_len={limit} is more than the model's context of {model.context_length}.", param="max_model_len"
+            f"max_model_len={limit} is more than the model's context of {model.context_length}.",
+            hint="Give less, or leave it out.",
+            param="max_model_len",
         )
     page_size = config.page_size or (64 if cuda else 16)
     windows = tuple(page_groups(model)[0])
@@ -82,7 +84,7 @@ def divide(sizes: Sizes, num_bytes: int) -> list[int]:
         raise InsufficientMemoryError(
             f"One context of {sizes.max_model_len} tokens needs {needed / 1e6:.1f} MB of keys and values "
             f"({per_token / 1e3:.1f} kB per token); {max(0, num_bytes) / 1e6:.1f} MB are left.",
-            hint="Lower max_model_len, use kv_cache_dtype='int8', or free memory.",
+            hint="Lower max_model_len, use kv_cache_dtype='int8', raise kv_cache_memory if set, or free memory.",
         )
     rest *= sizes.max_num_seqs - 1
     share = min(num_bytes - needed, rest)
@@ -130,8 +132,8 @@ class Rank:
         activations = torch.cuda.max_memory_allocated(device) - held
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved(device)
-        runner.capture(sizes.max_num_seqs)  # the others need no more
-        graphs = max(0, torch.cuda.memory_reserved(device) - before)
+        runner.capture(sizes.max_num_seqs)
+        graphs = max(0, torch.cuda.memory_reserved(device) - before) + runner.num_bytes_of_smaller_graphs
         del runner
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(device)
@@ -160,7 +162,6 @@ class Rank:
     def start(self, num_pages: list[int]) -> None:
         """Take the memory of the pages; capture the graph of a single request."""
         self.runner = self._runner(num_pages)
-        self._num_pages = num_pages
         self.runner.capture(1)
 
     def forward(self, step: Step) -> list[ScoredLogprobs]:

@@ -8,9 +8,10 @@ stay in a pool on the device, one row per running sequence, so that it can be la
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -156,7 +157,8 @@ class Runner:
     def sample(self, batch: SamplingBatch, pool_rows: Ints) -> Landing:
         """Choose a token for each wanted row; row r's token goes to the pool's row pool_rows[r] (-1: nowhere)."""
         assert self._logits is not None
-        logits = self._logits[: len(pool_rows)]
+        # let go, so that the next pass finds their memory free
+        logits, self._logits = self._logits[: len(pool_rows)], None
         result = self.sampler.sample(logits, batch, self._pending(batch))
         kept = np.flatnonzero(pool_rows >= 0)
         if len(kept) == len(pool_rows):
@@ -248,6 +250,11 @@ class Runner:
         if self._graphs is not None:
             self._graphs.capture(size)
 
+    @property
+    def num_bytes_of_smaller_graphs(self) -> int:
+        """What the graphs of other sizes than the largest, which is captured, will keep: each its logits."""
+        return self._graphs.num_bytes_of_smaller if self._graphs is not None else 0
+
     @contextmanager
     def one_layer_of_each_kind(self) -> Iterator[None]:
         """Passes inside run one layer of each page group: all kernels, in a fraction of the time."""
@@ -272,15 +279,15 @@ class Runner:
 
 
 class Landing:
-    """Tokens on their way from the device."""
+    """Tokens, and their log-probabilities, on their way from the device: `result` is here once `wait` has returned."""
 
     def __init__(self, result: Sampled, device: torch.device, check: Callable[[], None] | None) -> None:
         self.result, self._check = result, check
         self._event: torch.cuda.Event | None = None
-        self._tokens = result.tokens
         if device.type == "cuda":
-            self._tokens = torch.empty(result.tokens.shape, dtype=torch.int64, pin_memory=True)
-            self._tokens.copy_(result.tokens, non_blocking=True)
+            there = {f.name: getattr(result, f.name) for f in fields(result)}
+            here: dict[str, Any] = {name: _fetch(t) for name, t in there.items() if isinstance(t, Tensor)}
+            self.result = replace(result, **here)
             self._event = torch.cuda.Event()
             self._event.record()
 
@@ -291,7 +298,13 @@ class Landing:
                 self._check()
         elif self._event is not None:
             self._event.synchronize()
-        return self._tokens.tolist()
+        return self.result.tokens.tolist()
+
+
+def _fetch(there: Tensor) -> Tensor:
+    """A tensor of the device in pinned memory, soon: reading it there would wait for the passes launched since."""
+    here = torch.empty(there.shape, dtype=there.dtype, pin_memory=True)
+    return here.copy_(there, non_blocking=True)
 
 
 def resolve(tokens: Tensor, pool: Tensor) -> Tensor:
@@ -345,11 +358,25 @@ def table_columns(needed: int, page_size: int, max_model_len: int) -> int:
     return min(columns, -(-max_model_len // page_size))
 
 
+def fill_input(flat: Ints, step: Step, size: int, columns: int) -> None:
+    """Write a step of decodes to the zeroed input [size · (3 + G · columns)] of a graph: tokens, positions, seq_lens,
+    and the tables of the G page groups."""
+    num = len(step.seq_lens)
+    flat[:num] = step.tokens
+    flat[size : size + num] = step.positions
+    flat[2 * size : 2 * size + num] = step.seq_lens
+    for g, table in enumerate(step.tables):
+        at = size * (3 + g * columns)
+        known = table[:, :columns]  # tables grow in steps, past the longest sequence too
+        flat[at : at + size * columns].reshape(size, columns)[:num, : known.shape[1]] = known
+
+
 class _Graphs:
     """CUDA graphs of decode passes by (batch size, columns of the page tables, with shared prefixes, with adapters)."""
 
     def __init__(self, runner: Runner) -> None:
-        self.runner = runner
+        # no cycle: a runner that is dropped gives its memory back at once, not when garbage is collected
+        self.runner: Runner = weakref.proxy(runner)
         self.memory = torch.cuda.graph_pool_handle()
         # one for all: libraries keep a workspace for every stream
         self.stream = torch.cuda.Stream()
@@ -383,6 +410,11 @@ class _Graphs:
 
     def capture(self, size: int) -> None:
         self._graph(next((n for n in self.sizes if n >= size), self.sizes[-1]), self._columns(1), False, False)
+
+    @property
+    def num_bytes_of_smaller(self) -> int:
+        largest = next(graph for graph in self.graphs.values() if graph.size == self.sizes[-1])
+        return sum(self.sizes[:-1]) * largest.logits[0].nbytes
 
 
 class _Graph:
@@ -437,15 +469,8 @@ class _Graph:
             runner.lora.capturing(None)
 
     def replay(self, step: Step) -> Tensor:
-        num, size, columns = len(step.seq_lens), self.size, self.columns
         host = torch.zeros(self.input.shape, dtype=torch.int32, pin_memory=True)
-        flat = host.numpy()
-        flat[:num] = step.tokens
-        flat[size : size + num] = step.positions
-        flat[2 * size : 2 * size + num] = step.seq_lens
-        for g, table in enumerate(step.tables):
-            at = size * (3 + g * columns)
-            flat[at : at + size * columns].reshape(size, columns)[:num, : table.shape[1]] = table
+        fill_input(host.numpy(), step, self.size, self.columns)
         self.input.copy_(host, non_blocking=True)
         if self.prefix is not None:
             self.prefix.fill(step.prefixes)

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+_one = threading.Lock()
+"""Triton's launcher is exchanged by one at a time, so that each gives back what it found."""
+
 
 @contextmanager
 def compiling() -> Iterator[bool]:
-    """Inside, kernels that are launched are compiled in threads and not run: their outputs hold anything. Behind it all
-    of them are ready. Yields whether this Triton can."""
+    """Inside, kernels that this thread launches are compiled in threads and not run: their outputs hold anything.
+    Behind it all of them are ready. Another model's thread goes on as ever. Yields whether this Triton can."""
     try:
         from triton.runtime._async_compile import AsyncCompileMode
         from triton.runtime.jit import JITFunction
     except ImportError:
         yield False
         return
-    run = JITFunction.run
+    me = threading.get_ident()
+    with _one, ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool, AsyncCompileMode(pool):
+        run = JITFunction.run
 
-    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-        return run(self, *args, grid=grid, warmup=True, **options)
+        def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+            return run(self, *args, grid=grid, warmup=warmup or threading.get_ident() == me, **options)
 
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool, AsyncCompileMode(pool):
         JITFunction.run = compile_only
         try:
             yield True

@@ -151,6 +151,20 @@ def test_a_draft_model_changes_no_token(tiny_llm: LLM, tiny_model: Path, expecte
     assert engine.stats.num_accepted_tokens > 50
 
 
+def test_drafting_is_judged_by_the_time_of_the_step_that_drafts(tiny_llm: LLM) -> None:
+    engine = engine_of(tiny_llm.model, speculative=SpeculativeConfig(num_speculative_tokens=3))
+    assert engine.speculator is not None
+    told: list[tuple[int, float]] = []
+    record_step = lambda num, drafted, seconds: told.append((num, seconds))  # noqa: E731
+    engine.speculator.controller.record_step = record_step  # type: ignore[method-assign]
+    engine.add(request_of(SHARED, greedy(8)))
+    steps: list[float] = []
+    while engine.has_work:
+        engine.step()
+        steps.append(engine.stats.last_step_seconds)
+    assert told == [(1, seconds) for seconds in steps[1:]], "once each, proposing included"
+
+
 # families
 
 

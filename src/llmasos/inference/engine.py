@@ -75,8 +75,9 @@ class Engine:
         self.stats = EngineStats()
         self.is_sleeping = False
         self._rank = rank
-        # on a CPU there is nothing to compute while the CPU computes
-        self.overlap = runner.device.type != "cpu"
+        # on a CPU there is nothing to compute while the CPU computes; drafts follow known tokens, and a step's time is
+        # that of its own pass
+        self.overlap = runner.device.type != "cpu" and speculator is None
         config = runner.decoder.config
         scaling = config.rope_scaling
         self.lengths = scaling is not None and scaling.kind in LENGTH_DEPENDENT

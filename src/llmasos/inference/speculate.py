@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -393,12 +392,9 @@ class Speculator:
     def __init__(self, proposer: Proposer, max_drafts: int) -> None:
         self.proposer, self.controller = proposer, SpeculationController(max_drafts)
         self._known: set[int] = set()
-        self._seconds = 0.0
-        """Time of proposing since the last `learn_step`."""
 
     def draft(self, sequences: Sequence[Running]) -> None:
         """Set `drafts` of the running sequences; none for those that can't have any."""
-        started = time.perf_counter()
         for gone in self._known - {seq.id for seq in sequences}:
             self.proposer.forget(gone)
             self.controller.forget(gone)
@@ -409,15 +405,13 @@ class Speculator:
         drafts = dict(zip((w.id for w in wanted.values() if w.k), found, strict=True))
         for seq in sequences:
             seq.drafts = _usable(drafts[seq.id], seq.owner) if seq.id in drafts else []
-        self._seconds += time.perf_counter() - started
 
     def learn(self, seq: Running, num_drafted: int, num_accepted: int) -> None:
         """A pass checked drafts of `seq`; the first `num_accepted` were right."""
         self.controller.record(seq.id, num_drafted, num_accepted)
 
     def learn_step(self, items: Sequence[Planned], seconds: float) -> None:
-        """A pass took so long, without proposing. Passes over prompts teach nothing."""
-        seconds, self._seconds = seconds + self._seconds, 0.0
+        """A pass took so long, with proposing. Passes over prompts teach nothing."""
         if items and all(item.samples and item.num_new == 1 + len(item.drafts) for item in items):
             self.controller.record_step(len(items), sum(len(item.drafts) for item in items), seconds)
 

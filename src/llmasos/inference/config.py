@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 _COUNTS = (
     *("max_num_seqs", "max_num_batched_tokens", "max_model_len", "page_size"),
-    *("tensor_parallel_size", "max_loras", "max_lora_rank"),
+    *("tensor_parallel_size", "max_loras", "max_lora_rank", "kv_cache_memory"),
 )
+_SWITCHES = "enable_prefix_caching", "enforce_eager", "batch_invariant"
 KV_DTYPES: tuple[str, ...] = ("auto", "bfloat16", "float16", "float32", "fp8", "int8")
 
 
@@ -59,7 +60,7 @@ class EngineConfig:
                 hint=f"Use {', '.join(KV_DTYPES)}.",
                 param="kv_cache_dtype",
             )
-        if not 0 < self.gpu_memory_utilization <= 1:
+        if not isinstance(self.gpu_memory_utilization, int | float) or not 0 < self.gpu_memory_utilization <= 1:
             raise InvalidInputError(
                 f"gpu_memory_utilization={self.gpu_memory_utilization!r} is not a share between 0 and 1.",
                 param="gpu_memory_utilization",
@@ -70,8 +71,18 @@ class EngineConfig:
                 hint="Use tensor_parallel_size=1.",
                 param="batch_invariant",
             )
-        if self.kv_cache_memory is not None and self.kv_cache_memory < 1:
-            raise InvalidInputError(f"kv_cache_memory={self.kv_cache_memory!r} is no size.", param="kv_cache_memory")
+        for name in _SWITCHES:
+            if not isinstance(value := getattr(self, name), bool):
+                raise InvalidInputError(f"{name}={value!r} is neither True nor False.", param=name)
+        if self.speculative is not None:
+            from llmasos.inference.speculate import SpeculativeConfig
+
+            if not isinstance(self.speculative, SpeculativeConfig):
+                raise InvalidInputError(
+                    f"speculative={self.speculative!r} is no SpeculativeConfig.",
+                    hint='Give SpeculativeConfig(method="ngram"), from llmasos.inference.speculate.',
+                    param="speculative",
+                )
 
     @classmethod
     def of(cls, **options: Any) -> EngineConfig:

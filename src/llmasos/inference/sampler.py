@@ -579,8 +579,9 @@ def _mask(work: Tensor, rows: Tensor, masks: Tensor) -> None:
         apply_bitmask(work, rows, masks)
     else:
         bits = np.unpackbits(masks.numpy().view(np.uint8), axis=1, count=work.shape[1], bitorder="little")
-        for row, allowed in zip(rows.tolist(), torch.from_numpy(bits), strict=True):
-            work[row].masked_fill_(allowed == 0, REMOVED)
+        bits ^= 1
+        for row, removed in zip(rows.tolist(), torch.from_numpy(bits.view(np.bool_)), strict=True):
+            work[row].masked_fill_(removed, REMOVED)
 
 
 def _to_device(arrays: dict[str, npt.NDArray[Any]], device: torch.device) -> dict[str, Tensor]:

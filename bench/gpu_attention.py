@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -344,9 +345,9 @@ def cascade_jobs() -> list[Job]:
         )
         for tiling in PREFIX_TILINGS:
             words = f"{name} tiling={tuple(vars(tiling).values())}"
-            setup = lambda s=shape, t=tiling: prepare_cascade(s, 256, 2048, 96, True, tiling=t)  # noqa: E731
+            setup = partial(prepare_cascade, shape, 256, 2048, 96, True, tiling=tiling)
             jobs.append(Job("cascade", words, setup, size, "TB/s"))
-        setup = lambda s=shape: prepare_cascade(s, 256, 2048, 96, True, spare=12)  # noqa: E731
+        setup = partial(prepare_cascade, shape, 256, 2048, 96, True, spare=12)
         jobs.append(Job("cascade", f"{name} 12 spare tiles", setup, size, "TB/s"))
     return jobs
 

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -207,6 +208,10 @@ def time_variants(
     x, by, residual = given
     clean = None if residual is None else residual.clone()
     results = []
+
+    def run_once(tiling: Tiling, i: int) -> Tensor:
+        return product(matrix, given, weights[i], tiling=tiling, pdl=PDL)
+
     for tiling in tilings:
         try:
             fresh = (x, by, None if clean is None else clean.clone())
@@ -215,8 +220,7 @@ def time_variants(
             if not error < 0.02:
                 print(f"wrong: {matrix.name} M={count} {label(tiling)}: relative error {error:.3g}", flush=True)
                 continue
-            run = lambda i, t=tiling: product(matrix, given, weights[i], tiling=t, pdl=PDL)  # noqa: E731
-            results.append((seconds(run, copies), tiling))
+            results.append((seconds(partial(run_once, tiling), copies), tiling))
         except Exception as error:
             print(f"fails: {matrix.name} M={count} {label(tiling)}: {first_line(error)}", flush=True)
     if not results:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -116,7 +117,7 @@ def measure(rows: int, size: int, dtype: torch.dtype, device: torch.device) -> d
             torch.cuda.synchronize()
         if name in TORCH:
             other, call = TORCH[name]
-            found[other] = round(device_time(lambda call=call: call(logits), device, repeats), 1)  # type: ignore[misc]
+            found[other] = round(device_time(partial(call, logits), device, repeats), 1)
     return found
 
 

@@ -281,7 +281,7 @@ class Requests(RuleBasedStateMachine):
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
         if seq := self.some(data, Status.WAITING, Status.RUNNING, Status.FINISHED):
-            self.scheduler.abort(seq)
+            self.scheduler.finish(seq)
             seq.max_tokens = len(seq.token_ids) - seq.num_prompt
 
     @rule(data=st.data())

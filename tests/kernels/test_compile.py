@@ -21,7 +21,10 @@ def test_only_the_thread_that_compiles_leaves_its_kernels_unlaunched(monkeypatch
 
     kernel_type = triton.runtime.jit.JITFunction
     monkeypatch.setattr(kernel_type, "run", run)
-    launch = lambda: kernel_type.run(None, grid=(1,), warmup=False)  # noqa: E731
+
+    def launch() -> None:
+        kernel_type.run(None, grid=(1,), warmup=False)
+
     with compiling() as can:
         assert can
         launch()

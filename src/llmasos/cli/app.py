@@ -195,5 +195,5 @@ def _usage_error(error: exceptions.CycloptsError, command: Command) -> InvalidIn
 
 def completion_script(shell: str) -> str:
     """A completion script of the whole command for bash, zsh or fish."""
-    script: str = build(COMMANDS.values()).generate_completion(shell=shell)  # type: ignore[arg-type]
+    script: str = build(COMMANDS.values()).generate_completion(shell=shell)  # type: ignore[arg-type]  # a Literal there
     return script

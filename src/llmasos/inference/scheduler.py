@@ -188,8 +188,6 @@ class Scheduler:
             self._unqueue(seq)
         seq.status = Status.FINISHED
 
-    abort = finish
-
     def preempt(self, seq: Sequence) -> None:
         """Back to waiting, to be computed anew."""
         if seq.status is not Status.RUNNING:

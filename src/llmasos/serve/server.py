@@ -106,7 +106,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
         streamed = [(ChatCompletionChunk, "serialization"), (TextCompletion, "serialization")]
-        _, extra = models_json_schema(streamed, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
+        _, extra = models_json_schema(streamed, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]  # a Literal
         for name, definition in extra["$defs"].items():
             schemas.setdefault(name, definition)
         app.openapi_schema = schema

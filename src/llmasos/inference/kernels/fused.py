@@ -122,7 +122,7 @@ def add_rms_norm(
 
 
 @triton.jit
-def _gated(wide, out, I: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr, PDL: tl.constexpr):  # noqa: E741
+def _gated(wide, out, I: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr, PDL: tl.constexpr):  # noqa: E741  # I as in the formula: the MLP's width
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = cols < I

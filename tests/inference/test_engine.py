@@ -155,7 +155,10 @@ def test_drafting_is_judged_by_the_time_of_the_step_that_drafts(tiny_llm: LLM) -
     engine = engine_of(tiny_llm.model, speculative=SpeculativeConfig(num_speculative_tokens=3))
     assert engine.speculator is not None
     told: list[tuple[int, float]] = []
-    record_step = lambda num, drafted, seconds: told.append((num, seconds))  # noqa: E731
+
+    def record_step(num: int, drafted: int, seconds: float) -> None:
+        told.append((num, seconds))
+
     engine.speculator.controller.record_step = record_step  # type: ignore[method-assign]
     engine.add(request_of(SHARED, greedy(8)))
     steps: list[float] = []

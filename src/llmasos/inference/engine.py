@@ -314,7 +314,7 @@ class Engine:
         score = False
         for item in plan.items:
             completion = item.seq.owner
-            score |= completion.score_from is not None
+            score |= completion.score_from is not None and item.start < item.seq.num_prompt - 1
             if not completion.state.first_scheduled:
                 completion.state.first_scheduled, completion.state.num_cached = now, item.seq.num_cached
                 self.stats.num_cached_tokens += item.seq.num_cached

@@ -285,7 +285,7 @@ CASES = [
         "unknown kind of keys", 2, ("--kv-cache-dtype", "int3", "int8"), "chat", "{model}", "--kv-cache-dtype", "int3"
     ),
     case("page of an odd size", 2, "page_size=24", "run", *BASE, "--page-size", "24", has_hint=False),
-    case("context beyond the model", 2, ("999", "256"), "run", *BASE, "--max-model-len", "999", has_hint=False),
+    case("context beyond the model", 2, ("999", "256"), "run", *BASE, "--max-model-len", "999", hints="at most 256"),
     case("too few pages", 7, "256 tokens", "run", *BASE, "--kv-cache-memory", "100", hints="max_model_len"),
     case("too many guesses", 2, "num_speculative_tokens=99", "run", *BASE, "--speculative-ngram", "99", has_hint=False),
     case(

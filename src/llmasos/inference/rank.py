@@ -48,7 +48,7 @@ def resolve(model: ModelConfig, config: EngineConfig, device: torch.device, dtyp
     if limit > model.context_length:
         raise InvalidInputError(
             f"max_model_len={limit} is more than the model's context of {model.context_length}.",
-            hint="Give less, or leave it out.",
+            hint=f"Give at most {model.context_length}, or leave it out.",
             param="max_model_len",
         )
     page_size = config.page_size or (64 if cuda else 16)

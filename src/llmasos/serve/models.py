@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llmasos.errors import InvalidInputError, NotFoundError, ServerError, UnsupportedError
 from llmasos.inference.config import EngineConfig
 from llmasos.inference.request import Chunk, RequestOutput, SamplingParams
+from llmasos.serve.caller import ANYONE, Caller
 from llmasos.serve.metrics import Metrics
 from llmasos.serve.stream import interleave
 
@@ -188,6 +189,11 @@ class Models:
                 f"The model {name!r} is not served here.", hint=f"Served: {', '.join(self.names) or 'none'}."
             )
         return served
+
+    @asynccontextmanager
+    async def lease(self, name: str, caller: Caller = ANYONE) -> AsyncIterator[Served]:
+        """The model for one request; as long as the block runs, it stays. Raises ModelNotFoundError."""
+        yield self[name]
 
     def _adapter(self, name: str) -> Served | None:
         for base in self._bases:

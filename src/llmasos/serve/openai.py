@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -34,12 +34,15 @@ from llmasos.client.types import (
     TextCompletion,
     WireRequest,
 )
-from llmasos.errors import LLMasOSError, UnsupportedError
+from llmasos.errors import UnsupportedError
 from llmasos.inference.request import Completion, RequestOutput, TokenLogprob
 from llmasos.serve import prepare, render
+from llmasos.serve.caller import Caller, caller_of
 from llmasos.serve.models import Models, Served
-from llmasos.serve.problems import CLIENT_CLOSED_REQUEST, error_body, problem_of, unexpected
-from llmasos.serve.stream import DONE, Disconnected, EventStream, until_disconnect
+from llmasos.serve.respond import json_response, streamed, whole
+from llmasos.serve.stream import DONE
+from llmasos.serve.turn import TurnDelta, TurnEnd, TurnUsage, turn, whole_turn
+from llmasos.text.reply import TextDelta
 
 _WRONG = {
     400: "A field is wrong, unknown or not supported; `param` names it.",
@@ -81,10 +84,10 @@ def create_router(models: Models) -> APIRouter:
         responses=_responses("ChatCompletionChunk"),
     )
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
-        served = models[body.model]
+        caller = caller_of(request)
         if body.stream:
-            return await _streamed(request, _chat_events(served, body))
-        return await _whole(request, _chat(served, body))
+            return await streamed(request, _chat_events(models, caller, body))
+        return await whole(request, _chat(models, caller, body))
 
     @router.post(
         "/completions",
@@ -94,38 +97,16 @@ def create_router(models: Models) -> APIRouter:
         responses=_responses("TextCompletion"),
     )
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        served = models[body.model]
+        caller = caller_of(request)
         if body.stream:
-            return await _streamed(request, _completion_events(served, body))
-        return await _whole(request, _complete(served, body))
+            return await streamed(request, _completion_events(models, caller, body))
+        return await whole(request, _complete(models, caller, body))
 
     @router.post("/embeddings", summary="Embed texts", response_model=EmbeddingList, responses=_responses())
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
-        return await _whole(request, _embed(models[body.model], body))
+        return await whole(request, _embed(models, caller_of(request), body))
 
     return router
-
-
-async def _whole(request: Request, work: Awaitable[Response]) -> Response:
-    try:
-        return await until_disconnect(request.receive, work)
-    except Disconnected:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-
-
-async def _streamed(request: Request, events: AsyncGenerator[str, None]) -> Response:
-    """The stream once its first event is there: until then errors are ordinary answers."""
-    request_id: str = request.state.request_id
-
-    def error_event(e: Exception) -> str:
-        problem = problem_of(e) if isinstance(e, LLMasOSError) else unexpected(request_id)
-        problem.pop("headers", None)
-        return render.event(error_body(**problem))
-
-    async def start() -> Response:
-        return EventStream(await anext(events), events, error_event)
-
-    return await _whole(request, start())
 
 
 def describe(models: Models, name: str) -> Model:
@@ -144,58 +125,55 @@ def _head(kind: str, object_: str, model: str) -> dict[str, Any]:
     return {"id": f"{kind}-{secrets.token_hex(12)}", "object": object_, "created": int(time.time()), "model": model}
 
 
-def _json(body: Any) -> Response:
-    return Response(render.dump(body), media_type="application/json")
+async def _chat(models: Models, caller: Caller, body: ChatCompletionRequest) -> Response:
+    async with models.lease(body.model, caller) as served:
+        replies, took = await whole_turn(served, body)
+        choices = []
+        for index, one in enumerate(replies):
+            logprobs = render.chat_logprobs(served.model.tokenizer, one.logprobs) if body.logprobs else None
+            reply = ChatReply(role="assistant", content=one.text, refusal=None)
+            choices.append(ChatChoice(index=index, message=reply, finish_reason=one.finish_reason, logprobs=logprobs))
+        usage = render.usage(took.num_prompt_tokens, took.num_output_tokens, took.num_cached_tokens)
+        return json_response(
+            ChatCompletion(**_head("chatcmpl", "chat.completion", body.model), choices=choices, usage=usage)
+        )
 
 
-async def _chat(served: Served, body: ChatCompletionRequest) -> Response:
-    ids = await asyncio.to_thread(prepare.chat_prompt_ids, served.model, body)
-    params = prepare.chat_params(served.model, body, len(ids))
-    [output] = await served.complete([ids], params, **prepare.request_options(body))
-    choices = []
-    for one in output.outputs:
-        logprobs = None if one.logprobs is None else render.chat_logprobs(served.model.tokenizer, one.logprobs)
-        reply = ChatReply(role="assistant", content=one.text, refusal=None)
-        reason = render.finish(one.finish_reason)
-        choices.append(ChatChoice(index=one.index, message=reply, finish_reason=reason, logprobs=logprobs))
-    usage = render.usage(len(ids), output.num_output_tokens, output.metrics.num_cached_tokens)
-    return _json(ChatCompletion(**_head("chatcmpl", "chat.completion", body.model), choices=choices, usage=usage))
-
-
-async def _chat_events(served: Served, body: ChatCompletionRequest) -> AsyncGenerator[str, None]:
+async def _chat_events(models: Models, caller: Caller, body: ChatCompletionRequest) -> AsyncGenerator[str, None]:
     """One event with the role for each choice, then its text, then its end; then the usage, where asked for."""
-    ids = await asyncio.to_thread(prepare.chat_prompt_ids, served.model, body)
-    params = prepare.chat_params(served.model, body, len(ids))
     head = _head("chatcmpl", "chat.completion.chunk", body.model)
     with_usage = bool(body.stream_options and body.stream_options.include_usage)
     if with_usage:
         head["usage"] = None
     opened: set[int] = set()
-    num_output_tokens = num_cached_tokens = 0
 
     def event(index: int, delta: ChatDelta, **more: Any) -> str:
         choice = ChatChunkChoice(index=index, delta=delta, **{"finish_reason": None, **more})
         return render.event(ChatCompletionChunk(**head, choices=[choice]))
 
-    async with aclosing(served.stream([ids], params, **prepare.request_options(body))) as chunks:
-        async for _, chunk in chunks:
-            num_output_tokens += len(chunk.token_ids)
-            num_cached_tokens += chunk.metrics.num_cached_tokens if chunk.metrics else 0
-            if chunk.index not in opened:
-                opened.add(chunk.index)
-                yield event(chunk.index, ChatDelta(role="assistant", content=""))
-            if chunk.text or chunk.logprobs:
-                logprobs = render.chat_logprobs(served.model.tokenizer, chunk.logprobs) if body.logprobs else None
-                yield event(chunk.index, ChatDelta(content=chunk.text), logprobs=logprobs)
-            if chunk.finish_reason:
-                yield event(chunk.index, ChatDelta(), finish_reason=render.finish(chunk.finish_reason))
-    if with_usage:
-        last = head | {"usage": render.usage(len(ids), num_output_tokens, num_cached_tokens)}
-        yield render.event(ChatCompletionChunk(**last, choices=[]))
+    async with models.lease(body.model, caller) as served, aclosing(turn(served, body)) as events:
+        async for one in events:
+            if isinstance(one, TurnDelta | TurnEnd) and one.index not in opened:
+                opened.add(one.index)
+                yield event(one.index, ChatDelta(role="assistant", content=""))
+            match one:
+                case TurnDelta(index, TextDelta(text), found):
+                    logprobs = render.chat_logprobs(served.model.tokenizer, found) if body.logprobs else None
+                    yield event(index, ChatDelta(content=text), logprobs=logprobs)
+                case TurnEnd(index, reason):
+                    yield event(index, ChatDelta(), finish_reason=reason)
+                case TurnUsage() if with_usage:
+                    usage = render.usage(one.num_prompt_tokens, one.num_output_tokens, one.num_cached_tokens)
+                    yield render.event(ChatCompletionChunk(**head | {"usage": usage}, choices=[]))
     yield DONE
 
 
-async def _complete(served: Served, body: CompletionRequest) -> Response:
+async def _complete(models: Models, caller: Caller, body: CompletionRequest) -> Response:
+    async with models.lease(body.model, caller) as served:
+        return await _completed(served, body)
+
+
+async def _completed(served: Served, body: CompletionRequest) -> Response:
     prompts = await asyncio.to_thread(prepare.completion_prompts, served.model, body)
     params = prepare.completion_params(served.model, body)
     outputs = await served.complete(prompts, params, **prepare.request_options(body))
@@ -214,7 +192,7 @@ async def _complete(served: Served, body: CompletionRequest) -> Response:
     num_prompt_tokens = sum(len(output.prompt_token_ids) for output in outputs)
     num_cached_tokens = sum(output.metrics.num_cached_tokens for output in outputs)
     usage = render.usage(num_prompt_tokens, sum(output.num_output_tokens for output in outputs), num_cached_tokens)
-    return _json(TextCompletion(**_head("cmpl", "text_completion", body.model), choices=choices, usage=usage))
+    return json_response(TextCompletion(**_head("cmpl", "text_completion", body.model), choices=choices, usage=usage))
 
 
 def _echoes(served: Served, body: CompletionRequest, prompts: list[list[int]]) -> list[str]:
@@ -236,7 +214,13 @@ def _completion_logprobs(served: Served, body: CompletionRequest, output: Reques
     return render.completion_logprobs(served.model.tokenizer, positions)
 
 
-async def _completion_events(served: Served, body: CompletionRequest) -> AsyncGenerator[str, None]:
+async def _completion_events(models: Models, caller: Caller, body: CompletionRequest) -> AsyncGenerator[str, None]:
+    async with models.lease(body.model, caller) as served, aclosing(_completed_events(served, body)) as events:
+        async for event in events:
+            yield event
+
+
+async def _completed_events(served: Served, body: CompletionRequest) -> AsyncGenerator[str, None]:
     """The completions of all prompts as they come; `index` tells them apart."""
     prompts = await asyncio.to_thread(prepare.completion_prompts, served.model, body)
     params = prepare.completion_params(served.model, body)
@@ -268,9 +252,10 @@ async def _completion_events(served: Served, body: CompletionRequest) -> AsyncGe
     yield DONE
 
 
-async def _embed(served: Served, body: EmbeddingRequest) -> Response:
-    texts, num_tokens = await asyncio.to_thread(prepare.embedding_texts, served.model, body)
-    vectors = await served.embed(texts)
+async def _embed(models: Models, caller: Caller, body: EmbeddingRequest) -> Response:
+    async with models.lease(body.model, caller) as served:
+        texts, num_tokens = await asyncio.to_thread(prepare.embedding_texts, served.model, body)
+        vectors = await served.embed(texts)
     if body.dimensions not in (None, len(vectors[0])):
         # Cutting a vector short keeps its meaning only for models trained for that, which no file says reliably.
         raise UnsupportedError(
@@ -282,4 +267,4 @@ async def _embed(served: Served, body: EmbeddingRequest) -> Response:
         for i, vector in enumerate(vectors)
     ]
     usage = render.embedding_usage(num_tokens)
-    return _json(EmbeddingList(object="list", data=data, model=body.model, usage=usage))
+    return json_response(EmbeddingList(object="list", data=data, model=body.model, usage=usage))

@@ -87,11 +87,16 @@ class EventStream(Response):
     memory, bounded by the tokens that were asked for.
     """
 
-    media_type = "text/event-stream"
-
-    def __init__(self, first: str, events: AsyncGenerator[str, None], error_event: Callable[[Exception], str]) -> None:
+    def __init__(
+        self,
+        first: str,
+        events: AsyncGenerator[str, None],
+        error_event: Callable[[Exception], str],
+        *,
+        media_type: str = "text/event-stream",
+    ) -> None:
         # Proxies must pass events on one by one (X-Accel-Buffering is nginx's word for it).
-        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"}, media_type=media_type)
         del self.headers["content-length"]
         self._first, self._events, self._error_event = first, events, error_event
 

@@ -1,9 +1,7 @@
-"""The OpenAI wire as pydantic models: written once here, used by our client, our server and the provider adapters.
+"""OpenAI's core wire: chat completions, completions, embeddings, models; and vLLM's routes for adapters.
 
-Requests are strict: a wrong type, an unknown field or a documented field that we can't honour is an error that names
-it, never ignored. Responses keep fields that we don't know, so that a newer server's additions survive.
-Source: OpenAI API reference (chat completions, completions, embeddings, models). Fields under "extensions" are not
-OpenAI's; their names are those of vLLM and Hugging Face.
+Source: OpenAI API reference. Fields under "extensions" are not OpenAI's; their names are those of vLLM and Hugging
+Face.
 """
 
 from __future__ import annotations
@@ -11,38 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from llmasos.errors import UnsupportedError
+from llmasos.client.types.base import WireRequest, WireResponse
 
 _INT64 = 2**63
-
-
-class WireRequest(BaseModel):
-    """Base of request bodies and their parts."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    """OpenAI's documented fields that we don't support, each with the values (beside null) that ask for nothing."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unsupported(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        for name in cls.UNSUPPORTED.keys() & data.keys():
-            value, neutral = data[name], cls.UNSUPPORTED[name]
-            if value is not None and value not in neutral:
-                allowed = "".join(f" or set it to {v!r}" for v in neutral[:1])
-                raise UnsupportedError(f"{name!r} is not supported yet.", hint=f"Leave it out{allowed}.", param=name)
-        return {k: v for k, v in data.items() if k not in cls.UNSUPPORTED}
-
-
-class WireResponse(BaseModel):
-    """Base of response bodies and their parts."""
-
-    model_config = ConfigDict(extra="allow")
 
 
 class FunctionCall(WireResponse):
@@ -297,7 +268,7 @@ class TopLogprob(WireResponse):
 
 
 class ChatTokenLogprob(TopLogprob):
-    top_logprobs: list[TopLogprob] = []
+    top_logprobs: list[TopLogprob] = Field(default_factory=list)
 
 
 class ChatLogprobs(WireResponse):
@@ -377,10 +348,10 @@ class ChatCompletionChunk(WireResponse):
 class CompletionLogprobs(WireResponse):
     """Parallel lists, one entry per token. `text_offset`: where the token starts in the choice's text."""
 
-    tokens: list[str] = []
-    token_logprobs: list[float | None] = []
+    tokens: list[str] = Field(default_factory=list)
+    token_logprobs: list[float | None] = Field(default_factory=list)
     top_logprobs: list[dict[str, float] | None] | None = None
-    text_offset: list[int] = []
+    text_offset: list[int] = Field(default_factory=list)
 
 
 class CompletionChoice(WireResponse):
@@ -434,16 +405,3 @@ class DeletedModel(WireResponse):
 class ModelList(WireResponse):
     object: Literal["list"] = "list"
     data: list[Model]
-
-
-class ErrorDetail(WireResponse):
-    """`param` names the field that is wrong; `code` is stable, `message` is for people."""
-
-    message: str
-    type: str
-    param: str | None = None
-    code: str | None = None
-
-
-class ErrorBody(WireResponse):
-    error: ErrorDetail

@@ -1,0 +1,54 @@
+"""What all wire types share: strict requests, lenient responses, the error body.
+
+Requests are strict: a wrong type, an unknown field or a documented field that we can't honour is an error that names
+it, never ignored. Responses keep fields that we don't know, so that a newer server's additions survive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from llmasos.errors import UnsupportedError
+
+
+class WireRequest(BaseModel):
+    """Base of request bodies and their parts."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """OpenAI's documented fields that we don't support, each with the values (beside null) that ask for nothing."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        for name in cls.UNSUPPORTED.keys() & data.keys():
+            value, neutral = data[name], cls.UNSUPPORTED[name]
+            if value is not None and value not in neutral:
+                allowed = "".join(f" or set it to {v!r}" for v in neutral[:1])
+                raise UnsupportedError(f"{name!r} is not supported yet.", hint=f"Leave it out{allowed}.", param=name)
+        return {k: v for k, v in data.items() if k not in cls.UNSUPPORTED}
+
+
+class WireResponse(BaseModel):
+    """Base of response bodies and their parts."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class ErrorDetail(WireResponse):
+    """`param` names the field that is wrong; `code` is stable, `message` is for people."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(WireResponse):
+    error: ErrorDetail

@@ -1,0 +1,50 @@
+"""How work becomes an HTTP answer: whole or streamed, ended early when its reader goes away."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
+
+from fastapi import Request, Response
+
+from llmasos.errors import LLMasOSError
+from llmasos.serve import render
+from llmasos.serve.problems import CLIENT_CLOSED_REQUEST, error_body, problem_of, unexpected
+from llmasos.serve.stream import Disconnected, EventStream, until_disconnect
+
+
+def json_response(body: Any) -> Response:
+    return Response(render.dump(body), media_type="application/json")
+
+
+async def whole(request: Request, work: Awaitable[Response]) -> Response:
+    try:
+        return await until_disconnect(request.receive, work)
+    except Disconnected:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+def openai_error_event(problem: dict[str, Any]) -> str:
+    """How OpenAI's streams say that something failed. `problem`: arguments of `problems.error_body`."""
+    return render.event(error_body(**problem))
+
+
+async def streamed(
+    request: Request,
+    events: AsyncGenerator[str, None],
+    *,
+    error_event: Callable[[dict[str, Any]], str] = openai_error_event,
+    media_type: str = "text/event-stream",
+) -> Response:
+    """The stream once its first event is there: until then errors are ordinary answers."""
+    request_id: str = request.state.request_id
+
+    def error_text(e: Exception) -> str:
+        problem = problem_of(e) if isinstance(e, LLMasOSError) else unexpected(request_id)
+        problem.pop("headers", None)
+        return error_event(problem)
+
+    async def start() -> Response:
+        return EventStream(await anext(events), events, error_text, media_type=media_type)
+
+    return await whole(request, start())

@@ -418,7 +418,6 @@ def test_a_prefix_shared_by_requests_of_one_pass_is_computed_once() -> None:
     plan = engine.launch()
     assert shape(plan) == [(0, 0, 17), (1, 16, 1), (2, 16, 1), (3, 16, 1)]
     assert plan.num_decodes == 0, "new sequences must not run ahead of what they read"
-    assert engine.scheduler.num_prefix_hit == 48 and engine.scheduler.num_prefix_queried == 68
     assert [item.seq.num_cached for item in plan.items] == [0, 16, 16, 16]
     engine.collect()
     engine.drain()

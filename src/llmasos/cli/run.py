@@ -64,11 +64,14 @@ def run(
     return None
 
 
+_JSON_STARTS = ("{", "[")
+
+
 def _form(schema: str | None, regex: str | None, choice: tuple[str, ...]) -> StructuredOutput | None:
     """What the answer must look like; `schema` is JSON text or the name of a file with it."""
     if schema is None and regex is None and not choice:
         return None
-    if schema is not None and not schema.lstrip().startswith("{"):
+    if schema is not None and not schema.lstrip().startswith(_JSON_STARTS):
         try:
             schema = Path(schema).expanduser().read_text(encoding="utf-8")
         except FileNotFoundError:

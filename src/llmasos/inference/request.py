@@ -64,7 +64,9 @@ def _schema_text(schema: Any) -> str:
             raise ValueError("a schema is an object, or true")
         text = jsonlib.dumps(dict(value) if isinstance(value, Mapping) else value, allow_nan=False, ensure_ascii=False)
     except (ValueError, TypeError, RecursionError) as e:
-        raise InvalidInputError(f"json={schema!r} is no JSON Schema: {e}.", param="structured") from None
+        raise InvalidInputError(
+            f"json={schema!r} is no JSON Schema: {e}.", hint='Such as {"type": "object"}.', param="structured"
+        ) from None
     return '{"type": "object"}' if text in ("true", "{}") else text
 
 

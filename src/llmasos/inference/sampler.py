@@ -229,16 +229,6 @@ class SamplingRow:
         self._tokens, self._counts = np.array([*prompted], np.int32), np.zeros(len(prompted), np.int32)
 
     @property
-    def trivial(self) -> bool:
-        """The choice is the argmax of the raw logits."""
-        return not self.kind & ~LOGPROBS
-
-    @property
-    def simple(self) -> bool:
-        """The choice depends on the raw logits, the temperature and a random number."""
-        return not self.kind & ~(DRAWS | LOGPROBS)
-
-    @property
     def needs_tokens(self) -> bool:
         """Every earlier token must have been added. Penalties need not: `Sampler` counts the one in flight."""
         return bool(self.kind & PROCESSED)

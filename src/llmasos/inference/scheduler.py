@@ -133,7 +133,7 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.chunk = min(chunk or max_num_batched_tokens, max_num_batched_tokens)
         self.waiting: list[Sequence] = []
-        self.num_preemptions = self.num_prefix_queried = self.num_prefix_hit = 0
+        self.num_preemptions = 0
         # sorted by page table, so that those who share a prefix are neighbours
         self._decodes: list[Sequence] = []
         self._prompts: list[Sequence] = []
@@ -404,8 +404,6 @@ class Scheduler:
         self._unqueue(seq)
         if not seq.num_preemptions:
             seq.num_cached = num_cached
-        self.num_prefix_queried += seq.num_tokens
-        self.num_prefix_hit += num_cached
         self._start(seq)
         insort(self._prompts, seq, key=attrgetter("rank"))
         self._grant(plan, seq, min(size, room))

@@ -15,7 +15,13 @@
     │   └── BusyError                 5    409   another process holds the same thing
     ├── NetworkError                  6    502   a host could not be reached or answered wrongly
     │   ├── OfflineError              6    503   a request to the outside was refused: offline mode
-    │   └── ProviderError             6    502   a model behind an API answered with an error
+    │   └── ProviderError             6    502   a server that was asked answered with an error
+    │       ├── BadRequestError       2    400   it refuses a value (400, 413, 415, 422); an InvalidInputError, too
+    │       ├── AuthenticationError   6    502   it does not know the key (401)
+    │       ├── PermissionDeniedError 6    502   the key may not do this (403)
+    │       ├── ProviderNotFoundError 3    404   it has no such thing (404, 410); a NotFoundError, too
+    │       ├── RateLimitError        6    503   too much was asked in a while (429)
+    │       └── UnavailableError      6    503   it is busy, stopping, or its model died (502, 503, 504, 529)
     ├── DeviceError                   7    500   the asked device or dtype is not there
     │   └── InsufficientMemoryError   7    507   a plan does not fit into free memory
     └── ServerError                   8    500   the server could not start (port in use, ...)
@@ -128,11 +134,54 @@ class OfflineError(NetworkError):
 
 
 class ProviderError(NetworkError):
-    """`status` is the HTTP status that the provider answered with, 0 if there was no answer."""
+    """What a server said no with.
 
-    def __init__(self, message: str, *, hint: str = "", status: int = 0) -> None:
+    `status`: the HTTP status, 0 where there is none (an error inside a stream). `server_code`: the server's own name
+    for what happened, e.g. `context_length_exceeded` or `model_crashed`; `param`: the field that it names; `request_id`:
+    what its log has the request under; `retry_after`: the seconds that it asks to wait. Empty or None if not told.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        status: int = 0,
+        server_code: str = "",
+        param: str | None = None,
+        request_id: str = "",
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message, hint=hint)
         self.status = status
+        self.server_code = server_code
+        self.param = param
+        self.request_id = request_id
+        self.retry_after = retry_after
+
+
+class BadRequestError(ProviderError, InvalidInputError):
+    exit_code, http_status = 2, 400
+
+
+class AuthenticationError(ProviderError):
+    pass
+
+
+class PermissionDeniedError(ProviderError):
+    pass
+
+
+class ProviderNotFoundError(ProviderError, NotFoundError):
+    exit_code, http_status = 3, 404
+
+
+class RateLimitError(ProviderError):
+    http_status = 503
+
+
+class UnavailableError(ProviderError):
+    http_status = 503
 
 
 class DeviceError(LLMasOSError):

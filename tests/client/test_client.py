@@ -9,7 +9,19 @@ import pytest
 
 from llmasos.client import AsyncClient, Client
 from llmasos.client import http as client_http
-from llmasos.errors import NetworkError, OfflineError, ProviderError
+from llmasos.errors import (
+    AuthenticationError,
+    BadRequestError,
+    InvalidInputError,
+    NetworkError,
+    NotFoundError,
+    OfflineError,
+    PermissionDeniedError,
+    ProviderError,
+    ProviderNotFoundError,
+    RateLimitError,
+    UnavailableError,
+)
 
 CHAT = {
     "id": "1",
@@ -214,3 +226,32 @@ def test_importing_the_client_package_loads_neither_torch_nor_httpx() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     code = "from llmasos.client import Client; import sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, BadRequestError),
+        (401, AuthenticationError),
+        (403, PermissionDeniedError),
+        (404, ProviderNotFoundError),
+        (409, ProviderError),
+        (429, RateLimitError),
+        (500, ProviderError),
+        (503, UnavailableError),
+    ],
+)
+def test_a_status_gives_its_own_type_with_all_that_the_server_told(status: int, kind: type[ProviderError]) -> None:
+    body = b'{"error": {"message": "no", "type": "t", "param": "model", "code": "some_code"}}'
+    server = Server((status, {"x-request-id": "r1", "retry-after": "3"}, body))
+    with pytest.raises(kind) as caught:
+        server.client(max_retries=0).chat("?", model="m")
+    e = caught.value
+    assert type(e) is kind
+    assert (e.status, e.server_code, e.param, e.request_id, e.retry_after) == (status, "some_code", "model", "r1", 3)
+
+
+def test_what_a_server_refuses_or_lacks_is_caught_like_what_a_local_model_does() -> None:
+    for status, kind in ((400, InvalidInputError), (404, NotFoundError)):
+        with pytest.raises(kind):
+            Server((status, {}, b'{"error": {"message": "no"}}')).client().chat("?", model="m")

@@ -19,12 +19,30 @@ from urllib.parse import urlsplit
 import httpx
 
 from llmasos.client.sse import Event, EventParser
-from llmasos.errors import NetworkError, OfflineError, ProviderError
+from llmasos.errors import (
+    AuthenticationError,
+    BadRequestError,
+    NetworkError,
+    OfflineError,
+    PermissionDeniedError,
+    ProviderError,
+    ProviderNotFoundError,
+    RateLimitError,
+    UnavailableError,
+)
 from llmasos.settings import settings
 
 RETRIED_STATUS = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
 MAX_WAIT = 60.0
 """Seconds. A server that asks for a longer pause gets no retry: the caller should decide."""
+_TYPES: Mapping[int, type[ProviderError]] = {
+    **dict.fromkeys((400, 413, 415, 422), BadRequestError),
+    401: AuthenticationError,
+    403: PermissionDeniedError,
+    **dict.fromkeys((404, 410), ProviderNotFoundError),
+    429: RateLimitError,
+    **dict.fromkeys((502, 503, 504, 529), UnavailableError),
+}
 
 
 @dataclass(frozen=True)
@@ -115,14 +133,33 @@ def error_message(body: str) -> str:
     return found if isinstance(found, str) else json.dumps(found)[:300]
 
 
-def response_error(target: Target, status: int, body: str) -> ProviderError:
+def error_detail(body: str) -> dict[str, str]:
+    """The texts beside the message of an error body: `code`, `type`, `param`, where it has them."""
+    try:
+        data = json.loads(body)
+    except ValueError:
+        return {}
+    inner = data.get("error") if isinstance(data, dict) else None
+    found = inner if isinstance(inner, dict) else data
+    return {k: v for k, v in found.items() if isinstance(v, str)} if isinstance(found, dict) else {}
+
+
+def response_error(target: Target, status: int, body: str, headers: Mapping[str, str] | None = None) -> ProviderError:
+    headers = headers or {}
     hint = ""
     if status in (401, 403) and target.key_variable:
         hint = f"Check the key in {target.key_variable}."
     elif status == 429:
         hint = "Wait, or ask for less at once."
-    return ProviderError(
-        f"{target.label} answered {status}: {error_message(body) or 'no reason given'}", hint=hint, status=status
+    detail = error_detail(body)
+    return _TYPES.get(status, ProviderError)(
+        f"{target.label} answered {status}: {error_message(body) or 'no reason given'}",
+        hint=hint,
+        status=status,
+        server_code=detail.get("code") or detail.get("type") or "",
+        param=detail.get("param"),
+        request_id=headers.get("x-request-id") or headers.get("request-id") or "",
+        retry_after=retry_after(headers),
     )
 
 
@@ -202,7 +239,7 @@ class Http:
                 pause = attempts.after_status(response.status_code, response.headers)
                 if pause is None:
                     body = (response.read()).decode("utf-8", "replace")
-                    raise response_error(self.target, response.status_code, body)
+                    raise response_error(self.target, response.status_code, body, response.headers)
             except httpx.HTTPError as e:
                 raise connection_error(self.target, e) from e
             finally:
@@ -251,7 +288,7 @@ class AsyncHttp:
                 pause = attempts.after_status(response.status_code, response.headers)
                 if pause is None:
                     body = (await response.aread()).decode("utf-8", "replace")
-                    raise response_error(self.target, response.status_code, body)
+                    raise response_error(self.target, response.status_code, body, response.headers)
             except httpx.HTTPError as e:
                 raise connection_error(self.target, e) from e
             finally:

@@ -33,26 +33,34 @@ def cache_folder() -> Path:
     return folder
 
 
-def llama_bench() -> Path:
-    """llama.cpp's own benchmark: LLAMA_BENCH names one, else it is built from the source package (a few minutes)."""
-    if given := os.environ.get("LLAMA_BENCH"):
+def llama_cpp(program: str) -> Path:
+    """llama.cpp's own `llama-bench` or `llama-server`: LLAMA_BENCH or LLAMA_SERVER names one, else it is built from the
+    source package (a few minutes)."""
+    if given := os.environ.get(program.upper().replace("-", "_")):
         return Path(given)
-    built = cache_folder() / "llama-bench"
+    built = cache_folder() / program
     if built.exists():
         return built
-    print(f"building llama.cpp from {LLAMA_CPP} ...", file=sys.stderr)
+    print(f"building {program} from {LLAMA_CPP} ...", file=sys.stderr)
     with tempfile.TemporaryDirectory() as scratch:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
         subprocess.run([*pip, "--dest", scratch, LLAMA_CPP], check=True, stdout=sys.stderr)
         with tarfile.open(next(Path(scratch).glob("*.tar.gz"))) as archive:
             archive.extractall(scratch, filter="data")
         source = next(Path(scratch).glob("*/vendor/llama.cpp"))
-        flags = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF", "-DLLAMA_CURL=OFF", "-DLLAMA_BUILD_TESTS=OFF"]
+        options = {
+            "CMAKE_BUILD_TYPE": "Release",
+            "BUILD_SHARED_LIBS": "OFF",
+            "LLAMA_CURL": "OFF",
+            "LLAMA_BUILD_TESTS": "OFF",
+            "LLAMA_USE_PREBUILT_UI": "OFF",
+        }
+        flags = [f"-D{name}={value}" for name, value in options.items()]
         build = Path(scratch) / "build"
         subprocess.run(["cmake", "-S", source, "-B", build, *flags], check=True, stdout=sys.stderr)
-        make = ["cmake", "--build", build, "--target", "llama-bench", "-j", str(os.cpu_count())]
+        make = ["cmake", "--build", build, "--target", program, "-j", str(os.cpu_count())]
         subprocess.run(make, check=True, stdout=sys.stderr)
-        shutil.copy2(build / "bin" / "llama-bench", built)
+        shutil.copy2(build / "bin" / program, built)
     return built
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from common import MODEL, llama_bench, model_file, report
+from common import MODEL, llama_cpp, model_file, report
 from llmasos.inference.llm import LLM
 from llmasos.inference.request import SamplingParams
 from llmasos.models.load import load_model
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--new", type=int, default=128)
     args = parser.parse_args()
-    file, binary = model_file(args.model), llama_bench()
+    file, binary = model_file(args.model), llama_cpp("llama-bench")
     model = load_model(file)
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llmasos.inference.config import EngineConfig as EngineConfig
+    from llmasos.inference.config import SpeculativeConfig as SpeculativeConfig
     from llmasos.inference.llm import LLM as LLM
     from llmasos.inference.llm import Score as Score
     from llmasos.inference.request import RequestOutput as RequestOutput
     from llmasos.inference.request import SamplingParams as SamplingParams
     from llmasos.inference.request import StructuredOutput as StructuredOutput
-    from llmasos.inference.speculate import SpeculativeConfig as SpeculativeConfig
 
 _HOMES = {
     "EngineConfig": "config",
@@ -20,7 +20,7 @@ _HOMES = {
     "RequestOutput": "request",
     "SamplingParams": "request",
     "Score": "llm",
-    "SpeculativeConfig": "speculate",
+    "SpeculativeConfig": "config",
     "StructuredOutput": "request",
 }
 __all__ = [

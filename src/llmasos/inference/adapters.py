@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmasos.errors import BusyError, InsufficientMemoryError, InvalidInputError, NotFoundError
+from llmasos.inference.state import AdapterInfo
 from llmasos.models.lora import (
     Adapter,
     LoraLinear,
@@ -35,17 +36,6 @@ if TYPE_CHECKING:
     from llmasos.models.load import LoadedModel
 
 Ints = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class AdapterInfo:
-    name: str
-    path: Path
-    slot: int | None
-    """None: on disk only."""
-    rank: int
-    num_requests: int
-    """That use it now."""
 
 
 @dataclass

@@ -10,13 +10,11 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from llmasos.inference.request import Chunk, RequestMetrics, TokenLogprob
-from llmasos.inference.sampler import token_names
 from llmasos.inference.stopping import StopStrings
 
 if TYPE_CHECKING:
-    from llmasos.inference.beam import Beam
     from llmasos.inference.loop import EngineLoop
-    from llmasos.inference.state import Output, RawLogprob, Request, RequestState
+    from llmasos.inference.state import Beam, Output, RawLogprob, Request, RequestState
     from llmasos.text import StreamDecoder, Tokenizer
 
 UNREAD_TOKENS = 256
@@ -239,3 +237,16 @@ class Answer:
                     self._chunks.append(Chunk(index, text.rest(), finish_reason="abort"))
             self._notify()
         self._loop.abort(self.request)
+
+
+def token_names(tokenizer: Tokenizer | None) -> Callable[[int], str]:
+    """How log-probabilities name a token: the text that it adds, half characters as U+FFFD; empty for one of the rows
+    that pad a model's vocabulary."""
+    if tokenizer is None:
+        return str
+    known = tokenizer.backend.id_to_token
+
+    def text(token: int) -> str:
+        return "" if known(token) is None else tokenizer.token_bytes(token).decode("utf-8", "replace")
+
+    return text

@@ -12,18 +12,7 @@ from torch import Tensor
 
 from llmasos.inference.request import SamplingParams
 from llmasos.inference.sampler import penalise
-
-
-@dataclass(frozen=True, slots=True)
-class Beam:
-    """A hypothesis: its new tokens, the sum of their log-probabilities, and whether an end token closed it."""
-
-    ids: tuple[int, ...] = ()
-    total: float = 0.0
-    ended: bool = False
-
-    def score(self, length_penalty: float) -> float:
-        return self.total / len(self.ids) ** length_penalty if self.ids else 0.0
+from llmasos.inference.state import Beam
 
 
 @dataclass(slots=True)

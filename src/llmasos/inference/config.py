@@ -1,14 +1,11 @@
-"""The engine's dials. Names are vLLM's; what is None is derived from the model and the device."""
+"""The engine's dials. Names are vLLM's; what is None is derived from the model and the device. No torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from llmasos.errors import InvalidInputError, UnsupportedError
-
-if TYPE_CHECKING:
-    from llmasos.inference.speculate import SpeculativeConfig
 
 _COUNTS = (
     *("max_num_seqs", "max_num_batched_tokens", "max_model_len", "page_size"),
@@ -16,6 +13,37 @@ _COUNTS = (
 )
 _SWITCHES = "enable_prefix_caching", "enforce_eager", "batch_invariant"
 KV_DTYPES: tuple[str, ...] = ("auto", "bfloat16", "float16", "float32", "fp8", "int8")
+
+
+@dataclass(frozen=True)
+class SpeculativeConfig:
+    """Names as in vLLM. Raises InvalidInputError."""
+
+    method: Literal["ngram", "draft"] = "ngram"
+    """ngram: continue as the text did where its last tokens occurred before. draft: ask a smaller model."""
+    model: str | None = None
+    """The draft model; it must have the same vocabulary."""
+    num_speculative_tokens: int = 8
+    """At most so many drafts per sequence and step."""
+    prompt_lookup_max: int = 4
+    """The longest run of last tokens that is looked up."""
+    prompt_lookup_min: int = 2
+
+    def __post_init__(self) -> None:
+        if self.method not in ("ngram", "draft"):
+            raise InvalidInputError(f"method={self.method!r} is neither 'ngram' nor 'draft'.", param="method")
+        if (self.method == "draft") != (self.model is not None):
+            need = "needs a model" if self.method == "draft" else "takes no model"
+            raise InvalidInputError(f"Speculation by {self.method} {need}.", param="model")
+        for name in ("num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 64:
+                raise InvalidInputError(f"{name}={value!r} is not a whole number between 1 and 64.", param=name)
+        if self.prompt_lookup_min > self.prompt_lookup_max:
+            raise InvalidInputError(
+                f"prompt_lookup_min={self.prompt_lookup_min} is more than prompt_lookup_max={self.prompt_lookup_max}.",
+                param="prompt_lookup_min",
+            )
 
 
 @dataclass(frozen=True)
@@ -74,15 +102,12 @@ class EngineConfig:
         for name in _SWITCHES:
             if not isinstance(value := getattr(self, name), bool):
                 raise InvalidInputError(f"{name}={value!r} is neither True nor False.", param=name)
-        if self.speculative is not None:
-            from llmasos.inference.speculate import SpeculativeConfig
-
-            if not isinstance(self.speculative, SpeculativeConfig):
-                raise InvalidInputError(
-                    f"speculative={self.speculative!r} is no SpeculativeConfig.",
-                    hint='Give SpeculativeConfig(method="ngram"), from llmasos.inference.speculate.',
-                    param="speculative",
-                )
+        if self.speculative is not None and not isinstance(self.speculative, SpeculativeConfig):
+            raise InvalidInputError(
+                f"speculative={self.speculative!r} is no SpeculativeConfig.",
+                hint='Give SpeculativeConfig(method="ngram"), from llmasos.inference.',
+                param="speculative",
+            )
 
     @classmethod
     def of(cls, **options: Any) -> EngineConfig:

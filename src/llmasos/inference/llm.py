@@ -27,12 +27,12 @@ from llmasos.inference.request import (
 if TYPE_CHECKING:
     import torch
 
-    from llmasos.inference.adapters import AdapterInfo, Adapters
+    from llmasos.inference.adapters import Adapters
     from llmasos.inference.answer import Answer
     from llmasos.inference.engine import Engine
     from llmasos.inference.parallel import ParallelRanks
     from llmasos.inference.remote import RemoteLLM
-    from llmasos.inference.state import EngineStats
+    from llmasos.inference.state import AdapterInfo, EngineStats
     from llmasos.models.load import LoadedModel
     from llmasos.store import Progress
     from llmasos.text import Tokenizer

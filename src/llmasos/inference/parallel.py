@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from llmasos.inference.beam import Beam, BeamSearch
+    from llmasos.inference.beam import BeamSearch
     from llmasos.inference.runner import Ints, Landing, Runner, ScoredLogprobs, Step
     from llmasos.inference.sampler import SamplingBatch
+    from llmasos.inference.state import Beam
     from llmasos.models.parallel import Group
 
 T = TypeVar("T")

@@ -24,9 +24,10 @@ from llmasos.inference.pages import Pages
 from llmasos.inference.sampler import Sampled, Sampler, SamplingBatch
 
 if TYPE_CHECKING:
-    from llmasos.inference.beam import Beam, BeamSearch
+    from llmasos.inference.beam import BeamSearch
     from llmasos.inference.cache import Copy
     from llmasos.inference.fused import FusedDecoder
+    from llmasos.inference.state import Beam
     from llmasos.models.decoder import Decoder
 
 LADDER = (1, 2, 4, 8, *range(16, 129, 8), *range(144, 257, 16), *range(288, 513, 32))

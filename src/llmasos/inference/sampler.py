@@ -19,7 +19,7 @@ import math
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +27,6 @@ import torch
 from torch import Tensor
 
 from llmasos.inference.request import LogitsProcessor, SamplingParams, TokenLogprob
-
-if TYPE_CHECKING:
-    from llmasos.text import Tokenizer
 
 REMOVED = float("-inf")
 Floats = npt.NDArray[np.float32]
@@ -593,19 +590,6 @@ def _to_device(arrays: dict[str, npt.NDArray[Any]], device: torch.device) -> dic
 
 
 # log-probabilities with names
-
-
-def token_names(tokenizer: Tokenizer | None) -> Callable[[int], str]:
-    """How log-probabilities name a token: the text that it adds, half characters as U+FFFD; empty for one of the rows
-    that pad a model's vocabulary."""
-    if tokenizer is None:
-        return str
-    known = tokenizer.backend.id_to_token
-
-    def text(token: int) -> str:
-        return "" if known(token) is None else tokenizer.token_bytes(token).decode("utf-8", "replace")
-
-    return text
 
 
 def token_logprob(logits: Tensor, token: int, num_top: int, name: Callable[[int], str]) -> TokenLogprob:

@@ -14,12 +14,13 @@ import statistics
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from llmasos.errors import InvalidInputError, UnsupportedError
+from llmasos.errors import UnsupportedError
+from llmasos.inference.config import SpeculativeConfig as SpeculativeConfig  # a name that was here first
 from llmasos.inference.sampler import uniform
 from llmasos.models.attention import ContiguousCache
 
@@ -28,37 +29,6 @@ if TYPE_CHECKING:
     from llmasos.inference.scheduler import Sequence as Running
     from llmasos.models.load import LoadedModel
     from llmasos.text import Tokenizer
-
-
-@dataclass(frozen=True)
-class SpeculativeConfig:
-    """Names as in vLLM. Raises InvalidInputError."""
-
-    method: Literal["ngram", "draft"] = "ngram"
-    """ngram: continue as the text did where its last tokens occurred before. draft: ask a smaller model."""
-    model: str | None = None
-    """The draft model; it must have the same vocabulary."""
-    num_speculative_tokens: int = 8
-    """At most so many drafts per sequence and step."""
-    prompt_lookup_max: int = 4
-    """The longest run of last tokens that is looked up."""
-    prompt_lookup_min: int = 2
-
-    def __post_init__(self) -> None:
-        if self.method not in ("ngram", "draft"):
-            raise InvalidInputError(f"method={self.method!r} is neither 'ngram' nor 'draft'.", param="method")
-        if (self.method == "draft") != (self.model is not None):
-            need = "needs a model" if self.method == "draft" else "takes no model"
-            raise InvalidInputError(f"Speculation by {self.method} {need}.", param="model")
-        for name in ("num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 64:
-                raise InvalidInputError(f"{name}={value!r} is not a whole number between 1 and 64.", param=name)
-        if self.prompt_lookup_min > self.prompt_lookup_max:
-            raise InvalidInputError(
-                f"prompt_lookup_min={self.prompt_lookup_min} is more than prompt_lookup_max={self.prompt_lookup_max}.",
-                param="prompt_lookup_min",
-            )
 
 
 # proposing

@@ -1,22 +1,23 @@
-"""What the engine knows of each request: what was asked, how far it is, what a step made of it. Pure values."""
+"""What the engine knows of each request: what was asked, how far it is, what a step made of it: values, no torch."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmasos.errors import LLMasOSError
-from llmasos.inference.beam import Beam, BeamSearch
 from llmasos.inference.request import FinishReason, RequestMetrics, SamplingParams
-from llmasos.inference.sampler import SamplingRow
-from llmasos.inference.scheduler import Sequence
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from llmasos.inference.beam import BeamSearch
     from llmasos.inference.constrain import Matcher
+    from llmasos.inference.sampler import SamplingRow
+    from llmasos.inference.scheduler import Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,18 @@ class RawLogprob:
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Beam:
+    """A hypothesis: its new tokens, the sum of their log-probabilities, and whether an end token closed it."""
+
+    ids: tuple[int, ...] = ()
+    total: float = 0.0
+    ended: bool = False
+
+    def score(self, length_penalty: float) -> float:
+        return self.total / len(self.ids) ** length_penalty if self.ids else 0.0
 
 
 @dataclass(eq=False, slots=True)
@@ -147,3 +160,16 @@ class EngineStats:
     kv_cache_usage: float = 0.0
     last_step_tokens: int = 0
     last_step_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """A LoRA adapter of a model that is being served."""
+
+    name: str
+    path: Path
+    slot: int | None
+    """None: on disk only."""
+    rank: int
+    num_requests: int
+    """That use it now."""

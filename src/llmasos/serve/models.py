@@ -21,8 +21,7 @@ from llmasos.serve.metrics import Metrics
 from llmasos.serve.stream import interleave
 
 if TYPE_CHECKING:
-    from llmasos.inference.adapters import AdapterInfo
-    from llmasos.inference.state import EngineStats
+    from llmasos.inference.state import AdapterInfo, EngineStats
 
 
 EMBEDDINGS = 2

@@ -51,6 +51,9 @@ class Settings:
     pypi_index: str = _option(
         "", "LLMASOS_PYPI_INDEX", "UV_DEFAULT_INDEX", "PIP_INDEX_URL", help="package index for the pypi: source"
     )
+    database: str = _option(
+        "", "LLMASOS_DATABASE", help="sqlite:////path or postgresql://user:password@host/name (default: in the home)"
+    )
     ca_bundle: str = _option(
         "", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT", help="certificate bundle for HTTPS requests"
     )

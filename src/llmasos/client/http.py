@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, 
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -33,6 +34,7 @@ from llmasos.errors import (
 from llmasos.settings import settings
 
 RETRIED_STATUS = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
+_PIECE = 1 << 20
 MAX_WAIT = 60.0
 """Seconds. A server that asks for a longer pause gets no retry: the caller should decide."""
 _TYPES: Mapping[int, type[ProviderError]] = {
@@ -219,12 +221,20 @@ class Http:
             for piece in response.iter_bytes():
                 yield from parser.feed(piece)
 
+    def send_file(self, method: str, path: str, file: Path) -> Any:
+        """The decoded answer to a file's bytes, which are sent as they are read."""
+        with self._response(method, path, None, file) as response:
+            return _decode(self.target, response.read())
+
     @contextmanager
-    def _response(self, method: str, path: str, body: Any) -> Iterator[httpx.Response]:
+    def _response(self, method: str, path: str, body: Any, file: Path | None = None) -> Iterator[httpx.Response]:
         self.target.check_allowed()
         attempts = _Attempts(self.target)
         while True:
-            request = self._client.build_request(method, self.target.url(path), json=body)
+            content = None if file is None else _pieces(file)
+            headers = None if file is None else _file_headers(file)
+            url = self.target.url(path)
+            request = self._client.build_request(method, url, json=body, content=content, headers=headers)
             try:
                 response = self._client.send(request, stream=True)
             except httpx.HTTPError as e:
@@ -268,12 +278,21 @@ class AsyncHttp:
                 for event in parser.feed(piece):
                     yield event
 
+    async def send_file(self, method: str, path: str, file: Path) -> Any:
+        async with self._response(method, path, None, file) as response:
+            return _decode(self.target, await response.aread())
+
     @asynccontextmanager
-    async def _response(self, method: str, path: str, body: Any) -> AsyncIterator[httpx.Response]:
+    async def _response(
+        self, method: str, path: str, body: Any, file: Path | None = None
+    ) -> AsyncIterator[httpx.Response]:
         self.target.check_allowed()
         attempts = _Attempts(self.target)
         while True:
-            request = self._client.build_request(method, self.target.url(path), json=body)
+            content = None if file is None else _apieces(file)
+            headers = None if file is None else _file_headers(file)
+            url = self.target.url(path)
+            request = self._client.build_request(method, url, json=body, content=content, headers=headers)
             try:
                 response = await self._client.send(request, stream=True)
             except httpx.HTTPError as e:
@@ -297,6 +316,22 @@ class AsyncHttp:
 
     async def close(self) -> None:
         await self._client.aclose()
+
+
+def _file_headers(file: Path) -> dict[str, str]:
+    return {"content-type": "application/octet-stream", "content-length": str(file.stat().st_size)}
+
+
+def _pieces(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as f:
+        while piece := f.read(_PIECE):
+            yield piece
+
+
+async def _apieces(file: Path) -> AsyncIterator[bytes]:
+    with file.open("rb") as f:
+        while piece := await asyncio.to_thread(f.read, _PIECE):
+            yield piece
 
 
 def _decode(target: Target, body: bytes) -> Any:

@@ -11,7 +11,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmasos.apps.hosting import foreign_host
-from llmasos.serve.problems import StoppingError, error_response, log, problem_of, unexpected
+from llmasos.serve import inflight
+from llmasos.serve.problems import error_response, log, problem_of, unexpected
+from llmasos.serve.shapes import shape_of
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -41,23 +43,24 @@ class Gate:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers_out = MutableHeaders(scope=message)
+                headers_out["x-request-id"] = headers_out[shape_of(scope).id_header] = request_id
             await send(message)
 
         try:
             if self.loopback_only and (message := foreign_host(scope)):
-                await error_response(403, message, code="forbidden_host")(scope, receive, send_with_id)
+                await error_response(scope, 403, message, code="forbidden_host")(scope, receive, send_with_id)
                 return
             await self.app(scope, self._limited(headers, receive), send_with_id)
-        except asyncio.CancelledError:  # only a server that stops cancels requests, and nothing runs above this
+        except asyncio.CancelledError:  # the server stops, or somebody cancelled the request; nothing runs above this
             if not started:
-                await error_response(**problem_of(StoppingError()))(scope, receive, send_with_id)
+                await error_response(scope, **problem_of(inflight.why_cancelled()))(scope, receive, send_with_id)
         except Exception:
             problem = unexpected(request_id)
             if started:
                 log.error("request %s had been answered in part; its connection is dropped", request_id)
                 raise
-            await error_response(**problem)(scope, receive, send_with_id)
+            await error_response(scope, **problem)(scope, receive, send_with_id)
 
     def _limited(self, headers: Headers, receive: Receive) -> Receive:
         """`receive` that raises status 413 as soon as the body is known to be too long."""

@@ -1,4 +1,5 @@
-"""Every error as OpenAI's error body, so that its clients raise their usual exceptions."""
+"""Every error as a body of the wire format that the request speaks (`shapes`), so that its official clients raise their
+usual exceptions."""
 
 from __future__ import annotations
 
@@ -10,10 +11,12 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
-from llmasos.client.types import ErrorBody, ErrorDetail
 from llmasos.errors import ContextOverflowError, LLMasOSError, ServerError
+from llmasos.serve.shapes import Problem, shape_of
 
 log = logging.getLogger("llmasos.serve")
 
@@ -39,12 +42,25 @@ class StoppingError(ServerError):
         super().__init__("The server is stopping; this request was not finished.", hint="Try again when it is back.")
 
 
-def error_body(status: int, message: str, *, param: str | None = None, code: str | None = None) -> ErrorBody:
-    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
-    return ErrorBody(error=ErrorDetail(message=message, type=kind, param=param, code=code))
+def error_body(
+    scope: Scope,
+    status: int,
+    message: str,
+    *,
+    param: str | None = None,
+    code: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> BaseModel:
+    """What a stream that has begun says last; there is no place for `headers` any more."""
+    # A value that the caller sent may hold half a surrogate pair, which UTF-8 can't carry.
+    problem = Problem(
+        status, _printable(message), param and _printable(param), code, scope.get("state", {}).get("request_id")
+    )
+    return shape_of(scope).body(problem)
 
 
 def error_response(
+    scope: Scope,
     status: int,
     message: str,
     *,
@@ -52,14 +68,13 @@ def error_response(
     code: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    # A value that the caller sent may hold half a surrogate pair, which UTF-8 can't carry.
-    message, param = _printable(message), param and _printable(param)
-    body = error_body(status, message, param=param, code=code).model_dump_json()
-    return Response(body, status, dict(headers or {}), media_type="application/json")
+    """`scope` is the request's: it tells in whose words to answer."""
+    body = error_body(scope, status, message, param=param, code=code).model_dump_json(exclude_unset=True)
+    return Response(body, shape_of(scope).status(status), dict(headers or {}), media_type="application/json")
 
 
 def problem_of(e: LLMasOSError) -> dict[str, Any]:
-    """Arguments of `error_response` for one of our errors. Names are OpenAI's where it has one."""
+    """Arguments of `error_response` (beside the scope) for one of our errors. Names are OpenAI's where it has one."""
     code = "context_length_exceeded" if isinstance(e, ContextOverflowError) else e.code
     retry_after = getattr(e, "retry_after", None)
     headers = {"retry-after": str(retry_after)} if retry_after is not None else {}
@@ -87,7 +102,7 @@ def install(app: FastAPI) -> None:
 
 async def _ours(request: Request, e: Exception) -> Response:
     assert isinstance(e, LLMasOSError)
-    return error_response(**problem_of(e))
+    return error_response(request.scope, **problem_of(e))
 
 
 async def _http(request: Request, e: Exception) -> Response:
@@ -96,7 +111,7 @@ async def _http(request: Request, e: Exception) -> Response:
     if e.status_code in (404, 405) and message == HTTPStatus(e.status_code).phrase:
         message = f"There is no {request.method} {request.url.path}. See /openapi.json."
     code = HTTPStatus(e.status_code).name.lower()
-    return error_response(e.status_code, message, code=code, headers=e.headers)
+    return error_response(request.scope, e.status_code, message, code=code, headers=e.headers)
 
 
 async def _validation(request: Request, e: Exception) -> Response:
@@ -105,10 +120,12 @@ async def _validation(request: Request, e: Exception) -> Response:
     first = errors[0]
     param = _path(first)
     if first["type"] == "json_invalid":
-        return error_response(400, f"The body is not valid JSON: {first['ctx']['error']}.", code="invalid_json")
+        return error_response(
+            request.scope, 400, f"The body is not valid JSON: {first['ctx']['error']}.", code="invalid_json"
+        )
     if first["type"] == "model_attributes_type" and not param:
         message = "The body must be a JSON object, sent with content-type application/json."
-        return error_response(400, message, code="invalid_type")
+        return error_response(request.scope, 400, message, code="invalid_type")
     code = _CODES.get(first["type"]) or ("invalid_type" if first["type"].endswith("_type") else "invalid_value")
     if first["type"] == "missing":
         message = (
@@ -120,7 +137,7 @@ async def _validation(request: Request, e: Exception) -> Response:
         # One value that fits none of several allowed forms gives one error per form.
         reasons = dict.fromkeys(error["msg"] for error in errors if _path(error) == param)
         message = f"{param or 'body'}: {'; or: '.join(reasons)}{_shown(first.get('input'))}."
-    return error_response(400, message, param=param or None, code=code)
+    return error_response(request.scope, 400, message, param=param or None, code=code)
 
 
 def _path(error: Mapping[str, Any]) -> str:

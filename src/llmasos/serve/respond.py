@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 from fastapi import Request, Response
+from pydantic import BaseModel
 
 from llmasos.errors import LLMasOSError
 from llmasos.serve import render
@@ -24,16 +25,16 @@ async def whole(request: Request, work: Awaitable[Response]) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
-def openai_error_event(problem: dict[str, Any]) -> str:
-    """How OpenAI's streams say that something failed. `problem`: arguments of `problems.error_body`."""
-    return render.event(error_body(**problem))
+def openai_error_event(body: BaseModel) -> str:
+    """How OpenAI's streams say that something failed. `body`: from `problems.error_body`."""
+    return render.event(body)
 
 
 async def streamed(
     request: Request,
     events: AsyncGenerator[str, None],
     *,
-    error_event: Callable[[dict[str, Any]], str] = openai_error_event,
+    error_event: Callable[[BaseModel], str] = openai_error_event,
     media_type: str = "text/event-stream",
 ) -> Response:
     """The stream once its first event is there: until then errors are ordinary answers."""
@@ -41,8 +42,7 @@ async def streamed(
 
     def error_text(e: Exception) -> str:
         problem = problem_of(e) if isinstance(e, LLMasOSError) else unexpected(request_id)
-        problem.pop("headers", None)
-        return error_event(problem)
+        return error_event(error_body(request.scope, **problem))
 
     async def start() -> Response:
         return EventStream(await anext(events), events, error_text, media_type=media_type)

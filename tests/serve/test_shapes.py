@@ -1,0 +1,67 @@
+"""Errors come in the shape of the wire format that the request speaks."""
+
+import pytest
+from fake_llm import FakeLLM, asgi_client
+
+from llmasos.serve.problems import error_response
+from llmasos.serve.shapes import ANTHROPIC, OLLAMA, OPENAI, Problem, shape_of
+
+VERSION = [(b"anthropic-version", b"2023-06-01")]
+
+
+def scope(path, headers=()):
+    return {"type": "http", "path": path, "headers": list(headers), "state": {"request_id": "req_1"}}
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "shape"),
+    [
+        ("/v1/messages", [], ANTHROPIC),
+        ("/v1/messages/count_tokens", [], ANTHROPIC),
+        ("/v1/messages2", [], OPENAI),
+        ("/v1/models", [], OPENAI),
+        ("/v1/models", VERSION, ANTHROPIC),
+        ("/v1/models/a/b", VERSION, ANTHROPIC),
+        ("/v1/chat/completions", VERSION, OPENAI),
+        ("/api/chat", [], OLLAMA),
+        ("/apis", [], OPENAI),
+        ("/", [], OPENAI),
+    ],
+)
+def test_the_path_tells_the_shape_and_for_models_a_header(path, headers, shape) -> None:
+    assert shape_of(scope(path, headers)) is shape
+
+
+@pytest.mark.parametrize(
+    ("status", "sent", "kind"),
+    [
+        (400, 400, "invalid_request_error"),
+        (401, 401, "authentication_error"),
+        (403, 403, "permission_error"),
+        (404, 404, "not_found_error"),
+        (413, 413, "request_too_large"),
+        (418, 418, "invalid_request_error"),
+        (429, 429, "rate_limit_error"),
+        (500, 500, "api_error"),
+        (503, 529, "overloaded_error"),
+    ],
+)
+def test_anthropics_errors_have_its_types(status: int, sent: int, kind: str) -> None:
+    response = error_response(scope("/v1/messages"), status, "No.", code="why", headers={"retry-after": "3"})
+    assert response.status_code == sent and response.headers["retry-after"] == "3"
+    body = ANTHROPIC.body(Problem(status, "No.", "field", "why", "req_1")).model_dump(exclude_unset=True)
+    error = {"type": kind, "message": "No.", "details": {"error_code": "why", "param": "field"}}
+    assert body == {"type": "error", "error": error, "request_id": "req_1"}
+
+
+async def test_what_the_gate_refuses_is_said_in_the_requests_own_words() -> None:
+    async with asgi_client(FakeLLM(), loopback_only=True, max_body_bytes=10) as client:
+        foreign = {"host": "evil.example"}
+        answer = await client.get("/v1/messages", headers=foreign)
+        assert answer.status_code == 403 and answer.json()["error"]["type"] == "permission_error"
+        assert answer.json()["request_id"] == answer.headers["request-id"] == answer.headers["x-request-id"]
+        answer = await client.get("/api/tags", headers=foreign)
+        assert answer.status_code == 403 and "evil.example" in answer.json()["error"]
+        answer = await client.get("/v1/chat/completions", headers=foreign)
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+        assert "request-id" not in answer.headers

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from llmasos.errors import InvalidInputError, NotFoundError, ServerError, UnsupportedError
 from llmasos.inference.config import EngineConfig
 from llmasos.inference.request import Chunk, RequestOutput, SamplingParams
+from llmasos.serve import inflight
 from llmasos.serve.caller import ANYONE, Caller
 from llmasos.serve.metrics import Metrics
 from llmasos.serve.stream import interleave
@@ -119,11 +120,14 @@ class Served:
     async def complete(self, prompts: list[list[int]], params: SamplingParams, **request: Any) -> list[RequestOutput]:
         num = len(prompts) * max(params.n, params.num_beams)
         with self._admission.admit(num), self._metrics.watch(self.base, len(prompts) * params.n) as watch:
+            inflight.begins(sum(map(len, prompts)))
             outputs = await self.model.acomplete(prompts, params, **self._request(request))
             for output in outputs:
                 watch.measure(output.metrics)
+                inflight.gives(0, num_cached=output.metrics.num_cached_tokens)
                 for completion in output.outputs:
                     watch.end(completion.finish_reason)
+                    inflight.gives(len(completion.token_ids), finish_reason=completion.finish_reason)
             return outputs
 
     async def stream(
@@ -132,9 +136,12 @@ class Served:
         """Chunks of all prompts as they come, each with its prompt's number."""
         num = len(prompts) * params.n
         with self._admission.admit(num), self._metrics.watch(self.base, num) as watch:
+            inflight.begins(sum(map(len, prompts)))
             streams = [self.model.astream_complete(ids, params, **self._request(request)) for ids in prompts]
             async with aclosing(interleave(streams)) as chunks:
                 async for index, chunk in chunks:
+                    num_cached = chunk.metrics.num_cached_tokens if chunk.metrics is not None else 0
+                    inflight.gives(len(chunk.token_ids), num_cached=num_cached, finish_reason=chunk.finish_reason)
                     if chunk.finish_reason is not None:
                         watch.end(chunk.finish_reason)
                     if chunk.metrics is not None:
@@ -192,6 +199,7 @@ class Models:
     @asynccontextmanager
     async def lease(self, name: str, caller: Caller = ANYONE) -> AsyncIterator[Served]:
         """The model for one request; as long as the block runs, it stays. Raises ModelNotFoundError."""
+        inflight.asks(name)
         yield self[name]
 
     def _adapter(self, name: str) -> Served | None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from llmasos.serve.problems import StoppingError
+from llmasos.serve import inflight
 
 T = TypeVar("T")
 
@@ -107,7 +107,7 @@ class EventStream(Response):
         except Disconnected:
             pass
         except asyncio.CancelledError:
-            last = self._error_event(StoppingError()).encode()
+            last = self._error_event(inflight.why_cancelled()).encode()
             await send({"type": "http.response.body", "body": last, "more_body": False})
             raise
         finally:

@@ -1,4 +1,4 @@
-"""What a model's reply is made of, as it comes: reasoning, text, tool calls."""
+"""What a model's reply is made of: reasoning, text, tool calls."""
 
 from __future__ import annotations
 

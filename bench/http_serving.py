@@ -107,7 +107,7 @@ async def in_process(llm: Any, load: Load) -> Result:
 
 
 def serve_in_process(args: argparse.Namespace) -> None:
-    """The other side of the comparison, in a process of its own: a JSON load per line in, a JSON result per line out."""
+    """The other side of the comparison, in a process of its own: lines of JSON in, lines of JSON out."""
     import torch
 
     from llmasos import LLM

@@ -34,7 +34,12 @@ def chat_prompt_ids(model: ServedModel, request: ChatCompletionRequest) -> list[
     _check_generates(model)
     messages = [template_message(message, i) for i, message in enumerate(request.messages)]
     tools = _template_tools(request)
-    prompt = model.chat_prompt(messages, tools)
+    options: dict[str, Any] = {}
+    if request.continue_final_message:
+        options["continue_final_message"] = True
+    if request.chat_template_kwargs:
+        options["variables"] = request.chat_template_kwargs
+    prompt = model.chat_prompt(messages, tools, **options)
     return model.tokenizer.encode(_unicode(prompt, "messages"), add_special_tokens=False)
 
 
@@ -88,14 +93,17 @@ def _template_tools(request: ChatCompletionRequest) -> list[dict[str, Any]] | No
     return [tool.model_dump(exclude_none=True) for tool in request.tools]
 
 
-def chat_params(model: ServedModel, request: ChatCompletionRequest, num_prompt_tokens: int) -> SamplingParams:
+def chat_params(
+    model: ServedModel, request: ChatCompletionRequest, num_prompt_tokens: int, *, fit: bool = False
+) -> SamplingParams:
+    """`fit`: where max_tokens is more than the context still holds, what it holds counts; else that is an error."""
     if request.top_logprobs and not request.logprobs:
         raise InvalidInputError("top_logprobs needs logprobs: true.", param="top_logprobs")
     asked = {request.max_tokens, request.max_completion_tokens} - {None}
     if len(asked) > 1:
         raise InvalidInputError("max_tokens and max_completion_tokens differ; send one.", param="max_tokens")
     room = model.context_length - num_prompt_tokens
-    if not asked and room < 1:
+    if (fit or not asked) and room < 1:
         raise ContextOverflowError(num_prompt_tokens, 1, model.context_length)
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     more: dict[str, Any] = {}
@@ -105,7 +113,10 @@ def chat_params(model: ServedModel, request: ChatCompletionRequest, num_prompt_t
                 "response_format and structured_outputs were both given; send one.", param="response_format"
             )
         more["structured"] = form
-    return _params(model, request, max_tokens=asked.pop() if asked else room, logprobs=logprobs, **more)
+    max_tokens = asked.pop() if asked else None
+    if max_tokens is None or (fit and max_tokens > room):
+        max_tokens = room
+    return _params(model, request, max_tokens=max_tokens, logprobs=logprobs, **more)
 
 
 def _response_format(request: ChatCompletionRequest) -> StructuredOutput | None:

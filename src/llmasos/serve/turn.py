@@ -55,10 +55,11 @@ class TurnUsage:
 TurnEvent = TurnStart | TurnDelta | TurnEnd | TurnUsage
 
 
-async def turn(served: Served, body: ChatCompletionRequest) -> AsyncGenerator[TurnEvent, None]:
-    """Answer `body.messages`. Closing the generator stops the model at its next token."""
+async def turn(served: Served, body: ChatCompletionRequest, *, fit: bool = False) -> AsyncGenerator[TurnEvent, None]:
+    """Answer `body.messages`. Closing the generator stops the model at its next token. `fit`: `body.max_tokens` may be
+    more than the context still holds; the answer then ends (`length`) where the context does."""
     ids = await asyncio.to_thread(prepare.chat_prompt_ids, served.model, body)
-    params = prepare.chat_params(served.model, body, len(ids))
+    params = prepare.chat_params(served.model, body, len(ids), fit=fit)
     yield TurnStart(len(ids))
     num_output_tokens = num_cached_tokens = 0
     if params.num_beams > 1 and not body.stream:  # beams have no chunks
@@ -102,10 +103,12 @@ class Reply:
                 self.tool_calls[index].function.arguments += arguments
 
 
-async def whole_turn(served: Served, body: ChatCompletionRequest) -> tuple[list[Reply], TurnUsage]:
+async def whole_turn(
+    served: Served, body: ChatCompletionRequest, *, fit: bool = False
+) -> tuple[list[Reply], TurnUsage]:
     """The same, when everything is there: one Reply for each of `body.n`."""
     replies = [Reply() for _ in range(body.n or 1)]
-    async with aclosing(turn(served, body)) as events:
+    async with aclosing(turn(served, body, fit=fit)) as events:
         async for event in events:
             match event:
                 case TurnDelta(index, piece, logprobs):

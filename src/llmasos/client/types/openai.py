@@ -187,6 +187,14 @@ class ChatCompletionRequest(SamplingRequest):
     safety_identifier: str | None = Field(None, description="Your label; the answer does not depend on it.")
     prompt_cache_key: str | None = Field(None, description="Your label; the answer does not depend on it.")
 
+    # extensions
+    chat_template_kwargs: dict[str, JsonValue] | None = Field(
+        None, description="Extension: variables for the chat template, e.g. enable_thinking."
+    )
+    continue_final_message: bool | None = Field(
+        None, description="Extension: the model goes on with the last message, which is the assistant's."
+    )
+
 
 class CompletionRequest(SamplingRequest):
     """Body of POST /v1/completions."""

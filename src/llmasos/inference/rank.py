@@ -71,14 +71,20 @@ def resolve(model: ModelConfig, config: EngineConfig, device: torch.device, dtyp
     )
 
 
-def divide(sizes: Sizes, num_bytes: int) -> list[int]:
-    """Pages per group that `num_bytes` buy: in each one whole context (of a window group: what its window keeps of it),
-    and of the rest equal shares of what max_num_seqs of them need. Raises InsufficientMemoryError for less."""
+def page_needs(sizes: Sizes) -> tuple[list[int], int, int]:
+    """Pages per group for one whole context (of a window group: what its window keeps of it), the bytes that an engine
+    needs at least to run one, and the bytes that each further context takes."""
     whole = -(-sizes.max_model_len // sizes.page_size) + 1
     kept = [-(-(w + sizes.max_num_batched_tokens) // sizes.page_size) + 2 if w else whole for w in sizes.windows]
     one = [min(k, whole) for k in kept]
-    least = [n + 1 for n in one]  # page 0 is nobody's
-    needed, rest = (sum(n * b for n, b in zip(pages, sizes.bytes_per_page, strict=True)) for pages in (least, one))
+    further = sum(n * b for n, b in zip(one, sizes.bytes_per_page, strict=True))
+    return one, further + sum(sizes.bytes_per_page), further  # page 0 is nobody's
+
+
+def divide(sizes: Sizes, num_bytes: int) -> list[int]:
+    """Pages per group that `num_bytes` buy: one whole context, and of the rest equal shares of what max_num_seqs of
+    them need. Raises InsufficientMemoryError for less."""
+    one, needed, rest = page_needs(sizes)
     if num_bytes < needed:
         per_token = sum(sizes.bytes_per_page) / sizes.page_size
         raise InsufficientMemoryError(
@@ -88,7 +94,7 @@ def divide(sizes: Sizes, num_bytes: int) -> list[int]:
         )
     rest *= sizes.max_num_seqs - 1
     share = min(num_bytes - needed, rest)
-    return [n + m * (sizes.max_num_seqs - 1) * share // max(1, rest) for n, m in zip(least, one, strict=True)]
+    return [n + 1 + n * (sizes.max_num_seqs - 1) * share // max(1, rest) for n in one]
 
 
 class Rank:

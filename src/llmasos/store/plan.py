@@ -36,6 +36,8 @@ _FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 # Constants that old checkpoints store beside the weights: causal masks, rotary tables, position numbers.
 _CONSTANTS = re.compile(r"(^|\.)((attn|attention)\.(masked_)?bias|inv_freq|position_ids|token_type_ids)$")
 
+_UNROUNDED = re.compile(r"embed|wte|wpe|lm_head|norm")
+
 
 @dataclass(frozen=True)
 class PlannedFile:
@@ -118,6 +120,7 @@ def plan(
     resolved = library.resolve(ref)
     found = _local(ref, resolved, library) or _remote(resolved)
     config = found.facts.config
+    placement = devices.place(device, dtype, encoder=config.is_encoder)
     context = context or min(config.context_length, DEFAULT_CONTEXT)
     if context > config.context_length:
         raise InvalidInputError(
@@ -125,12 +128,9 @@ def plan(
             hint=f"Ask for at most {config.context_length}.",
             param="context",
         )
-    placement = devices.place(device, dtype, encoder=config.is_encoder)
     memory_free = devices.free_memory(placement.device)
     width = placement.dtype.itemsize
-    weights = weights_bytes(found.tensors, width)
-    if found.facts.format == "gguf":
-        weights = gguf_weights_bytes(found.tensors, config, width, low_bit=placement.low_bit)
+    weights = _weights(found, placement)
     activations = activation_bytes(config, weights, context, concurrency, width)
 
     def fits(tokens: int) -> bool:
@@ -162,6 +162,35 @@ def plan(
         max_context=_largest(config.context_length, fits),
         concurrency=concurrency,
     )
+
+
+def planned_weights(
+    ref: str | Path, *, device: str = "auto", dtype: str = "auto", quantization: str = "auto"
+) -> tuple[ModelConfig, int]:
+    """The configuration of `ref` and the bytes of its weights once loaded, read from headers as in `plan`."""
+    library = Library()
+    resolved = library.resolve(ref)
+    found = _local(ref, resolved, library) or _remote(resolved)
+    config = found.facts.config
+    return config, _weights(found, devices.place(device, dtype, encoder=config.is_encoder), quantization)
+
+
+def _weights(found: _Found, placement: devices.Placement, quantization: str = "auto") -> int:
+    width = placement.dtype.itemsize
+    if found.facts.format == "gguf":
+        low_bit = placement.low_bit and quantization != "none"
+        return gguf_weights_bytes(found.tensors, found.facts.config, width, low_bit=low_bit)
+    return weights_bytes(found.tensors, width) - saved_bytes(found.tensors, width, quantization)
+
+
+def saved_bytes(tensors: Sequence[TensorInfo], width: int, quantization: str) -> int:
+    """Bytes that rounding the linear layers on loading saves; embeddings and the head stay."""
+    from llmasos.models.lowbit import GROUP
+
+    linear = [t for t in tensors if t.dtype in _FLOATS and len(t.shape) == 2 and not _UNROUNDED.search(t.name)]
+    elements = sum(math.prod(t.shape) for t in linear)
+    kept = {"int8": elements, "int4": elements // 2 + elements // GROUP * 4}.get(quantization, elements * width)
+    return elements * width - kept
 
 
 def weights_bytes(tensors: Sequence[TensorInfo], width: int) -> int:

@@ -1,0 +1,1 @@
+"""Models in processes of their own: which are resident where, and how they are spoken to."""

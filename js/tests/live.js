@@ -1,0 +1,97 @@
+/**
+ * Against a real server, which tests/js starts: `node tests/live.js URL`. Its model "fake" answers with the prompt's last
+ * line and "!"; "slow" does the same one token at a time. Prints one JSON line per check: {title, error?}.
+ */
+
+import assert from "node:assert/strict";
+
+import * as sdk from "../llmasos.js";
+
+const client = new sdk.LLMasOS({ baseURL: process.argv[2], maxRetries: 0 });
+
+const checks = {
+  async chat() {
+    const answer = await client.chat("Hi", { model: "fake" });
+    assert.equal(answer.text, "Hi!");
+    assert.equal(answer.choices[0].finish_reason, "stop");
+    assert.ok(answer.usage.completion_tokens > 0);
+  },
+
+  async stream() {
+    const stream = client.streamChat("Hello there", { model: "fake", stream_options: { include_usage: true } });
+    let text = "";
+    for await (const chunk of stream) text += chunk.text;
+    const whole = await stream.final();
+    assert.equal(text, "Hello there!");
+    assert.equal(whole.text, text);
+    assert.deepEqual(Object.keys(whole.usage).slice(0, 3), ["prompt_tokens", "completion_tokens", "total_tokens"]);
+  },
+
+  async "a stream is the answer that comes without one"() {
+    const options = { model: "fake", n: 2, logprobs: true, top_logprobs: 1, stream_options: { include_usage: true } };
+    const { stream_options: _, ...whole } = options;
+    const streamed = await client.streamChat("Hello", options).final();
+    const { id: _a, created: _b, ...found } = streamed;
+    const { id: _c, created: _d, ...expected } = await client.chat("Hello", whole);
+    for (const { message } of [...found.choices, ...expected.choices]) {
+      for (const [name, value] of Object.entries(message)) if (value === null) delete message[name];
+    }
+    for (const { logprobs } of expected.choices) delete logprobs.refusal;
+    for (const { logprobs } of found.choices) delete logprobs.refusal;
+    assert.deepEqual(found, expected);
+  },
+
+  async "abort by signal, abort() and break"() {
+    const controller = new AbortController();
+    await assert.rejects(async () => {
+      for await (const _ of client.streamChat("a long tale", { model: "slow", signal: controller.signal })) controller.abort();
+    }, sdk.AbortError);
+    const stream = client.streamChat("a long tale", { model: "slow" });
+    await assert.rejects(async () => {
+      for await (const _ of stream.text) stream.abort();
+    }, sdk.AbortError);
+    for await (const _ of client.streamChat("a long tale", { model: "slow" })) break;
+    const waiting = new AbortController();
+    setTimeout(() => waiting.abort(), 100);
+    await assert.rejects(client.chat("a long tale", { model: "slow", signal: waiting.signal }), sdk.AbortError);
+  },
+
+  async completions() {
+    assert.equal((await client.complete("ab", { model: "fake", echo: true })).text, "abab!");
+    assert.equal((await client.streamComplete("ab", { model: "fake" }).final()).text, "ab!");
+  },
+
+  async embeddings() {
+    const { data } = await client.embed(["abc", "a"], { model: "fake" });
+    assert.deepEqual(data.map((row) => row.embedding), [[3, 0.5, -0.25], [1, 0.5, -0.25]]);
+  },
+
+  async models() {
+    assert.deepEqual((await client.models()).map((model) => model.id), ["fake", "slow"]);
+    assert.equal((await client.model("fake")).context_length, 1000);
+  },
+
+  async errors() {
+    const missing = await client.chat("x", { model: "none" }).catch((e) => e);
+    assert.ok(missing instanceof sdk.NotFoundError && missing.requestId, String(missing));
+    const wrong = await client.chat("x", { model: "fake", temperature: 9 }).catch((e) => e);
+    assert.ok(wrong instanceof sdk.BadRequestError, String(wrong));
+    assert.equal(wrong.param, "temperature");
+    const long = await client.complete("x", { model: "fake", max_tokens: 5000 }).catch((e) => e);
+    assert.equal(long.code, "context_length_exceeded");
+    const failed = await client.chat("boom", { model: "fake" }).catch((e) => e);
+    assert.deepEqual([failed.status, failed.code], [500, "internal_error"]);
+    const late = await client.streamChat("boom late", { model: "fake" }).final().catch((e) => e);
+    assert.ok(late instanceof sdk.APIError, String(late));
+    assert.equal(late.code, "internal_error");
+  },
+};
+
+for (const [title, check] of Object.entries(checks)) {
+  try {
+    await check();
+    console.log(JSON.stringify({ title }));
+  } catch (e) {
+    console.log(JSON.stringify({ title, error: e.stack ?? String(e) }));
+  }
+}

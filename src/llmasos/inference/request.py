@@ -96,6 +96,8 @@ class SamplingParams:
     include_stop: bool = False
     """Keep the stop string in the text."""
     ignore_eos: bool = False
+    shown_token_ids: tuple[int, ...] = ()
+    """Special tokens that are written out in the text; all others are left out of it."""
     logit_bias: dict[int, float] = field(default_factory=dict)
     logits_processors: tuple[LogitsProcessor, ...] = ()
     """The caller's own changes to the logits, in order. Each waits for the token before: steps no longer overlap."""
@@ -112,7 +114,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        for name in ("stop", "stop_token_ids", "logits_processors"):
+        for name in ("stop", "stop_token_ids", "shown_token_ids", "logits_processors"):
             given = getattr(self, name) or ()
             if isinstance(given, str) or not isinstance(given, Iterable):
                 raise InvalidInputError(f"{name}={given!r} is not a list.", param=name)
@@ -142,7 +144,8 @@ class SamplingParams:
             raise InvalidInputError(
                 f"logit_bias={self.logit_bias!r} is not a mapping of token ids to numbers.", param="logit_bias"
             )
-        for name, ids in (("stop_token_ids", self.stop_token_ids), ("logit_bias", self.logit_bias)):
+        named = {"stop_token_ids": self.stop_token_ids, "logit_bias": self.logit_bias}
+        for name, ids in (*named.items(), ("shown_token_ids", self.shown_token_ids)):
             if any(not isinstance(i, int) or isinstance(i, bool) for i in ids):
                 raise InvalidInputError(f"{name}={ids!r} must name token ids, which are whole numbers.", param=name)
         for bias in self.logit_bias.values():  # -inf forbids a token; nan and +inf leave no probabilities

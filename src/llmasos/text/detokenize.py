@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from typing import Any
 
@@ -98,9 +98,13 @@ class StreamDecoder:
     there.
     """
 
-    def __init__(self, detokenizer: Detokenizer, *, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self, detokenizer: Detokenizer, *, skip_special_tokens: bool = True, shown: Iterable[int] = ()
+    ) -> None:
         self._detokenizer = detokenizer
         self._skipped = detokenizer.special_ids if skip_special_tokens else frozenset()
+        if shown := frozenset(shown):
+            self._skipped -= shown
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._first, self._strip = True, detokenizer.strip_count
         self._held: bytes = b""

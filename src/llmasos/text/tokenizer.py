@@ -109,9 +109,9 @@ class Tokenizer:
         pieces = [stream.push(id) for id in ids]
         return "".join(pieces) + stream.flush()
 
-    def stream(self, *, skip_special_tokens: bool = True) -> StreamDecoder:
-        """A decoder for one text that grows id by id."""
-        return StreamDecoder(self._detokenizer, skip_special_tokens=skip_special_tokens)
+    def stream(self, *, skip_special_tokens: bool = True, shown: Iterable[int] = ()) -> StreamDecoder:
+        """A decoder for one text that grows id by id. `shown`: special tokens that are not skipped."""
+        return StreamDecoder(self._detokenizer, skip_special_tokens=skip_special_tokens, shown=shown)
 
     def token(self, id: int) -> str:
         """The token as the vocabulary writes it, e.g. `Ġhello`."""

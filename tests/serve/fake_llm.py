@@ -173,7 +173,7 @@ def live_server(llms, **options):
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     app = create_app(llms, **options)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=5))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

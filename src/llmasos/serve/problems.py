@@ -145,6 +145,8 @@ def _path(error: Mapping[str, Any]) -> str:
     location: Sequence[Any] = error["loc"][1:]
     parts: list[str] = []
     for i, part in enumerate(location):
+        if isinstance(part, str) and part.startswith("<"):  # a tag of ours: exactly one member was tried
+            continue
         own_name = error["type"] == "extra_forbidden" and i == len(location) - 1
         if isinstance(part, str) and not own_name and (part in _TYPE_TAGS or not _FIELD.fullmatch(part)):
             break

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,13 @@ from llmasos.serve import problems
 from llmasos.serve.gate import Gate
 from llmasos.serve.models import Models, ServedModel
 from llmasos.serve.openai import create_router
+from llmasos.serve.responses.routes import create_router as create_responses_router
+from llmasos.serve.responses.service import Responses
+from llmasos.serve.storage import Storage
 
 if TYPE_CHECKING:
     from llmasos.inference.llm import LLM
+    from llmasos.store.database import Database
 
 MAX_BODY_BYTES = 32 * 2**20
 SHUTDOWN_SECONDS = 10
@@ -51,26 +55,40 @@ def create_app(
     max_body_bytes: int = MAX_BODY_BYTES,
     max_waiting: int = 256,
     enable_lora_loading: bool = False,
+    database: Database | None = None,
 ) -> FastAPI:
     """An ASGI application that serves `llms` under their names.
 
     `aliases` maps further names, which are accepted and not listed, to served ones. `loopback_only` refuses requests
     with a Host header from elsewhere. A model with `max_waiting` completions in flight beyond those that it runs at
     once answers 503. Adapters of the models are served under their names; `enable_lora_loading` lets clients load more,
-    from any path that they name. The models stay the caller's: nothing closes them.
+    from any path that they name. The models stay the caller's: nothing closes them. So does `database`; without one,
+    the home's is opened when something is to be kept.
     """
     named: Mapping[str, Any] = llms if isinstance(llms, Mapping) else {llms.name: llms}
     models = Models(named, aliases, max_waiting=max_waiting)
+    storage = Storage(database)
+    responses = Responses(models, storage)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await responses.start()
+        yield
+        await responses.stop()
+        await storage.close()
+
     app = FastAPI(
         title="LLMasOS",
         version=__version__,
         description="Language models over OpenAI's API.",
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
+        lifespan=lifespan,
     )
     problems.install(app)
     app.add_middleware(Gate, max_body_bytes=max_body_bytes, loopback_only=loopback_only)
     app.include_router(create_router(models))
+    app.include_router(create_responses_router(responses))
     app.include_router(adapter_routes.create_router(models, enabled=enable_lora_loading))
 
     @app.get("/healthz", tags=["Server"], summary="Is the server up?")
@@ -141,7 +159,7 @@ def serve(
         _load_adapters(llms, aliases, adapters or {})
         app = create_app(llms, aliases=aliases, loopback_only=is_loopback(host), **options)
         url = url_of(*listener.getsockname()[:2]) + "/v1"
-        run(app, listener, grace=SHUTDOWN_SECONDS, ready=lambda: on_ready(url) if on_ready else None)
+        run(app, listener, grace=SHUTDOWN_SECONDS, ready=lambda: on_ready(url) if on_ready else None, lifespan="on")
 
 
 def _from_pretrained(reference: str) -> LLM:

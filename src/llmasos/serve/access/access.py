@@ -1,0 +1,109 @@
+"""Everything about access of one running server: which keys there are, what they may still do, what they did."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime
+
+from starlette.datastructures import Headers
+from starlette.types import Scope as Connection
+
+from llmasos.serve.access.directory import Directory
+from llmasos.serve.access.errors import ForbiddenError, UnauthorizedError
+from llmasos.serve.access.keys import PREFIX, Key
+from llmasos.serve.access.limits import Meter
+from llmasos.serve.access.policy import Policy, address_of, is_local, key_in
+from llmasos.serve.access.routes import Rule
+from llmasos.serve.access.usage import Counts, Ledger
+from llmasos.serve.caller import ANYONE, Caller
+from llmasos.store.database import Database, utc_now
+
+
+class Access:
+    """Belongs to one event loop. `close` it there before the database."""
+
+    def __init__(
+        self,
+        database: Database,
+        policy: Policy = Policy(),  # noqa: B008 (frozen)
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self.database, self.policy = database, policy
+        self._clock, self._now = clock, now
+        self.directory = Directory(database, clock=clock, now=now)
+        self.ledger = Ledger(database, now=now)
+        self._meters: dict[str, Meter] = {}
+
+    async def caller(self, connection: Connection, rule: Rule) -> tuple[Caller, Key | None]:
+        """Who sends this request, and that it may. Raises UnauthorizedError, ForbiddenError, LimitError."""
+        if rule.access == "open":
+            return ANYONE, None
+        text = key_in(Headers(scope=connection))
+        # Clients of open servers send any word for a key; one of ours is meant, and its limits hold.
+        if text is not None and (self.policy.require_key or text.startswith(PREFIX)):
+            key = await self.directory.find(text, address_of(connection))
+            caller = key.caller
+        else:
+            key, caller = None, self._without_key(connection, rule, sent=text is not None)
+        match rule.access:
+            case "inference" | "manage":
+                caller.check_scope(rule.access)
+            case "metrics" if key is not None or not is_local(connection):
+                caller.check_scope("manage")
+        return caller, key
+
+    def _without_key(self, connection: Connection, rule: Rule, *, sent: bool) -> Caller:
+        caller = self.policy.without_key(connection)
+        if caller is None and rule.access == "metrics" and is_local(connection):
+            caller = ANYONE
+        if caller is None and sent:
+            raise UnauthorizedError(f"The key sent is none of this server's: they begin with {PREFIX}.")
+        if caller is None:
+            raise UnauthorizedError(
+                "A key is needed.",
+                hint="Send it as `Authorization: Bearer KEY` or `x-api-key: KEY`; `llmasos key create NAME` makes one.",
+            )
+        if self.policy.is_foreign_page(connection):
+            raise ForbiddenError(
+                "A web page of another origin may not do this.", hint="Allow its origin when the server is started."
+            )
+        return caller
+
+    async def caller_with(self, key_id: str) -> Caller:
+        """The caller of a key, for work that goes on without its request (a batch). Raises UnauthorizedError if the key
+        is over."""
+        key = await self.directory.get(key_id)
+        if key is None or key.state(self._now()) != "active":
+            raise UnauthorizedError(f"The key {key_id} is revoked or expired.")
+        return key.caller
+
+    async def admit(self, key: Key) -> Meter:
+        """Count a request of this key in. The meter's `release` counts it out. Raises LimitError, QuotaError."""
+        meter = self.meter(key)
+        spent = await self.ledger.spent(key.id) if key.limits.has_quota else None
+        meter.admit(spent, self._clock(), self._now())
+        return meter
+
+    def meter(self, key: Key) -> Meter:
+        meter = self._meters.get(key.id)
+        if meter is None:
+            meter = self._meters[key.id] = Meter.of(key.limits, self._clock())
+        elif meter.limits is not key.limits:
+            meter.change(key.limits, self._clock())
+        return meter
+
+    def limit_headers(self, meter: Meter) -> Mapping[str, str]:
+        return meter.headers(self._clock())
+
+    def record(self, caller: Caller, model: str, counts: Counts) -> None:
+        """What a request, or one of a batch, has used."""
+        if caller.key_id is not None and (meter := self._meters.get(caller.key_id)) is not None:
+            meter.charge(counts.tokens, self._clock())
+        self.ledger.record(caller.key_id, model, counts)
+
+    async def close(self) -> None:
+        """Write what is not yet written. Raises StoreError if that fails."""
+        await self.ledger.close()

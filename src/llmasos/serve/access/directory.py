@@ -1,0 +1,143 @@
+"""The keys as this server knows them, and whose a given text is.
+
+A request costs a keyed hash and a look into two tables. The argon2 hash of a key's secret is computed when the key is
+first used; afterwards its text is known by a fast hash under a random key of this process, so that neither the tables
+nor the time of a look-up tell anything about it.
+
+Other servers and the command line change keys, too: what changed is read every CHECK_AFTER seconds while there are
+requests, beside them; no request is decided on knowledge older than STALE_AFTER seconds, unless the database can't be
+reached: then what is known holds for GRACE seconds more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from datetime import datetime
+
+from llmasos.errors import StoreError
+from llmasos.serve.access import registry
+from llmasos.serve.access.errors import LimitError, UnauthorizedError
+from llmasos.serve.access.keys import PREFIX, Key, is_secret, parts_of
+from llmasos.serve.access.limits import TokenBucket
+from llmasos.store.database import Database, utc_now
+
+CHECK_AFTER, STALE_AFTER, GRACE = 0.4, 0.9, 60.0
+FAILURES_PER_MINUTE = 20
+"""Wrong secrets that one address may send: each costs the server some 20 ms."""
+_MAX_ADDRESSES = 4096
+
+log = logging.getLogger("llmasos.serve.access")
+
+
+class Directory:
+    """Belongs to one event loop."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._database, self._clock, self._now = database, clock, now
+        self._keys: dict[str, Key] = {}
+        self._version = -1
+        self._read_at = -float("inf")
+        self._reading: asyncio.Task[None] | None = None
+        self._error: StoreError | None = None
+        self._texts: dict[bytes, str] = {}
+        self._hash_key = secrets.token_bytes(32)
+        self._verifying = asyncio.Semaphore(1)  # one core at most goes into hashing
+        self._failures: OrderedDict[str, TokenBucket] = OrderedDict()
+
+    async def find(self, text: str, address: str) -> Key:
+        """The key of this text. Raises UnauthorizedError if there is none, or if it is over; LimitError for an address
+        that has guessed too often; StoreError if the database can't be asked."""
+        await self._be_fresh()
+        digest = hashlib.blake2b(text.encode(), key=self._hash_key, digest_size=32).digest()
+        id = self._texts.get(digest)
+        if id is None:
+            id = await self._verified(text, address)
+            self._texts[digest] = id  # one text per key can be right, so this does not grow
+        key = self._keys[id]
+        if (state := key.state(self._now())) != "active":
+            raise UnauthorizedError(f"The key {key.name!r} ({id}) is {state}.", hint="Ask for a new one.")
+        return key
+
+    async def get(self, id: str) -> Key | None:
+        """The key of this id, whatever its state."""
+        await self._be_fresh()
+        return self._keys.get(id)
+
+    async def _verified(self, text: str, address: str) -> str:
+        parts = parts_of(text)
+        key = self._keys.get(parts[0]) if parts else None
+        if parts is None or key is None or key.revoked is not None:
+            raise self._unknown(text)
+        self._check_failures(address)
+        async with self._verifying:
+            # a thread: the hash would hold up every other request
+            is_right = await asyncio.to_thread(is_secret, key.secret_hash, parts[1])
+        if not is_right:
+            self._note_failure(address)
+            raise self._unknown(text)
+        return key.id
+
+    def _unknown(self, text: str) -> UnauthorizedError:
+        parts = parts_of(text)
+        what = f"The key {parts[0]} is" if parts else "This is"
+        looks = "" if text.startswith(PREFIX) else f" Keys begin with {PREFIX}."
+        return UnauthorizedError(f"{what} not one of this server's keys.{looks}", hint="Check the key that you send.")
+
+    def _check_failures(self, address: str) -> None:
+        bucket = self._failures.get(address)
+        if bucket is not None and (wait := bucket.wait(1, self._clock())):
+            raise LimitError("Too many wrong keys from this address.", hint="Wait.", retry_after=int(wait) + 1)
+
+    def _note_failure(self, address: str) -> None:
+        now = self._clock()
+        bucket = self._failures.setdefault(address, TokenBucket(FAILURES_PER_MINUTE, now))
+        bucket.take(1, now)
+        self._failures.move_to_end(address)
+        if len(self._failures) > _MAX_ADDRESSES:
+            self._failures.popitem(last=False)
+
+    async def _be_fresh(self) -> None:
+        age = self._clock() - self._read_at
+        if age < CHECK_AFTER:
+            return
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.get_running_loop().create_task(self._read())
+        if age < STALE_AFTER:
+            return
+        # the task is everybody's: whoever stops waiting does not stop it
+        await asyncio.wait({self._reading}, timeout=None if age > GRACE else 1.0)
+        if self._error is not None and self._clock() - self._read_at > GRACE:
+            raise self._error
+
+    async def refresh(self) -> None:
+        """Read what changed now: after this server itself has changed something."""
+        if self._reading is not None:
+            await asyncio.wait({self._reading})
+        self._reading = asyncio.get_running_loop().create_task(self._read())
+        await asyncio.wait({self._reading})
+
+    async def _read(self) -> None:
+        began, version = self._clock(), self._version
+        try:
+            self._version, changed = await self._database.run(
+                lambda session: registry.changed_since(session, version), read_only=True
+            )
+        except StoreError as e:
+            log.warning("keys could not be read; those that are known hold for up to %g s: %s", GRACE, e)
+            self._error = e
+            return
+        self._error = None
+        self._keys |= {key.id: key for key in changed}
+        self._read_at = began

@@ -36,6 +36,7 @@ async def streamed(
     *,
     error_event: Callable[[BaseModel], str] = openai_error_event,
     media_type: str = "text/event-stream",
+    idle: tuple[float, str] | None = None,
 ) -> Response:
     """The stream once its first event is there: until then errors are ordinary answers."""
     request_id: str = request.state.request_id
@@ -45,6 +46,6 @@ async def streamed(
         return error_event(error_body(request.scope, **problem))
 
     async def start() -> Response:
-        return EventStream(await anext(events), events, error_text, media_type=media_type)
+        return EventStream(await anext(events), events, error_text, media_type=media_type, idle=idle)
 
     return await whole(request, start())

@@ -20,7 +20,7 @@ from llmasos.client.providers import is_remote
 from llmasos.client.types import ChatCompletionChunk, TextCompletion
 from llmasos.errors import InvalidInputError, UnsupportedError
 from llmasos.serve import adapters as adapter_routes
-from llmasos.serve import problems
+from llmasos.serve import anthropic, problems
 from llmasos.serve.gate import Gate
 from llmasos.serve.models import Models, ServedModel
 from llmasos.serve.openai import create_router
@@ -87,6 +87,7 @@ def create_app(
     )
     problems.install(app)
     app.add_middleware(Gate, max_body_bytes=max_body_bytes, loopback_only=loopback_only)
+    app.include_router(anthropic.create_router(models))  # before OpenAI's: /v1/models is both
     app.include_router(create_router(models))
     app.include_router(create_responses_router(responses))
     app.include_router(adapter_routes.create_router(models, enabled=enable_lora_loading))

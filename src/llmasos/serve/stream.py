@@ -84,7 +84,7 @@ class EventStream(Response):
 
     `first` was taken from `events` before the status line had to be sent, so that an early error has its own status.
     A later one becomes the last event, made by `error_event`. A slow reader does not hold the model: events wait in
-    memory, bounded by the tokens that were asked for.
+    memory, bounded by the tokens that were asked for. `idle`: seconds without any event, and what is sent then.
     """
 
     def __init__(
@@ -94,11 +94,12 @@ class EventStream(Response):
         error_event: Callable[[Exception], str],
         *,
         media_type: str = "text/event-stream",
+        idle: tuple[float, str] | None = None,
     ) -> None:
         # Proxies must pass events on one by one (X-Accel-Buffering is nginx's word for it).
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"}, media_type=media_type)
         del self.headers["content-length"]
-        self._first, self._events, self._error_event = first, events, error_event
+        self._first, self._events, self._error_event, self._idle = first, events, error_event, idle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -116,19 +117,31 @@ class EventStream(Response):
     async def _send_all(self, send: Send) -> None:
         queue: asyncio.Queue[str | None] = asyncio.Queue()
         queue.put_nowait(self._first)
-        producer = asyncio.ensure_future(self._produce(queue))
+        tasks = [asyncio.ensure_future(self._produce(queue))]
+        if self._idle is not None:
+            tasks.append(asyncio.ensure_future(self._fill(queue, *self._idle)))
         try:
             open_ = True
             while open_:
+                self._is_silent = False
                 ready = [await queue.get()]
-                while not queue.empty():
+                while ready[-1] is not None and not queue.empty():
                     ready.append(queue.get_nowait())
                 open_ = ready[-1] is not None
                 body = "".join(text for text in ready if text is not None).encode()
                 await send({"type": "http.response.body", "body": body, "more_body": open_})
         finally:
-            producer.cancel()
-            await asyncio.gather(producer, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _fill(self, queue: asyncio.Queue[str | None], seconds: float, text: str) -> None:
+        """Looks from time to time instead of timing every event, which would cost each of them."""
+        while True:
+            self._is_silent = True
+            await asyncio.sleep(seconds)
+            if self._is_silent:
+                queue.put_nowait(text)
 
     async def _produce(self, queue: asyncio.Queue[str | None]) -> None:
         try:

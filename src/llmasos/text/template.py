@@ -19,6 +19,7 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.sandbox
 
@@ -226,9 +227,23 @@ def compile_template(source: str) -> jinja2.Template:
     try:
         return _environment().from_string(source)
     except jinja2.TemplateSyntaxError as e:
-        raise InvalidInputError(
-            f"The chat template has a syntax error in line {e.lineno}: {e.message}", param="chat_template"
-        ) from e
+        raise _syntax_error(e) from e
+
+
+def _syntax_error(e: jinja2.TemplateSyntaxError) -> InvalidInputError:
+    return InvalidInputError(
+        f"The chat template has a syntax error in line {e.lineno}: {e.message}", param="chat_template"
+    )
+
+
+@lru_cache(maxsize=64)
+def free_variables(source: str) -> frozenset[str]:
+    """Names that a template reads and does not set itself: what it can be told. Raises InvalidInputError with the line
+    of a syntax error."""
+    try:
+        return frozenset(jinja2.meta.find_undeclared_variables(_environment().parse(source)))
+    except jinja2.TemplateSyntaxError as e:
+        raise _syntax_error(e) from e
 
 
 _BUDGET = " budget"  # not an identifier, so that no template can name it

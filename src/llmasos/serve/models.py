@@ -7,6 +7,7 @@ name on with each request for it, and measures them.
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
@@ -112,12 +113,20 @@ class Served:
     ) -> None:
         self.base, self.model, self.adapter = base, model, adapter
         self._admission, self._metrics = admission, metrics
+        self._caller = ANYONE
+
+    def for_caller(self, caller: Caller) -> Served:
+        """The same, with the caller's priority and share of the cache."""
+        found = copy.copy(self)
+        found._caller = caller
+        return found
 
     def with_adapter(self, name: str) -> Served:
         return Served(self.base, self.model, self._admission, self._metrics, name)
 
     def _request(self, request: dict[str, Any]) -> dict[str, Any]:
-        return request if self.adapter is None else {**request, "adapter": self.adapter}
+        own = {} if self.adapter is None else {"adapter": self.adapter}
+        return self._caller.request_options({**request, **own})
 
     async def complete(self, prompts: list[list[int]], params: SamplingParams, **request: Any) -> list[RequestOutput]:
         num = len(prompts) * max(params.n, params.num_beams)
@@ -200,9 +209,11 @@ class Models:
 
     @asynccontextmanager
     async def lease(self, name: str, caller: Caller = ANYONE) -> AsyncIterator[Served]:
-        """The model for one request; as long as the block runs, it stays. Raises ModelNotFoundError."""
+        """The model for one request; as long as the block runs, it stays. Raises ModelNotFoundError, and
+        ForbiddenError for a model that the caller may not use."""
         inflight.asks(name)
-        yield self[name]
+        caller.check_model(self._aliases.get(name, name))
+        yield self[name].for_caller(caller)
 
     def _adapter(self, name: str) -> Served | None:
         for base in self._bases:

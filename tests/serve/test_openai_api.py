@@ -436,7 +436,7 @@ async def test_openapi_describes_every_route_and_every_streamed_object() -> None
         schema = (await client.get("/openapi.json")).json()
     v1 = {f"/v1/{path}" for path in ("models", "models/{model}", "chat/completions", "completions", "embeddings")}
     v1 |= {"/v1/load_lora_adapter", "/v1/unload_lora_adapter"}
-    assert set(schema["paths"]) == v1 | {"/healthz", "/version", "/metrics"}
+    assert v1 | {"/healthz", "/version", "/metrics"} <= set(schema["paths"])
     schemas = schema["components"]["schemas"]
     for path in ("chat/completions", "completions", "embeddings"):
         operation = schema["paths"][f"/v1/{path}"]["post"]

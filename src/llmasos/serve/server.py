@@ -21,6 +21,7 @@ from llmasos.client.types import ChatCompletionChunk, TextCompletion
 from llmasos.errors import InvalidInputError, UnsupportedError
 from llmasos.serve import adapters as adapter_routes
 from llmasos.serve import anthropic, problems
+from llmasos.serve.access.install import install as install_access
 from llmasos.serve.gate import Gate
 from llmasos.serve.models import Models, ServedModel
 from llmasos.serve.openai import create_router
@@ -30,6 +31,7 @@ from llmasos.serve.storage import Storage
 
 if TYPE_CHECKING:
     from llmasos.inference.llm import LLM
+    from llmasos.serve.access.access import Access
     from llmasos.store.database import Database
 
 MAX_BODY_BYTES = 32 * 2**20
@@ -56,6 +58,7 @@ def create_app(
     max_waiting: int = 256,
     enable_lora_loading: bool = False,
     database: Database | None = None,
+    access: Access | None = None,
 ) -> FastAPI:
     """An ASGI application that serves `llms` under their names.
 
@@ -63,11 +66,12 @@ def create_app(
     with a Host header from elsewhere. A model with `max_waiting` completions in flight beyond those that it runs at
     once answers 503. Adapters of the models are served under their names; `enable_lora_loading` lets clients load more,
     from any path that they name. The models stay the caller's: nothing closes them. So does `database`; without one,
-    the home's is opened when something is to be kept.
+    the home's is opened when something is to be kept. `access` says who may do what, and is closed with the
+    application; without it everybody may do everything.
     """
     named: Mapping[str, Any] = llms if isinstance(llms, Mapping) else {llms.name: llms}
     models = Models(named, aliases, max_waiting=max_waiting)
-    storage = Storage(database)
+    storage = Storage(access.database if access and not database else database)
     responses = Responses(models, storage)
 
     @contextlib.asynccontextmanager
@@ -75,6 +79,8 @@ def create_app(
         await responses.start()
         yield
         await responses.stop()
+        if access is not None:
+            await access.close()
         await storage.close()
 
     app = FastAPI(
@@ -86,6 +92,8 @@ def create_app(
         lifespan=lifespan,
     )
     problems.install(app)
+    if access is not None:
+        install_access(app, access)
     app.add_middleware(Gate, max_body_bytes=max_body_bytes, loopback_only=loopback_only)
     app.include_router(anthropic.create_router(models))  # before OpenAI's: /v1/models is both
     app.include_router(create_router(models))

@@ -24,13 +24,20 @@
     │       └── UnavailableError      6    503   it is busy, stopping, or its model died (502, 503, 504, 529)
     ├── DeviceError                   7    500   the asked device or dtype is not there
     │   └── InsufficientMemoryError   7    507   a plan does not fit into free memory
+    ├── ToolLoopError                 1    500   a model's tool calls could not be carried through
+    │   ├── ToolLimitError            1    500   it still called tools after as many answers as were allowed
+    │   └── ToolError                 1    500   a tool raised an exception
     └── ServerError                   8    500   the server could not start (port in use, ...)
+        └── ModelCrashedError         8    503   a model's process has ended; the request may be sent again
 
 Each carries `message` (what happened, with the value) and `hint` (what to do next). The numbers are part of the
 public interface: command-line exit codes and HTTP statuses follow this table and nothing else.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class LLMasOSError(Exception):
@@ -137,8 +144,9 @@ class ProviderError(NetworkError):
     """What a server said no with.
 
     `status`: the HTTP status, 0 where there is none (an error inside a stream). `server_code`: the server's own name
-    for what happened, e.g. `context_length_exceeded` or `model_crashed`; `param`: the field that it names; `request_id`:
-    what its log has the request under; `retry_after`: the seconds that it asks to wait. Empty or None if not told.
+    for what happened, e.g. `context_length_exceeded` or `model_crashed`. `param`: the field that it names.
+    `request_id`: what its log has the request under. `retry_after`: the seconds that it asks to wait. Empty or None
+    where it does not tell.
     """
 
     def __init__(
@@ -192,5 +200,28 @@ class InsufficientMemoryError(DeviceError):
     http_status = 507
 
 
+class ToolLoopError(LLMasOSError):
+    """`messages`: the conversation so far."""
+
+    def __init__(self, message: str, *, hint: str = "", messages: Sequence[Mapping[str, Any]] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.messages = list(messages)
+
+
+class ToolLimitError(ToolLoopError):
+    pass
+
+
+class ToolError(ToolLoopError):
+    """`__cause__` is what the tool raised."""
+
+
 class ServerError(LLMasOSError):
     exit_code, http_status = 8, 500
+
+
+class ModelCrashedError(ServerError):
+    """`retry_after`: seconds after which the model may be there again."""
+
+    http_status = 503
+    retry_after = 1

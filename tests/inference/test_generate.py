@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from transformers import Phi3Config
 
 from llmasos.errors import ContextOverflowError, InvalidInputError, UnsupportedError
-from llmasos.inference.llm import LLM, resolve_max_tokens
+from llmasos.inference.llm import LLM
+from llmasos.inference.prompts import resolve_max_tokens
 from llmasos.inference.request import SamplingParams
 from llmasos.models.load import load_model
 from tiny import write_tiny_model

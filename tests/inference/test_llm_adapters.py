@@ -155,6 +155,6 @@ async def test_one_that_is_unloaded_while_requests_wait_for_it_fails_them_alone(
 
 
 def test_an_encoder_takes_none(tiny_llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(tiny_llm), "is_encoder", True)
+    monkeypatch.setattr(type(tiny_llm.model.config), "is_encoder", True)
     with pytest.raises(UnsupportedError, match="adapters"):
         tiny_llm.load_adapter("a", "anywhere")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from llmasos.errors import FormatError, NotFoundError, PickleRefusedError
+from llmasos.errors import FormatError, InvalidInputError, NotFoundError, PickleRefusedError
 from llmasos.formats.gguf import GGUFCheckpoint, split_parts
 from llmasos.formats.safetensors import INDEX, SINGLE, SafetensorsCheckpoint
 from llmasos.formats.types import Checkpoint, describe, is_pickle, reading, shown
@@ -83,3 +84,16 @@ def _pickle_refused(path: Path, names: str) -> PickleRefusedError:
         hint="Take a revision of the model that has safetensors files, or convert it on a machine that you don't mind "
         "losing: load it with transformers there and call save_pretrained, which writes model.safetensors.",
     )
+
+
+def gguf_in(path: Path) -> Path:
+    """A folder that holds one GGUF model (one file, or the parts of one) and no config.json -> its first file."""
+    if path.is_dir() and not (path / "config.json").exists():
+        files = sorted(path.glob("*.gguf"))
+        firsts = [f for f in files if not re.search(r"-\d{5}-of-\d{5}$", f.stem) or "-00001-of-" in f.stem]
+        if len(firsts) == 1:
+            return firsts[0]
+        if firsts:
+            names = ", ".join(f.name for f in firsts)
+            raise InvalidInputError(f"{path} holds several GGUF models: {names}.", hint="Name one of the files.")
+    return path

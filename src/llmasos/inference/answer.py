@@ -7,18 +7,31 @@ import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from llmasos.inference.request import Chunk, RequestMetrics, TokenLogprob
 from llmasos.inference.stopping import StopStrings
 
 if TYPE_CHECKING:
-    from llmasos.inference.loop import EngineLoop
     from llmasos.inference.state import Beam, Output, RawLogprob, Request, RequestState
     from llmasos.text import StreamDecoder, Tokenizer
 
 UNREAD_TOKENS = 256
 """Beyond this the request pauses until its reader has caught up."""
+
+
+class Loop(Protocol):
+    """What an answer needs of an engine, in this process or in another one."""
+
+    delivers_home: bool
+    """Outputs come in the reader's event loop, where there is one; else in a thread of the engine's."""
+
+    def submit(
+        self, request: Request, listener: Callable[[Output], None], home: asyncio.AbstractEventLoop | None
+    ) -> Future[None]: ...
+    def abort(self, request: Request) -> None: ...
+    def pause(self, request: Request, paused: bool) -> None: ...
+    def finish(self, request: Request, index: int) -> None: ...
 
 
 class _Text:
@@ -51,12 +64,23 @@ class Answer:
     lags UNREAD_TOKENS behind pauses its request, so nothing grows without bound. Any other answer begins at once and is
     read as a whole, with `wait` or `await_all`. `cancel` stops either early."""
 
-    def __init__(self, loop: EngineLoop, request: Request, tokenizer: Tokenizer | None, *, stream: bool) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        request: Request,
+        tokenizer: Tokenizer | None,
+        *,
+        stream: bool,
+        home: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
         params = request.params
         self.request, self._loop = request, loop
         self._name = token_names(tokenizer)
         self._texts = [
-            _Text(tokenizer.stream() if tokenizer else None, StopStrings(params.stop, include=params.include_stop))
+            _Text(
+                tokenizer.stream(shown=params.shown_token_ids) if tokenizer else None,
+                StopStrings(params.stop, include=params.include_stop),
+            )
             for _ in range(params.n)
         ]
         self._ready = threading.Condition()
@@ -68,7 +92,7 @@ class Answer:
         self._wake: Callable[[], object] | None = None
         self._state: RequestState | None = None
         self.beams: list[Beam] = []
-        self._submitted: Future[None] | None = None if stream else loop.submit(request, self._take)
+        self._submitted: Future[None] | None = None if stream else loop.submit(request, self._take, home)
 
     @property
     def prompt_logprobs(self) -> dict[int, tuple[RawLogprob, bool]]:
@@ -80,7 +104,7 @@ class Answer:
             return RequestMetrics(0.0, 0.0, 0)
         return self._state.metrics()
 
-    # the engine's thread
+    # the thread that outputs come in
 
     def _take(self, output: Output) -> None:
         error: BaseException | None = output.error
@@ -139,9 +163,9 @@ class Answer:
 
     # the reader
 
-    def _started(self) -> Future[None]:
+    def _started(self, home: asyncio.AbstractEventLoop | None = None) -> Future[None]:
         if self._submitted is None:
-            self._submitted = self._loop.submit(self.request, self._take)
+            self._submitted = self._loop.submit(self.request, self._take, home)
         return self._submitted
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -204,8 +228,13 @@ class Answer:
     async def _listen(self) -> asyncio.Event:
         """An event of the running loop that is set whenever something has come."""
         event, running = asyncio.Event(), asyncio.get_running_loop()
-        await asyncio.wrap_future(self._started())
-        self._wake = lambda: running.call_soon_threadsafe(event.set)
+        submitted = self._started(running)
+        if self._loop.delivers_home:
+            self._wake = event.set
+            submitted.result()
+        else:
+            await asyncio.wrap_future(submitted)
+            self._wake = lambda: running.call_soon_threadsafe(event.set)
         return event
 
     def wait(self, cancelled: Callable[[], bool] | None = None) -> list[Chunk]:

@@ -39,11 +39,17 @@ def batches(ids: Sequence[Sequence[int]]) -> Iterator[range]:
         yield range(start, len(ids))
 
 
-def hidden_states(model: LoadedModel, ids: Sequence[Sequence[int]]) -> Tensor:
-    """Final hidden states of packed texts, [T, D]."""
+def hidden_states(
+    model: LoadedModel, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None
+) -> Tensor:
+    """Final hidden states of packed texts, [T, D]; `types`: which text of a pair each token is of, for an encoder."""
     attend = Varlen(layer_specs(model.config), [len(text) for text in ids])
     tokens = torch.tensor([i for text in ids for i in text], device=model.module.device)
-    hidden: Tensor = model.module(tokens, attend.positions(model.module.device), attend)
+    packed = (tokens, attend.positions(model.module.device), attend)
+    if types is None:
+        hidden: Tensor = model.module(*packed)
+    else:
+        hidden = model.module(*packed, torch.tensor([i for text in types for i in text], device=tokens.device))
     return hidden
 
 
@@ -72,8 +78,8 @@ def _embedded(model: LoadedModel, *, texts: list[Sequence[int]], kind: Pooling, 
     return pool(hidden_states(model, texts), [len(t) for t in texts], kind, normalize=normalize).tolist()
 
 
-def fill_mask(model: LoadedModel, ids: Sequence[int], top_k: int, *, run: Run) -> list[list[tuple[str, float]]]:
-    """The likeliest words at every mask token of one text, with probabilities."""
+def fill_mask(model: LoadedModel, ids: Sequence[int], top_k: int, *, run: Run) -> list[tuple[list[int], list[float]]]:
+    """The likeliest tokens at every mask token of one text, and their probabilities."""
     mask = model.tokenizer.mask_token_id if model.tokenizer else None
     if mask is None or not model.config.masked_lm:
         raise UnsupportedError(
@@ -87,39 +93,39 @@ def fill_mask(model: LoadedModel, ids: Sequence[int], top_k: int, *, run: Run) -
             "The text has no mask token.", hint=f"Write {model.tokenizer.token(mask)} where a word is missing."
         )
 
-    def likeliest(model: LoadedModel) -> tuple[list[list[int]], list[list[float]]]:
+    def likeliest(model: LoadedModel) -> list[tuple[list[int], list[float]]]:
         with torch.inference_mode():
             logits = model.module.mlm_logits(hidden_states(model, [ids])[places])
             top = logits.float().softmax(-1).topk(min(top_k, logits.shape[-1]))
-            return top.indices.tolist(), top.values.tolist()
+            return list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
 
-    assert model.tokenizer is not None
-    return [
-        [(model.tokenizer.decode([i]).strip(), p) for i, p in zip(row_ids, row_p, strict=True)]
-        for row_ids, row_p in zip(*run(likeliest), strict=True)
-    ]
+    found: list[tuple[list[int], list[float]]] = run(likeliest)
+    return found
 
 
-def classify(model: LoadedModel, ids: Sequence[Sequence[int]], *, run: Run) -> list[dict[str, float]]:
-    """Label probabilities of each text: of one label among all, or of each by itself where the config says
-    `multi_label_classification` or there is only one. A `regression` model gives its scores as they are."""
+def classify(
+    model: LoadedModel, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None, *, run: Run
+) -> list[list[float]]:
+    """What a classification head says of each text, one number per label: see `TextModel.classify`. `types`: which text
+    of a pair (0 or 1) each token is of."""
     if not model.config.num_labels:
         raise UnsupportedError(
             f"A {model.config.architecture} has no classification head.",
             hint="Use a model fine-tuned for classification.",
         )
-    labels = model.config.labels or tuple(f"LABEL_{i}" for i in range(model.config.num_labels))
-    results: list[dict[str, float]] = []
+    results: list[list[float]] = []
     for batch in batches(ids):
-        shares = run(partial(_classified, texts=[ids[i] for i in batch]))
-        results += [dict(zip(labels, row, strict=True)) for row in shares]
+        some = None if types is None else [types[i] for i in batch]
+        results += run(partial(_classified, texts=[ids[i] for i in batch], types=some))
     return results
 
 
 @torch.inference_mode()
-def _classified(model: LoadedModel, *, texts: list[Sequence[int]]) -> list[list[float]]:
+def _classified(
+    model: LoadedModel, *, texts: list[Sequence[int]], types: list[Sequence[int]] | None
+) -> list[list[float]]:
     starts = starts_of([len(t) for t in texts], model.module.device)
-    return _shares(model.module.classify(hidden_states(model, texts), starts), model.config).tolist()
+    return _shares(model.module.classify(hidden_states(model, texts, types), starts), model.config).tolist()
 
 
 def _shares(logits: Tensor, config: ModelConfig) -> Tensor:

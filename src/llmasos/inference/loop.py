@@ -29,6 +29,8 @@ Listener = Callable[["Output"], None]
 class EngineLoop:
     """Starts its thread with the first work and builds the engine with the first request. Ends with `close`."""
 
+    delivers_home = False
+
     def __init__(self, build: Callable[[], Engine], *, name: str) -> None:
         self._build, self._name = build, name
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -38,8 +40,10 @@ class EngineLoop:
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._closed = False
+        self.after_step: Callable[[], None] = lambda: None
+        """Is called in the engine's thread when all outputs of a step have been given to their listeners."""
 
-    def submit(self, request: Request, listener: Listener) -> Future[None]:
+    def submit(self, request: Request, listener: Listener, home: object = None) -> Future[None]:
         """Queue a request; its outputs go to `listener`. The future fails for a request that can't run here."""
         return self.run(lambda: self._add(request, listener))
 
@@ -134,6 +138,7 @@ class EngineLoop:
                 self._listeners.pop(output.request, None)
             if listener is not None:
                 listener(output)
+        self.after_step()
 
     def _fail(self, cause: Exception) -> None:
         """The engine broke: every request on its way fails, the next one gets a new engine."""
@@ -143,6 +148,7 @@ class EngineLoop:
         listeners, self._listeners = self._listeners, {}
         for request, listener in listeners.items():
             listener(failed_output(request, cause))
+        self.after_step()
 
     def _end(self) -> None:
         closed = ServerError(f"{self._name} was closed.", hint="Load the model again.")

@@ -231,6 +231,12 @@ class RemoteLLM:
     async def ascore(self, texts: Any, *, prompt: str = "") -> NoReturn:
         self.score(texts, prompt=prompt)
 
+    def score_pairs(self, query: str, texts: Any) -> NoReturn:
+        raise self._lacks("score_pairs", "scores of pairs of texts")
+
+    async def ascore_pairs(self, query: str, texts: Any) -> NoReturn:
+        self.score_pairs(query, texts)
+
     def fill_mask(self, text: str, *, top_k: int = 5) -> NoReturn:
         raise self._lacks("fill_mask", "words for a mask")
 

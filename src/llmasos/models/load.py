@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from llmasos.devices import Placement, place, set_threads
 from llmasos.errors import FormatError, InvalidInputError, NotFoundError, UnsupportedError
 from llmasos.formats import Checkpoint, open_checkpoint, save_safetensors
+from llmasos.formats.checkpoint import gguf_in as gguf_in
 from llmasos.formats.quants import BLOCK, dequantize
 from llmasos.models.config import ModelConfig
 from llmasos.models.decoder import Decoder
@@ -270,19 +271,6 @@ def _as_stored(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
     if config.pooler and not any(name.endswith("pooler.dense.weight") for name in checkpoint.tensors):
         return replace(config, pooler=False)
     return config
-
-
-def gguf_in(path: Path) -> Path:
-    """A folder that holds one GGUF model (one file, or the parts of one) and no config.json -> its first file."""
-    if path.is_dir() and not (path / "config.json").exists():
-        files = sorted(path.glob("*.gguf"))
-        firsts = [f for f in files if not re.search(r"-\d{5}-of-\d{5}$", f.stem) or "-00001-of-" in f.stem]
-        if len(firsts) == 1:
-            return firsts[0]
-        if firsts:
-            names = ", ".join(f.name for f in firsts)
-            raise InvalidInputError(f"{path} holds several GGUF models: {names}.", hint="Name one of the files.")
-    return path
 
 
 def _tokenizer(path: Path, checkpoint: Checkpoint | None) -> Tokenizer | None:

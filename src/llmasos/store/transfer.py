@@ -49,7 +49,7 @@ MAX_DOCUMENT = 64 << 20  # bytes; index pages and JSON files are far smaller
 _CHUNK = 1 << 20
 _RETRY_STATUS = {408, 425, 429, 500, 502, 503, 504}
 
-Phase = Literal["note", "wait", "download", "check", "unpack", "done"]
+Phase = Literal["note", "wait", "download", "check", "unpack", "done", "load"]
 
 
 @dataclass(frozen=True)

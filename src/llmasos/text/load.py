@@ -44,13 +44,9 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     if path.is_dir():
         return _from_folder(path)
     if path.suffix.lower() == ".gguf" and path.is_file():
-        from llmasos.formats import open_checkpoint  # brings torch, which a folder does not need
+        from llmasos.formats import read_gguf_header
 
-        checkpoint = open_checkpoint(path)
-        try:
-            return tokenizer_from_gguf(checkpoint.metadata)
-        finally:
-            checkpoint.close()
+        return tokenizer_from_gguf(read_gguf_header(path).metadata)
     if path.is_file():
         raise FormatError(f"{path} is neither a model folder nor a .gguf file.", hint="Name the folder of the model.")
     raise NotFoundError(f"There is no {path}.", hint="Name a model folder or a .gguf file.")

@@ -1,0 +1,426 @@
+"""A model in a process of its own: started, watched, stopped. The parent loads no torch.
+
+    parent                                   child (host.child)
+    ModelProcess  --- Setup on stdin --->    loads the model
+    Link          --- orders (ZeroMQ) --->   runs the engine
+                  <-- news ------------      one message per step
+    stderr reader <-- stderr ----------      native libraries, tracebacks
+
+Whatever ends the child is noticed at once by a thread that waits for it, and every request on its way fails with
+ModelCrashedError. The child in turn ends with its parent. Both hold on Linux, macOS and Windows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from llmasos.errors import InsufficientMemoryError, LLMasOSError, ModelCrashedError, NotFoundError, ServerError
+from llmasos.formats.checkpoint import gguf_in
+from llmasos.inference.config import EngineConfig
+from llmasos.inference.host import messages as wire
+from llmasos.inference.host.hosted import Description, HostedLLM
+from llmasos.inference.host.link import Link
+from llmasos.store.transfer import Progress
+from llmasos.text import Tokenizer, load_tokenizer
+
+_log = logging.getLogger("llmasos")
+LOOK_S = 0.25
+"""Seconds between two looks at the child's memory."""
+TERM_S = 5.0
+"""How long a child may take to end after it was asked to, and again after SIGTERM."""
+ORPHANS_S = 3.0
+"""How long the child's own children may take to end after it."""
+LAST_LINES = 12
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model, and how it is to be served. `engine`: fields of EngineConfig. `adapters`: names and folders."""
+
+    name: str
+    reference: str
+    device: str = "auto"
+    dtype: str = "auto"
+    quantization: str = "auto"
+    load_format: str = "auto"
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    adapters: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes. `rss_bytes` are those of the process and its children in main memory, mapped files included."""
+
+    rss_bytes: int = 0
+    peak_rss_bytes: int = 0
+    device_bytes: int = 0
+    peak_device_bytes: int = 0
+
+
+class ModelProcess:
+    """Made by `start`. `memory_limit`: bytes of main memory that the process may take beyond mapped files; with more it
+    is ended."""
+
+    llm: HostedLLM
+    load_seconds: float
+    device: str
+    dtype: str
+
+    def __init__(
+        self, spec: ModelSpec, *, on_progress: Callable[[Progress], None] | None, memory_limit: int | None
+    ) -> None:
+        self.spec, self.memory_limit = spec, memory_limit
+        self._config = EngineConfig.of(**spec.engine)
+        self._on_progress = on_progress
+        self.memory = MemoryUse()
+        self.pid = 0
+        self._loaded: Future[None] = Future()
+        self._ended: Future[int] = Future()
+        self._tokenizer: Future[Tokenizer | None] = Future()
+        self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._reason: LLMasOSError | None = None
+        """Why the process ends, where it is known better than by its exit code."""
+        self._how = "it runs"
+        self._stopping = False
+        self._begin = time.monotonic()
+        self.link = Link(self._hear, self._break)
+        self._process: subprocess.Popen[bytes] | None = None
+        threading.Thread(target=self._live, name=f"llmasos-{spec.name}", daemon=True).start()
+
+    @classmethod
+    async def start(
+        cls,
+        spec: ModelSpec,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        memory_limit: int | None = None,
+    ) -> ModelProcess:
+        """Load a model. `on_progress` is called in the running event loop. Raises what the load raised, or
+        ModelCrashedError with the process's last words. A start that is cancelled leaves no process."""
+        loop = asyncio.get_running_loop()
+        report = None
+        if on_progress is not None:
+            heard = on_progress
+
+            def report(progress: Progress) -> None:
+                with suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(heard, progress)
+
+        process = cls(spec, on_progress=report, memory_limit=memory_limit)
+        try:
+            await asyncio.wrap_future(process._loaded)
+        except BaseException:
+            process.kill()
+            with suppress(asyncio.CancelledError):
+                await asyncio.shield(process.wait())
+            raise
+        return process
+
+    def __repr__(self) -> str:
+        return f"ModelProcess({self.spec.name!r}, pid={self.pid})"
+
+    @property
+    def running(self) -> bool:
+        return not self._ended.done()
+
+    async def wait(self) -> int:
+        """The exit code when the process ends, however; negative for a signal."""
+        return await asyncio.shield(asyncio.wrap_future(self._ended))
+
+    async def stop(self, grace: float) -> None:
+        """Let what is on its way come to its end for up to `grace` seconds, then end the process, by force if need be,
+        and all that it has started. Requests that are still on their way fail."""
+        self._stopping = True
+        if self.running:
+            await asyncio.to_thread(self._wind_down, grace)
+        await self.wait()
+
+    def kill(self) -> None:
+        """End the process now."""
+        self._stopping = True
+        self._signal(signal.SIGKILL if os.name == "posix" else signal.SIGTERM)
+
+    # the end
+
+    def _wind_down(self, grace: float) -> None:
+        end = time.monotonic() + grace
+        while self.running and not self.link.wait_idle(0.05) and time.monotonic() < end:
+            pass
+        self.link.tell(wire.Stop())
+        if self._ends_within(TERM_S):
+            return
+        self._signal(signal.SIGTERM)
+        if not self._ends_within(TERM_S):
+            self.kill()
+
+    def _ends_within(self, seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while self.running and time.monotonic() < end:
+            time.sleep(0.02)
+        return not self.running
+
+    def _signal(self, number: int) -> None:
+        process = self._process
+        if process is not None and process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.send_signal(number)
+
+    # the thread that starts the child and waits for it: Linux kills a child when the thread that made it ends
+
+    def _live(self) -> None:
+        try:
+            process = self._spawn()
+        except OSError as error:
+            self._reason = ServerError(f"No process for {self.spec.name} could be started: {error}.")
+            self.link.end(self._crash)
+            self._loaded.set_exception(self._reason)
+            self._ended.set_result(1)
+            return
+        reader = threading.Thread(target=self._read_stderr, args=(process,), name="llmasos-stderr", daemon=True)
+        reader.start()
+        if self._stopping:  # before there was a process to stop
+            process.kill()
+        while not _wait(process, LOOK_S):
+            self._look(process)
+        reader.join(0.2)  # its last words; its own children may hold the pipe longer
+        self._report_end(_exit_code(process))
+        self._ended.set_result(self._reap(process))
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        spec = self.spec
+        engine = dict(spec.engine)
+        if self._config.speculative is not None:
+            engine["speculative"] = asdict(self._config.speculative)
+        orders, news = self.link.addresses
+        setup = wire.encode(
+            wire.Setup(
+                spec.name,
+                spec.reference,
+                spec.device,
+                spec.dtype,
+                spec.quantization,
+                spec.load_format,
+                engine,
+                dict(spec.adapters),
+                os.getpid(),
+                orders,
+                news,
+                self.link.server_key,
+            )
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-m", "llmasos.inference.host.child", spec.name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the parent; and the child's own children can be found
+        )
+        self._process, self.pid = process, process.pid
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):  # it ended already: that is noticed elsewhere
+            process.stdin.write(len(setup).to_bytes(4, "big") + setup)
+            process.stdin.flush()  # the pipe stays open: its end is how a child knows that its parent is gone
+        return process
+
+    def _look(self, process: subprocess.Popen[bytes]) -> None:
+        use = memory_of(process.pid)
+        if use is None:
+            return
+        rss, kept = use
+        known = self.memory
+        self.memory = MemoryUse(rss, max(known.peak_rss_bytes, rss), known.device_bytes, known.peak_device_bytes)
+        if self.memory_limit is not None and kept > self.memory_limit and self._reason is None:
+            self._reason = InsufficientMemoryError(
+                f"{self.spec.name} took {kept / 1e6:,.0f} MB of main memory; its limit is "
+                f"{self.memory_limit / 1e6:,.0f} MB.",
+                hint="Raise the limit, lower kv_cache_memory or max_num_seqs, or choose a smaller quantisation.",
+            )
+            process.kill()
+
+    def _read_stderr(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            text = line.decode("utf-8", "replace").rstrip()
+            self._last_lines.append(text)
+            _log.warning("%s: %s", self.spec.name, text)
+
+    def _reap(self, process: subprocess.Popen[bytes]) -> int:
+        """The exit code, when all that the child has started has ended too."""
+        if os.name == "posix":
+            end = time.monotonic() + ORPHANS_S
+            while _group_lives(process.pid) and time.monotonic() < end:
+                time.sleep(0.02)
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+        code = process.wait()
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+        return code
+
+    def _report_end(self, code: int) -> None:
+        self._how = _how(code)
+        self.link.end(self._crash)
+        self.link.close()
+        if not self._loaded.done():
+            self._loaded.set_exception(self._reason if self._reason is not None else self._crash())
+        if not self._stopping:
+            _log.error("%s", self._crash().message)
+
+    def _crash(self) -> LLMasOSError:
+        name = self.spec.name
+        if self._stopping:
+            return ModelCrashedError(f"{name} was unloaded.", hint="Send the request again.")
+        if self._reason is not None:
+            reason = self._reason
+            return ModelCrashedError(f"The process of {name} has ended: {reason.message}", hint=reason.hint)
+        said = "\n".join(self._last_lines)
+        return ModelCrashedError(
+            f"The process of {name} (pid {self.pid}) has ended: {self._how}."
+            + (f" Its last words:\n{said}\n" if said else ""),
+            hint="Send the request again.",
+        )
+
+    # the link's thread
+
+    def _hear(self, news: wire.News) -> None:
+        if isinstance(news, wire.Status):
+            self.memory = MemoryUse(
+                self.memory.rss_bytes, self.memory.peak_rss_bytes, news.device_bytes, news.peak_device_bytes
+            )
+        elif isinstance(news, wire.Log):
+            _log.log(news.level, "%s: %s", self.spec.name, news.message)
+        elif isinstance(news, wire.Working):
+            if self._on_progress is not None:
+                self._on_progress(news.progress)
+        elif isinstance(news, wire.Located):
+            threading.Thread(target=self._read_tokenizer, args=(news.path,), daemon=True).start()
+        elif isinstance(news, wire.Loaded):
+            self._tokenizer.add_done_callback(lambda read: self._ready(news, read))
+        elif isinstance(news, wire.Failed):
+            self._reason = wire.error_of(news.problem)
+
+    def _break(self, error: wire.MalformedError) -> None:
+        self._reason = error
+        self._signal(signal.SIGKILL if os.name == "posix" else signal.SIGTERM)
+
+    def _read_tokenizer(self, path: str) -> None:
+        """While the child loads torch and the weights."""
+        try:
+            self._tokenizer.set_result(tokenizer_of(Path(path), needed=self.spec.load_format != "dummy"))
+        except Exception as error:
+            self._tokenizer.set_exception(error)
+
+    def _ready(self, news: wire.Loaded, tokenizer: Future[Tokenizer | None]) -> None:
+        if self._loaded.done():
+            return
+        try:
+            model = Description(news.config, tokenizer.result(), news.generation, news.pooling)
+            self.llm = HostedLLM(self.spec.name, model, self._config, self.link)
+        except Exception as error:
+            self._loaded.set_exception(error)
+            return
+        self.device, self.dtype = news.device, news.dtype
+        self.load_seconds = time.monotonic() - self._begin
+        self._loaded.set_result(None)
+
+
+def tokenizer_of(path: Path, *, needed: bool) -> Tokenizer | None:
+    """The tokenizer of a model's files, without loading torch. Raises what `load_tokenizer` raises if it is needed."""
+    try:
+        return load_tokenizer(gguf_in(path))
+    except NotFoundError:
+        if needed:
+            raise
+        return None
+
+
+def memory_of(pid: int) -> tuple[int, int] | None:
+    """Bytes of main memory that a process and its children hold: all, and those that could not be read from a file
+    again. None if it has ended. Pages that several of them share count once for each."""
+    try:
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return None
+    rss = kept = 0
+    for one in family:
+        with suppress(psutil.Error):
+            memory = one.memory_info()
+            rss += memory.rss
+            kept += memory.rss - (_mapped(one.pid) if sys.platform == "linux" else 0)
+    return rss, kept
+
+
+def _mapped(pid: int) -> int:
+    """Bytes of files that lie in the process's memory."""
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("RssFile:")).split()[1])
+    return 0
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Whether the child has ended, or does so within that time. It is not reaped: its group's number stays its own."""
+    if hasattr(os, "pidfd_open"):
+        import select
+
+        try:
+            fd = os.pidfd_open(process.pid)
+        except OSError:
+            return True
+        try:
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            return bool(poll.poll(seconds * 1000))
+        finally:
+            os.close(fd)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+        return True
+    return False
+
+
+def _exit_code(process: subprocess.Popen[bytes]) -> int:
+    """Of a child that has ended; negative for a signal."""
+    if process.returncode is None and hasattr(os, "waitid"):
+        result = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert result is not None
+        return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+    return process.wait()
+
+
+def _group_lives(leader: int) -> bool:
+    """Whether a process of the group, the leader aside, has not ended."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            own = process.pid != leader and os.getpgid(process.pid) == leader
+            if own and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = str(-code)
+    return f"signal {name}" + (" (was memory short?)" if name == "SIGKILL" else "")

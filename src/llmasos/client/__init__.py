@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llmasos.client.client import AsyncClient as AsyncClient
     from llmasos.client.client import Client as Client
+    from llmasos.client.tools import Tool as Tool
+    from llmasos.client.tools import ToolRun as ToolRun
+    from llmasos.client.tools import tool as tool
 
-__all__ = ["AsyncClient", "Client"]
+__all__ = ["AsyncClient", "Client", "Tool", "ToolRun", "tool"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(importlib.import_module("llmasos.client.client"), name)
+        module = "client" if name.endswith("Client") else "tools"
+        return getattr(importlib.import_module(f"llmasos.client.{module}"), name)
     raise AttributeError(f"module 'llmasos.client' has no attribute {name!r}")

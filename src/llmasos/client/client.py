@@ -1,22 +1,24 @@
 """The Python SDK: one blocking and one asyncio client for LLMasOS and any OpenAI-compatible server.
 
-Answers are the models of `llmasos.client.types`. Errors are `ProviderError` (the server said no: `status` and its
-message), `NetworkError` (no answer), `OfflineError` (not asked); all are `LLMasOSError`s. Loads no torch.
+Answers are the models of `llmasos.client.types`. Errors are `ProviderError` and its kinds (the server said no),
+`NetworkError` (no answer), `OfflineError` (not asked), `ToolLoopError`; all are `LLMasOSError`s. Loads no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from contextlib import aclosing, closing
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import aclosing
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel
 
 from llmasos.client.http import AsyncHttp, Http, Target
+from llmasos.client.join import ChatJoiner
 from llmasos.client.providers.anthropic import AnthropicWire
-from llmasos.client.providers.openai import OpenAIWire, event_json, parsed
+from llmasos.client.providers.openai import CompletionReader, OpenAIWire, parsed
 from llmasos.client.providers.table import Endpoint, own_server
 from llmasos.client.sse import Event
 from llmasos.client.types import (
@@ -27,10 +29,16 @@ from llmasos.client.types import (
     ModelList,
     TextCompletion,
 )
-from llmasos.errors import NetworkError, UnsupportedError
+from llmasos.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from llmasos.client.native import AsyncNative, Native
+    from llmasos.client.responses import AsyncResponses, Responses
+    from llmasos.client.tools import Tool, ToolRun
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8000/v1"
 Messages = str | Sequence[Mapping[str, Any]]
+OnChunk = Callable[[ChatCompletionChunk], object]
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -71,8 +79,7 @@ class _Calls:
         )
 
     def _chat(self, messages: Messages, model: str, fields: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(m) for m in messages]
-        return self._wire.chat_call({"model": model, "messages": turns, **_given(fields)})
+        return self._wire.chat_call({"model": model, "messages": _turns(messages), **_given(fields)})
 
     def _completion(self, prompt: Any, model: str, fields: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         body = self._wire.fields({"model": model, "prompt": prompt, **_given(fields)})
@@ -90,13 +97,9 @@ class _Calls:
     def _parsed(self, model: type[T], data: Any) -> T:
         return parsed(model, data, self.provider.name)
 
-    def _text_chunk(self, event: Event) -> TextCompletion | None:
-        if event.data.strip() == "[DONE]":
-            return None
-        return self._parsed(TextCompletion, event_json(event, self.provider.name))
 
-    def _broken(self) -> NetworkError:
-        return NetworkError(f"{self.provider.name} ended the stream before the answer was complete.", hint="Try again.")
+def _turns(messages: Messages) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(m) for m in messages]
 
 
 def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,13 +140,8 @@ class Client(_Calls):
         self, messages: Messages, *, model: str, **fields: Any
     ) -> Generator[ChatCompletionChunk, None, None]:
         """Closing the iterator ends the request. Raises NetworkError if the stream breaks off."""
-        reader = self._wire.stream_reader()
         call = self._chat(messages, model, {**fields, "stream": True})
-        with closing(self._http.events("POST", *call)) as events:
-            for event in events:
-                yield from reader.read(event)
-        if not reader.done:
-            raise self._broken()
+        yield from self._http.stream(self._wire.stream_reader(), "POST", *call)
 
     def complete(
         self, prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]], *, model: str, **fields: Any
@@ -153,18 +151,60 @@ class Client(_Calls):
     def stream_complete(
         self, prompt: str | Sequence[int], *, model: str, **fields: Any
     ) -> Generator[TextCompletion, None, None]:
-        done = False
         call = self._completion(prompt, model, {**fields, "stream": True})
-        with closing(self._http.events("POST", *call)) as events:
-            for event in events:
-                if (chunk := self._text_chunk(event)) is not None:
-                    done = done or any(choice.finish_reason for choice in chunk.choices)
-                    yield chunk
-        if not done:
-            raise self._broken()
+        yield from self._http.stream(CompletionReader(self.provider.name), "POST", *call)
 
     def embed(self, texts: str | Sequence[str], *, model: str, **fields: Any) -> EmbeddingList:
         return self._parsed(EmbeddingList, self._http.json("POST", *self._embedding(texts, model, fields)))
+
+    def run_tools(
+        self,
+        messages: Messages,
+        *,
+        model: str,
+        tools: Sequence[Tool | Callable[..., Any]],
+        max_steps: int = 10,
+        on_chunk: OnChunk | None = None,
+        **fields: Any,
+    ) -> ToolRun:
+        """Let the model call `tools`, typed functions or `Tool`s, until it answers. Calls of one answer run at once, in
+        threads. With `on_chunk` answers are streamed to it. Unknown tools and wrong arguments are told to the model.
+
+        Raises ToolLimitError after `max_steps` answers and ToolError when a tool raises.
+        """
+        from llmasos.client.tools import ToolLoop
+
+        loop = ToolLoop(_turns(messages), tools, max_steps)
+        while True:
+            completion = self._answer(loop.messages, model, {**fields, "tools": loop.definitions}, on_chunk)
+            if not (calls := loop.calls(completion)):
+                return loop.done(completion)
+            loop.run(calls)
+
+    def _answer(
+        self, messages: Messages, model: str, fields: Mapping[str, Any], on_chunk: OnChunk | None
+    ) -> ChatCompletion:
+        if on_chunk is None:
+            return self.chat(messages, model=model, **fields)
+        joiner = ChatJoiner()
+        for chunk in self.stream_chat(messages, model=model, **fields):
+            joiner.add(chunk)
+            on_chunk(chunk)
+        return joiner.whole()
+
+    @cached_property
+    def responses(self) -> Responses:
+        """Answers that the server keeps."""
+        from llmasos.client.responses import Responses
+
+        return Responses(self._http)
+
+    @cached_property
+    def native(self) -> Native:
+        """LLMasOS's own API: what the server does with its models."""
+        from llmasos.client.native import Native, native_target
+
+        return Native(self._http.at(native_target(self._target)))
 
     def close(self) -> None:
         self._http.close()
@@ -203,14 +243,10 @@ class AsyncClient(_Calls):
     async def stream_chat(
         self, messages: Messages, *, model: str, **fields: Any
     ) -> AsyncGenerator[ChatCompletionChunk, None]:
-        reader = self._wire.stream_reader()
         call = self._chat(messages, model, {**fields, "stream": True})
-        async with aclosing(self._http.events("POST", *call)) as events:
-            async for event in events:
-                for chunk in reader.read(event):
-                    yield chunk
-        if not reader.done:
-            raise self._broken()
+        async with aclosing(self._http.stream(self._wire.stream_reader(), "POST", *call)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def complete(
         self, prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]], *, model: str, **fields: Any
@@ -220,18 +256,57 @@ class AsyncClient(_Calls):
     async def stream_complete(
         self, prompt: str | Sequence[int], *, model: str, **fields: Any
     ) -> AsyncGenerator[TextCompletion, None]:
-        done = False
         call = self._completion(prompt, model, {**fields, "stream": True})
-        async with aclosing(self._http.events("POST", *call)) as events:
-            async for event in events:
-                if (chunk := self._text_chunk(event)) is not None:
-                    done = done or any(choice.finish_reason for choice in chunk.choices)
-                    yield chunk
-        if not done:
-            raise self._broken()
+        async with aclosing(self._http.stream(CompletionReader(self.provider.name), "POST", *call)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def embed(self, texts: str | Sequence[str], *, model: str, **fields: Any) -> EmbeddingList:
         return self._parsed(EmbeddingList, await self._http.json("POST", *self._embedding(texts, model, fields)))
+
+    async def run_tools(
+        self,
+        messages: Messages,
+        *,
+        model: str,
+        tools: Sequence[Tool | Callable[..., Any]],
+        max_steps: int = 10,
+        on_chunk: OnChunk | None = None,
+        **fields: Any,
+    ) -> ToolRun:
+        """Coroutine functions run in this event loop, plain ones in threads."""
+        from llmasos.client.tools import ToolLoop
+
+        loop = ToolLoop(_turns(messages), tools, max_steps)
+        while True:
+            completion = await self._answer(loop.messages, model, {**fields, "tools": loop.definitions}, on_chunk)
+            if not (calls := loop.calls(completion)):
+                return loop.done(completion)
+            await loop.arun(calls)
+
+    async def _answer(
+        self, messages: Messages, model: str, fields: Mapping[str, Any], on_chunk: OnChunk | None
+    ) -> ChatCompletion:
+        if on_chunk is None:
+            return await self.chat(messages, model=model, **fields)
+        joiner = ChatJoiner()
+        async with aclosing(self.stream_chat(messages, model=model, **fields)) as chunks:
+            async for chunk in chunks:
+                joiner.add(chunk)
+                on_chunk(chunk)
+        return joiner.whole()
+
+    @cached_property
+    def responses(self) -> AsyncResponses:
+        from llmasos.client.responses import AsyncResponses
+
+        return AsyncResponses(self._http)
+
+    @cached_property
+    def native(self) -> AsyncNative:
+        from llmasos.client.native import AsyncNative, native_target
+
+        return AsyncNative(self._http.at(native_target(self._target)))
 
     async def close(self) -> None:
         await self._http.close()

@@ -9,12 +9,12 @@ import json
 import random
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -34,9 +34,13 @@ from llmasos.errors import (
 from llmasos.settings import settings
 
 RETRIED_STATUS = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
+NOT_DONE_STATUS = frozenset({408, 409, 429, 503, 529})
+"""Those that say that the server has not done the work: nothing is made twice."""
 _PIECE = 1 << 20
 MAX_WAIT = 60.0
 """Seconds. A server that asks for a longer pause gets no retry: the caller should decide."""
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 _TYPES: Mapping[int, type[ProviderError]] = {
     **dict.fromkeys((400, 413, 415, 422), BadRequestError),
     401: AuthenticationError,
@@ -181,15 +185,47 @@ def connection_error(target: Target, e: httpx.HTTPError) -> NetworkError:
     return NetworkError(f"The connection to {target.label} broke: {e or type(e).__name__}.", hint="Try again.")
 
 
+class EventReader(Protocol[T_co]):
+    """Makes a protocol's objects of events. `done` is true once the stream has said that it is complete."""
+
+    done: bool
+
+    def read(self, event: Event) -> Iterable[T_co]: ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request: JSON in `body`, or the bytes of `file`, or the parts of a multipart `form` (`httpx`'s data and
+    files). `once`: it makes something, so it is not asked again where the server may have begun."""
+
+    method: str
+    path: str
+    body: Any = None
+    file: Path | None = None
+    form: tuple[Mapping[str, str], Mapping[str, Any]] | None = None
+    once: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of httpx's build_request, but for a file's bytes."""
+        if self.file is not None:
+            length = str(self.file.stat().st_size)
+            return {"headers": {"content-type": "application/octet-stream", "content-length": length}}
+        if self.form is not None:
+            return {"data": self.form[0], "files": self.form[1]}
+        return {"json": self.body}
+
+
 @dataclass
 class _Attempts:
     """Decides after each failure whether to go on; holds no I/O."""
 
     target: Target
+    request: Request
     number: int = 0
 
     def after_status(self, status: int, headers: Mapping[str, str]) -> float | None:
-        return self._next(retry_after(headers)) if status in RETRIED_STATUS else None
+        retried = NOT_DONE_STATUS if self.request.once else RETRIED_STATUS
+        return self._next(retry_after(headers)) if status in retried else None
 
     def after_exception(self, e: httpx.HTTPError) -> float | None:
         """Only where the server can't have begun to work: generating twice costs money."""
@@ -205,36 +241,59 @@ class _Attempts:
 class Http:
     """Blocking requests to one target. Safe to use from several threads."""
 
-    def __init__(self, target: Target, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(
+        self, target: Target, transport: httpx.BaseTransport | None = None, *, client: httpx.Client | None = None
+    ) -> None:
         self.target = target
-        self._client = httpx.Client(transport=transport, **target.options())
+        self._client = client or httpx.Client(transport=transport, **target.options())
 
-    def json(self, method: str, path: str, body: Any = None) -> Any:
+    def at(self, target: Target) -> Http:
+        """Another base URL of the same server, over the same connections."""
+        return Http(target, client=self._client)
+
+    def json(self, method: str, path: str, body: Any = None, *, once: bool = False) -> Any:
         """The decoded body of a 2xx answer. Raises OfflineError, NetworkError or ProviderError."""
-        with self._response(method, path, body) as response:
-            return _decode(self.target, response.read())
+        return self.send(Request(method, path, body, once=once))
 
-    def events(self, method: str, path: str, body: Any = None) -> Generator[Event, None, None]:
-        """Server-sent events of a 2xx answer. Closing the iterator closes the connection."""
-        parser = EventParser()
-        with self._response(method, path, body) as response:
-            for piece in response.iter_bytes():
-                yield from parser.feed(piece)
+    def send(self, request: Request) -> Any:
+        """The same for any request."""
+        with self._response(request) as response:
+            return _decode(self.target, response.read())
 
     def send_file(self, method: str, path: str, file: Path) -> Any:
         """The decoded answer to a file's bytes, which are sent as they are read."""
-        with self._response(method, path, None, file) as response:
-            return _decode(self.target, response.read())
+        return self.send(Request(method, path, file=file))
+
+    def pieces(self, method: str, path: str) -> Generator[bytes, None, None]:
+        """The bytes of a 2xx answer as they come."""
+        with self._response(Request(method, path)) as response:
+            yield from response.iter_bytes()
+
+    def events(self, method: str, path: str, body: Any = None, *, once: bool = False) -> Generator[Event, None, None]:
+        """Server-sent events of a 2xx answer. Closing the iterator closes the connection."""
+        parser = EventParser()
+        with self._response(Request(method, path, body, once=once)) as response:
+            for piece in response.iter_bytes():
+                yield from parser.feed(piece)
+
+    def stream(
+        self, reader: EventReader[T], method: str, path: str, body: Any = None, *, once: bool = False
+    ) -> Generator[T, None, None]:
+        """What `reader` makes of the events. Raises NetworkError if the stream ends before it is done."""
+        with closing(self.events(method, path, body, once=once)) as events:
+            for event in events:
+                yield from reader.read(event)
+        if not reader.done:
+            raise broken_off(self.target)
 
     @contextmanager
-    def _response(self, method: str, path: str, body: Any, file: Path | None = None) -> Iterator[httpx.Response]:
+    def _response(self, asked: Request) -> Iterator[httpx.Response]:
         self.target.check_allowed()
-        attempts = _Attempts(self.target)
+        attempts = _Attempts(self.target, asked)
         while True:
-            content = None if file is None else _pieces(file)
-            headers = None if file is None else _file_headers(file)
-            url = self.target.url(path)
-            request = self._client.build_request(method, url, json=body, content=content, headers=headers)
+            content = None if asked.file is None else _pieces(asked.file)
+            url = self.target.url(asked.path)
+            request = self._client.build_request(asked.method, url, content=content, **asked.options())
             try:
                 response = self._client.send(request, stream=True)
             except httpx.HTTPError as e:
@@ -248,8 +307,8 @@ class Http:
                     return
                 pause = attempts.after_status(response.status_code, response.headers)
                 if pause is None:
-                    body = (response.read()).decode("utf-8", "replace")
-                    raise response_error(self.target, response.status_code, body, response.headers)
+                    text = (response.read()).decode("utf-8", "replace")
+                    raise response_error(self.target, response.status_code, text, response.headers)
             except httpx.HTTPError as e:
                 raise connection_error(self.target, e) from e
             finally:
@@ -263,36 +322,61 @@ class Http:
 class AsyncHttp:
     """The same for asyncio. Belongs to the event loop that it is first used in."""
 
-    def __init__(self, target: Target, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        transport: httpx.AsyncBaseTransport | None = None,
+        *,
+        client: httpx.AsyncClient | None = None,
+    ) -> None:
         self.target = target
-        self._client = httpx.AsyncClient(transport=transport, **target.options())
+        self._client = client or httpx.AsyncClient(transport=transport, **target.options())
 
-    async def json(self, method: str, path: str, body: Any = None) -> Any:
-        async with self._response(method, path, body) as response:
+    def at(self, target: Target) -> AsyncHttp:
+        return AsyncHttp(target, client=self._client)
+
+    async def json(self, method: str, path: str, body: Any = None, *, once: bool = False) -> Any:
+        return await self.send(Request(method, path, body, once=once))
+
+    async def send(self, request: Request) -> Any:
+        async with self._response(request) as response:
             return _decode(self.target, await response.aread())
 
-    async def events(self, method: str, path: str, body: Any = None) -> AsyncGenerator[Event, None]:
+    async def send_file(self, method: str, path: str, file: Path) -> Any:
+        return await self.send(Request(method, path, file=file))
+
+    async def pieces(self, method: str, path: str) -> AsyncGenerator[bytes, None]:
+        async with self._response(Request(method, path)) as response:
+            async for piece in response.aiter_bytes():
+                yield piece
+
+    async def events(
+        self, method: str, path: str, body: Any = None, *, once: bool = False
+    ) -> AsyncGenerator[Event, None]:
         parser = EventParser()
-        async with self._response(method, path, body) as response:
+        async with self._response(Request(method, path, body, once=once)) as response:
             async for piece in response.aiter_bytes():
                 for event in parser.feed(piece):
                     yield event
 
-    async def send_file(self, method: str, path: str, file: Path) -> Any:
-        async with self._response(method, path, None, file) as response:
-            return _decode(self.target, await response.aread())
+    async def stream(
+        self, reader: EventReader[T], method: str, path: str, body: Any = None, *, once: bool = False
+    ) -> AsyncGenerator[T, None]:
+        async with aclosing(self.events(method, path, body, once=once)) as events:
+            async for event in events:
+                for item in reader.read(event):
+                    yield item
+        if not reader.done:
+            raise broken_off(self.target)
 
     @asynccontextmanager
-    async def _response(
-        self, method: str, path: str, body: Any, file: Path | None = None
-    ) -> AsyncIterator[httpx.Response]:
+    async def _response(self, asked: Request) -> AsyncIterator[httpx.Response]:
         self.target.check_allowed()
-        attempts = _Attempts(self.target)
+        attempts = _Attempts(self.target, asked)
         while True:
-            content = None if file is None else _apieces(file)
-            headers = None if file is None else _file_headers(file)
-            url = self.target.url(path)
-            request = self._client.build_request(method, url, json=body, content=content, headers=headers)
+            content = None if asked.file is None else _apieces(asked.file)
+            url = self.target.url(asked.path)
+            request = self._client.build_request(asked.method, url, content=content, **asked.options())
             try:
                 response = await self._client.send(request, stream=True)
             except httpx.HTTPError as e:
@@ -306,8 +390,8 @@ class AsyncHttp:
                     return
                 pause = attempts.after_status(response.status_code, response.headers)
                 if pause is None:
-                    body = (await response.aread()).decode("utf-8", "replace")
-                    raise response_error(self.target, response.status_code, body, response.headers)
+                    text = (await response.aread()).decode("utf-8", "replace")
+                    raise response_error(self.target, response.status_code, text, response.headers)
             except httpx.HTTPError as e:
                 raise connection_error(self.target, e) from e
             finally:
@@ -318,8 +402,8 @@ class AsyncHttp:
         await self._client.aclose()
 
 
-def _file_headers(file: Path) -> dict[str, str]:
-    return {"content-type": "application/octet-stream", "content-length": str(file.stat().st_size)}
+def broken_off(target: Target) -> NetworkError:
+    return NetworkError(f"{target.label} ended the stream before the answer was complete.", hint="Try again.")
 
 
 def _pieces(file: Path) -> Iterator[bytes]:

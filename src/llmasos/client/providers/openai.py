@@ -10,8 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from llmasos.client.providers.table import Provider
 from llmasos.client.sse import Event
-from llmasos.client.types import ChatCompletion, ChatCompletionChunk
-from llmasos.errors import ProviderError
+from llmasos.client.types import ChatCompletion, ChatCompletionChunk, TextCompletion
+from llmasos.errors import ProviderError, UnavailableError
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -26,6 +26,10 @@ def parsed(model: type[T], data: Any, provider: str) -> T:
         raise ProviderError(f"{provider} sent an answer of another form: {where}: {first['msg']}.") from e
 
 
+_UNAVAILABLE = frozenset({"model_crashed", "queue_full", "stopping"})
+"""Codes of errors inside a stream after which the same request may be sent again."""
+
+
 def event_json(event: Event, provider: str) -> Any:
     """The JSON of a streamed event. Raises ProviderError for text that is none and for an error sent mid-stream."""
     try:
@@ -33,10 +37,16 @@ def event_json(event: Event, provider: str) -> Any:
     except ValueError as e:
         raise ProviderError(f"{provider} sent an event that is not JSON: {event.data[:80]!r}.") from e
     if isinstance(data, dict) and data.get("error"):
-        error = data["error"]
-        message = error.get("message") if isinstance(error, dict) else error
-        raise ProviderError(f"{provider} stopped with an error: {message or event.data[:300]}")
+        raise stream_error(data["error"], event, provider)
     return data
+
+
+def stream_error(error: Any, event: Event, provider: str) -> ProviderError:
+    detail = error if isinstance(error, dict) else {"message": error}
+    code = detail.get("code") or detail.get("type") or ""
+    kind = UnavailableError if code in _UNAVAILABLE else ProviderError
+    message = f"{provider} stopped with an error: {detail.get('message') or event.data[:300]}"
+    return kind(message, server_code=str(code), param=detail.get("param"))
 
 
 class OpenAIWire:
@@ -77,5 +87,21 @@ class OpenAIStreamReader:
             self.done = True
             return []
         chunk = parsed(ChatCompletionChunk, event_json(event, self.provider), self.provider)
+        self.done = self.done or any(choice.finish_reason for choice in chunk.choices)
+        return [chunk]
+
+
+class CompletionReader:
+    """The same for /completions."""
+
+    def __init__(self, provider: str) -> None:
+        self.provider = provider
+        self.done = False
+
+    def read(self, event: Event) -> list[TextCompletion]:
+        if event.data.strip() == "[DONE]":
+            self.done = True
+            return []
+        chunk = parsed(TextCompletion, event_json(event, self.provider), self.provider)
         self.done = self.done or any(choice.finish_reason for choice in chunk.choices)
         return [chunk]

@@ -1,0 +1,145 @@
+"""OpenAI's Responses as `client.responses`: answers that the server keeps, so that the next one can go on from them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator, Mapping
+from contextlib import aclosing
+from functools import cache
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from pydantic import TypeAdapter, ValidationError
+
+from llmasos.client.http import AsyncHttp, Http
+from llmasos.client.providers.openai import event_json, parsed, stream_error
+from llmasos.client.sse import Event
+from llmasos.client.types.responses import (
+    DeletedResponse,
+    InputTokens,
+    ItemList,
+    Response,
+    ResponseErrorEvent,
+    ResponseEvent,
+    ResponseStateEvent,
+)
+from llmasos.errors import ProviderError
+
+_LAST = frozenset({"response.completed", "response.incomplete", "response.failed"})
+
+
+@cache
+def _events() -> TypeAdapter[ResponseEvent]:
+    return TypeAdapter(ResponseEvent)
+
+
+class ResponseReader:
+    """`done` is true after one of the last events."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.done = False
+
+    def read(self, event: Event) -> list[ResponseEvent]:
+        if event.data.strip() == "[DONE]":
+            return []
+        try:
+            found = _events().validate_python(event_json(event, self.label))
+        except ValidationError as e:
+            raise ProviderError(f"{self.label} sent an event of another form: {e.errors()[0]['msg']}.") from e
+        if isinstance(found, ResponseErrorEvent):
+            raise stream_error(found.model_dump(exclude={"type"}), event, self.label)
+        self.done = self.done or (isinstance(found, ResponseStateEvent) and found.type in _LAST)
+        return [found]
+
+
+def _path(id: str = "", rest: str = "", **query: Any) -> str:
+    given = {k: v for k, v in query.items() if v is not None}
+    path = "/responses" + (f"/{quote(id, safe='')}" if id else "") + rest
+    return f"{path}?{urlencode(given)}" if given else path
+
+
+def _body(model: str, input: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {"model": model, "input": input, **{k: v for k, v in fields.items() if v is not None}}
+
+
+class Responses:
+    """Blocking. `input` is a text or a list of items; `fields` are those of `ResponseRequest`."""
+
+    def __init__(self, http: Http) -> None:
+        self._http, self._label = http, http.target.label
+
+    def create(self, input: str | list[Any], *, model: str, **fields: Any) -> Response:
+        return self._read(self._http.json("POST", _path(), _body(model, input, fields), once=True))
+
+    def stream(self, input: str | list[Any], *, model: str, **fields: Any) -> Generator[ResponseEvent, None, None]:
+        """The last event has the whole response. Closing the iterator ends the request."""
+        body = _body(model, input, {**fields, "stream": True})
+        yield from self._http.stream(ResponseReader(self._label), "POST", _path(), body, once=True)
+
+    def retrieve(self, id: str) -> Response:
+        return self._read(self._http.json("GET", _path(id)))
+
+    def follow(self, id: str, *, starting_after: int | None = None) -> Generator[ResponseEvent, None, None]:
+        """The events of a background response: those after number `starting_after`, or all, then those to come."""
+        path = _path(id, stream="true", starting_after=starting_after)
+        yield from self._http.stream(ResponseReader(self._label), "GET", path)
+
+    def cancel(self, id: str) -> Response:
+        return self._read(self._http.json("POST", _path(id, "/cancel")))
+
+    def delete(self, id: str) -> DeletedResponse:
+        return parsed(DeletedResponse, self._http.json("DELETE", _path(id)), self._label)
+
+    def input_items(self, id: str, *, after: str | None = None, limit: int | None = None) -> ItemList:
+        data = self._http.json("GET", _path(id, "/input_items", after=after, limit=limit))
+        return parsed(ItemList, data, self._label)
+
+    def count_tokens(self, input: str | list[Any], *, model: str, **fields: Any) -> int:
+        """How many tokens the input would be."""
+        data = self._http.json("POST", _path(rest="/input_tokens"), _body(model, input, fields))
+        return parsed(InputTokens, data, self._label).input_tokens
+
+    def _read(self, data: Any) -> Response:
+        return parsed(Response, data, self._label)
+
+
+class AsyncResponses:
+    """The same for asyncio."""
+
+    def __init__(self, http: AsyncHttp) -> None:
+        self._http, self._label = http, http.target.label
+
+    async def create(self, input: str | list[Any], *, model: str, **fields: Any) -> Response:
+        return self._read(await self._http.json("POST", _path(), _body(model, input, fields), once=True))
+
+    async def stream(self, input: str | list[Any], *, model: str, **fields: Any) -> AsyncGenerator[ResponseEvent, None]:
+        body = _body(model, input, {**fields, "stream": True})
+        async with aclosing(self._http.stream(ResponseReader(self._label), "POST", _path(), body, once=True)) as events:
+            async for event in events:
+                yield event
+
+    async def retrieve(self, id: str) -> Response:
+        return self._read(await self._http.json("GET", _path(id)))
+
+    async def follow(self, id: str, *, starting_after: int | None = None) -> AsyncGenerator[ResponseEvent, None]:
+        path = _path(id, stream="true", starting_after=starting_after)
+        async with aclosing(self._http.stream(ResponseReader(self._label), "GET", path)) as events:
+            async for event in events:
+                yield event
+
+    async def cancel(self, id: str) -> Response:
+        return self._read(await self._http.json("POST", _path(id, "/cancel")))
+
+    async def delete(self, id: str) -> DeletedResponse:
+        return parsed(DeletedResponse, await self._http.json("DELETE", _path(id)), self._label)
+
+    async def input_items(self, id: str, *, after: str | None = None, limit: int | None = None) -> ItemList:
+        data = await self._http.json("GET", _path(id, "/input_items", after=after, limit=limit))
+        return parsed(ItemList, data, self._label)
+
+    async def count_tokens(self, input: str | list[Any], *, model: str, **fields: Any) -> int:
+        data = await self._http.json("POST", _path(rest="/input_tokens"), _body(model, input, fields))
+        return parsed(InputTokens, data, self._label).input_tokens
+
+    def _read(self, data: Any) -> Response:
+        return parsed(Response, data, self._label)

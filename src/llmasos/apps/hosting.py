@@ -20,6 +20,7 @@ import uvicorn
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Scope
 
+from llmasos.apps.connection import BoundedHttp
 from llmasos.client.http import is_loopback
 from llmasos.errors import InvalidInputError, ServerError
 
@@ -108,6 +109,7 @@ def run(
     """
     config = uvicorn.Config(
         app,
+        http=BoundedHttp,
         log_config=None,  # logging stays as the program has set it up
         access_log=False,
         lifespan=lifespan,

@@ -55,6 +55,7 @@ def create_app(
     aliases: Mapping[str, str] | None = None,
     loopback_only: bool = False,
     max_body_bytes: int = MAX_BODY_BYTES,
+    max_upload_bytes: int | None = None,
     max_waiting: int = 256,
     enable_lora_loading: bool = False,
     database: Database | None = None,
@@ -63,7 +64,7 @@ def create_app(
     """An ASGI application that serves `llms` under their names.
 
     `aliases` maps further names, which are accepted and not listed, to served ones. `loopback_only` refuses requests
-    with a Host header from elsewhere. A model with `max_waiting` completions in flight beyond those that it runs at
+    with a Host header from elsewhere. `max_upload_bytes` (default: `max_body_bytes`) is for uploaded files. A model with `max_waiting` completions in flight beyond those that it runs at
     once answers 503. Adapters of the models are served under their names; `enable_lora_loading` lets clients load more,
     from any path that they name. The models stay the caller's: nothing closes them. So does `database`; without one,
     the home's is opened when something is to be kept. `access` says who may do what, and is closed with the
@@ -94,7 +95,9 @@ def create_app(
     problems.install(app)
     if access is not None:
         install_access(app, access)
-    app.add_middleware(Gate, max_body_bytes=max_body_bytes, loopback_only=loopback_only)
+    app.add_middleware(
+        Gate, max_body_bytes=max_body_bytes, max_upload_bytes=max_upload_bytes, loopback_only=loopback_only
+    )
     app.include_router(anthropic.create_router(models))  # before OpenAI's: /v1/models is both
     app.include_router(create_router(models))
     app.include_router(create_responses_router(responses))

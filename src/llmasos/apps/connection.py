@@ -1,8 +1,8 @@
 """A connection that can't be held by doing nothing: uvicorn's, with limits that it lacks.
 
 Uvicorn closes a connection that is idle between requests. Beyond that, here: a request's head must come within
-HEAD_SECONDS and be no longer than HEAD_BYTES; a client must take its answer; and what is left of a body after its answer
-is not waited for. How fast a body must come is the application's business (see `llmasos.serve.gate`).
+HEAD_SECONDS and be no longer than HEAD_BYTES; a client must take its answer; and what is left of a body after its
+answer is not waited for. How fast a body must come is the application's business (see `llmasos.serve.gate`).
 """
 
 from __future__ import annotations

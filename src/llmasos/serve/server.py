@@ -64,8 +64,8 @@ def create_app(
     """An ASGI application that serves `llms` under their names.
 
     `aliases` maps further names, which are accepted and not listed, to served ones. `loopback_only` refuses requests
-    with a Host header from elsewhere. `max_upload_bytes` (default: `max_body_bytes`) is for uploaded files. A model with `max_waiting` completions in flight beyond those that it runs at
-    once answers 503. Adapters of the models are served under their names; `enable_lora_loading` lets clients load more,
+    with a Host header from elsewhere. `max_upload_bytes` (default: `max_body_bytes`) is for uploaded files. A model
+    with `max_waiting` completions in flight beyond those that it runs at once answers 503. Adapters of the models are served under their names; `enable_lora_loading` lets clients load more,
     from any path that they name. The models stay the caller's: nothing closes them. So does `database`; without one,
     the home's is opened when something is to be kept. `access` says who may do what, and is closed with the
     application; without it everybody may do everything.

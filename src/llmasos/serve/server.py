@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from llmasos import __version__
-from llmasos.apps.hosting import check_exposure, listen, run, url_of
+from llmasos.apps.hosting import listen, run, url_of
 from llmasos.client.http import is_loopback
 from llmasos.client.providers import is_remote
 from llmasos.client.types import ChatCompletionChunk, TextCompletion
@@ -65,10 +65,10 @@ def create_app(
 
     `aliases` maps further names, which are accepted and not listed, to served ones. `loopback_only` refuses requests
     with a Host header from elsewhere. `max_upload_bytes` (default: `max_body_bytes`) is for uploaded files. A model
-    with `max_waiting` completions in flight beyond those that it runs at once answers 503. Adapters of the models are served under their names; `enable_lora_loading` lets clients load more,
-    from any path that they name. The models stay the caller's: nothing closes them. So does `database`; without one,
-    the home's is opened when something is to be kept. `access` says who may do what, and is closed with the
-    application; without it everybody may do everything.
+    with `max_waiting` completions in flight beyond those that it runs at once answers 503. Adapters of the models are served under their names;
+    `enable_lora_loading` lets clients load more, from any path that they name. The models stay the caller's: nothing
+    closes them. So does `database`; without one, the home's is opened when something is to be kept. `access` says who
+    may do what, and is closed with the application; without it everybody may do everything.
     """
     named: Mapping[str, Any] = llms if isinstance(llms, Mapping) else {llms.name: llms}
     models = Models(named, aliases, max_waiting=max_waiting)
@@ -149,6 +149,9 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     insecure: bool = False,
+    require_key: bool = False,
+    cors_origins: Sequence[str] = (),
+    database: str = "",
     adapters: Mapping[str, str | Path] | None = None,
     load: Callable[[str], LLM] | None = None,
     on_ready: Callable[[str], None] | None = None,
@@ -158,18 +161,24 @@ def serve(
 
     The address is taken before anything is loaded; port 0 picks a free one. `on_ready` gets the base URL, e.g.
     `http://127.0.0.1:8000/v1`. `adapters` of the one model are served under their names. `load` turns a reference into
-    a model (default: LLM.from_pretrained); `options` go to `create_app`. Raises ServerError when the address can't be
-    had, or is not loopback without `insecure`.
+    a model (default: LLM.from_pretrained); `options` go to `create_app`. Keys, usage and what clients leave here are kept
+    in `database` (a URL; by default as `Database.open` has it). Keys are required with `require_key`, and where `host`
+    is not loopback, unless `insecure`; `cors_origins`: pages that may ask from a browser. Raises ServerError when the
+    address can't be had, or when keys are required and there is none.
     """
+    from llmasos.serve.access.open import open_access
+
     if not models:
         raise InvalidInputError("No model to serve was named.", hint="llmasos serve smollm2-135m-instruct")
     if adapters and len(models) > 1:
         raise InvalidInputError("Adapters belong to one model, and several are served.", hint="Serve that one alone.")
-    check_exposure(host, insecure=insecure)
-    with listen(host, port) as listener, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        opened = open_access(database, host, require_key=require_key, insecure=insecure, origins=tuple(cors_origins))
+        access = stack.enter_context(opened)
+        listener = stack.enter_context(listen(host, port))
         llms, aliases = _load(models, load or _from_pretrained, stack)
         _load_adapters(llms, aliases, adapters or {})
-        app = create_app(llms, aliases=aliases, loopback_only=is_loopback(host), **options)
+        app = create_app(llms, aliases=aliases, loopback_only=is_loopback(host), access=access, **options)
         url = url_of(*listener.getsockname()[:2]) + "/v1"
         run(app, listener, grace=SHUTDOWN_SECONDS, ready=lambda: on_ready(url) if on_ready else None, lifespan="on")
 

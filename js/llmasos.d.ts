@@ -405,6 +405,49 @@ export interface Native {
   system(options?: CallOptions): Promise<Body>;
 }
 
+export interface KeyFields extends CallOptions {
+  scopes?: Array<"inference" | "manage">;
+  models?: string[] | null;
+  apps?: string[] | null;
+  expires?: string | null;
+  requests_per_minute?: number | null;
+  tokens_per_minute?: number | null;
+  requests_per_day?: number | null;
+  tokens_per_day?: number | null;
+  tokens_per_month?: number | null;
+  max_parallel?: number | null;
+  priority?: number;
+  share_cache?: boolean;
+}
+export interface Key extends Body {
+  id: string;
+  name: string;
+  state: "active" | "expired" | "revoked";
+  scopes: Array<"inference" | "manage">;
+  created: string;
+}
+export interface UsageRecord {
+  day: string;
+  key_id: string | null;
+  key_name: string | null;
+  model: string | null;
+  requests: number;
+  errors: number;
+  prompt_tokens: number;
+  cached_tokens: number;
+  output_tokens: number;
+}
+/** All but one's own usage needs a key with the scope "manage". */
+export interface AccessControl {
+  createKey(name: string, options?: KeyFields): Promise<Key & { key: string }>;
+  keys(options?: CallOptions): Promise<Key[]>;
+  key(id: string, options?: CallOptions): Promise<Key>;
+  updateKey(id: string, options: KeyFields & { name?: string }): Promise<Key>;
+  revokeKey(id: string, options?: CallOptions): Promise<Key>;
+  usage(options?: CallOptions & { since?: string; until?: string; key?: string; model?: string }): Promise<UsageRecord[]>;
+  audit(options?: CallOptions & { limit?: number; before?: number }): Promise<Page<Body>>;
+}
+
 export interface RouteOptions extends CallOptions {
   /** Default POST. */
   method?: "GET" | "POST" | "PUT" | "PATCH" | "DELETE";
@@ -427,6 +470,7 @@ export class LLMasOS {
   readonly files: Files;
   readonly batches: Batches;
   readonly native: Native;
+  readonly access: AccessControl;
   readonly apps: Apps;
 
   chat(messages: Messages, options: ChatFields): Promise<ChatCompletion>;

@@ -91,7 +91,11 @@ export class ToolError extends ToolLoopError {
   }
 }
 
-function errorType(status) {
+/** Codes of errors inside a stream after which the same request may be sent again. */
+const UNAVAILABLE = new Set(["model_crashed", "queue_full", "stopping"]);
+
+function errorType(status, code) {
+  if (!status) return UNAVAILABLE.has(code) ? UnavailableError : APIError;
   if ([400, 413, 415, 422].includes(status)) return BadRequestError;
   if ([502, 503, 504, 529].includes(status)) return UnavailableError;
   const types = {
@@ -116,7 +120,7 @@ function apiError(status, text, headers) {
   const isText = typeof found?.message === "string" || typeof found?.detail === "string";
   const said = isText ? (found.message ?? found.detail) : text.replace(/\s+/g, " ").slice(0, 300);
   const message = [said || "no reason given", found?.hint].filter(Boolean).join(" ");
-  return new (errorType(status))(status ? `${status}: ${message}` : message, {
+  return new (errorType(status, found?.code))(status ? `${status}: ${message}` : message, {
     status,
     code: found?.code ?? undefined,
     param: found?.param ?? undefined,
@@ -499,7 +503,7 @@ class LastJoiner {
 /** JSON of an event; an error that was sent inside the stream is thrown. */
 function eventBody(event) {
   const body = parsed(event.data);
-  if (event.event === "error" || body?.error) throw apiError(0, event.data);
+  if (event.event === "error" || body?.type === "error" || body?.error) throw apiError(0, event.data);
   return body;
 }
 
@@ -526,6 +530,7 @@ export class LLMasOS {
     this.files = new Files(this.#http);
     this.batches = new Batches(this.#http);
     this.native = new Native(this.#http);
+    this.access = new AccessControl(this.#http);
     this.apps = new Apps(this.#http);
   }
 
@@ -878,6 +883,45 @@ class Native extends Namespace {
 
   system(options) {
     return this.#ask("GET", "system", options);
+  }
+}
+
+/** Who may use the server: keys, usage, the audit log. */
+class AccessControl extends Namespace {
+  #ask(method, path, more) {
+    return this.http.json(method, `${this.http.root}/llmasos/v1/${path}`, more);
+  }
+
+  /** A new key; its text is in this answer (`key`) and never told again. */
+  createKey(name, { signal, ...fields } = {}) {
+    return this.#ask("POST", "keys", { body: { name, ...fields }, signals: [signal], once: true });
+  }
+
+  async keys({ signal } = {}) {
+    return (await this.#ask("GET", "keys", { signals: [signal] })).data;
+  }
+
+  key(name, { signal } = {}) {
+    return this.#ask("GET", `keys/${id(name)}`, { signals: [signal] });
+  }
+
+  /** What is left out stays; null takes a limit away. */
+  updateKey(name, { signal, ...fields } = {}) {
+    return this.#ask("PATCH", `keys/${id(name)}`, { body: fields, signals: [signal] });
+  }
+
+  revokeKey(name, { signal } = {}) {
+    return this.#ask("DELETE", `keys/${id(name)}`, { signals: [signal] });
+  }
+
+  /** Per day, key and model; `since` and `until` are days, YYYY-MM-DD. */
+  async usage({ signal, ...query } = {}) {
+    return (await this.#ask("GET", "usage", { query, signals: [signal] })).data;
+  }
+
+  /** One page, the newest first. */
+  audit({ signal, ...query } = {}) {
+    return this.#ask("GET", "audit", { query, signals: [signal] });
   }
 }
 

@@ -160,6 +160,10 @@ export async function startFakeServer() {
         json(response, 200, { id: "b1", status: asked < 3 ? "in_progress" : "completed" });
       },
       "GET /llmasos/v1/status": () => json(response, 200, { data: [{ name: "gpt2", state: "ready" }] }),
+      "POST /llmasos/v1/keys": () => json(response, 201, { id: "k1", ...body, key: "sk-1" }),
+      "GET /llmasos/v1/keys": () => json(response, 200, { data: [{ id: "k1" }] }),
+      "PATCH /llmasos/v1/keys/k1": () => json(response, 200, { id: "k1", ...body }),
+      "GET /llmasos/v1/usage": () => json(response, 200, { data: [{ requests: 3 }] }),
       "POST /llmasos/v1/pulls": () => json(response, 200, job),
       "GET /llmasos/v1/pulls/p1/events": () =>
         events(response, [event(job), event({ ...job, state: body === "" ? "done" : "", done: 2 })]),

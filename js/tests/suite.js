@@ -162,6 +162,7 @@ export const checks = {
         for await (const piece of client.streamChat("x", { model }).text) text += piece;
       }, type);
       equal(text, "a");
+      if (model === "failing") ok(error instanceof sdk.UnavailableError, "a model that died can be asked again");
       if (model === "failing") equal([error.message, error.code, error.status], ["the model died", "model_crashed", 0]);
       equal((await seen(url, byModel(model))).length, 1, "requests sent");
     }
@@ -298,6 +299,16 @@ export const checks = {
     const client = new sdk.LLMasOS({ baseURL: `${url}/v1` });
     equal((await client.native.status())[0].name, "gpt2");
     equal((await all(client.native.pull("gpt2"))).map((job) => [job.state, job.done]), [["running", 1], ["done", 2]]);
+  },
+
+  async "keys and usage"({ sdk, url }) {
+    const client = new sdk.LLMasOS({ baseURL: `${url}/v1` });
+    const made = await client.access.createKey("ci", { scopes: ["inference"] });
+    equal(made, { id: "k1", name: "ci", scopes: ["inference"], key: "sk-1" });
+    equal((await client.access.keys()).length, 1);
+    equal(await client.access.updateKey("k1", { tokens_per_day: null }), { id: "k1", tokens_per_day: null });
+    equal((await client.access.usage({ since: "2026-01-01" }))[0].requests, 3);
+    ok((await seen(url, (r) => r.path === "/llmasos/v1/usage?since=2026-01-01")).length, "the query");
   },
 
   async "applications: results, path values, streams and problem documents"({ sdk, url }) {

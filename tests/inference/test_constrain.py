@@ -16,7 +16,7 @@ from tiny_tokenizers import KINDS
 
 from llmasos.errors import InvalidInputError, UnsupportedError
 from llmasos.inference import constrain
-from llmasos.inference.constrain import GrammarCompiler, Matcher, num_words, tool_calls
+from llmasos.inference.constrain import GrammarCompiler, Matcher, num_words
 from llmasos.inference.request import SamplingParams, StructuredOutput
 from llmasos.text import Tokenizer, load_tokenizer
 
@@ -27,10 +27,6 @@ OBJECT = {
     "required": ["the", "quick"],
     "additionalProperties": False,
 }
-TOOLS = [
-    {"type": "function", "function": {"name": "fox", "parameters": {**OBJECT, "required": ["the"]}}},
-    {"type": "function", "function": {"name": "dog"}},
-]
 
 
 @pytest.fixture(scope="module")
@@ -318,32 +314,6 @@ def test_a_grammar_is_compiled_once_and_the_oldest_is_dropped(compiler: GrammarC
 def test_a_tokenizer_without_an_end_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="end-of-sequence"):
         GrammarCompiler(Tokenizer(KINDS["byte_level"]()), 500)
-
-
-@pytest.mark.parametrize("tag", [("<tool>\n", "\n</tool>"), ("<|end|>", "<s>")])
-@pytest.mark.parametrize(
-    ("form", "fits", "differs"),
-    [
-        ({}, ["{0}", "hello {0} the {1} fox", "hello"], ["{2}", "hello {2}"]),
-        ({"required": True}, ["{0}", "{0}\n{1}"], ["hello", "{2}", "{0} hello"]),
-        ({"required": True, "parallel": False}, ["{1}"], ["{0}{1}"]),
-        ({"parallel": False}, ["hello", "the {0}"], ["{0} fox", "{2}"]),
-    ],
-)
-def test_tool_calls_fit_their_tool(compiler: GrammarCompiler, tag, form, fits, differs) -> None:
-    special = {"<|end|>": 2, "<s>": 0}
-    asked = tool_calls(TOOLS, begin=tag[0], end=tag[1], special=special, **form)
-    calls = ['{"name": "fox", "arguments": {"the": 3}}', '{"name": "dog", "arguments": {}}', '{"name": "cat"']
-    calls = [tag[0] + call + (tag[1] if call.endswith("}") else "") for call in calls]
-
-    def accepted(text: str) -> bool:
-        matcher = compiler.matcher(asked)
-        for token in ids_of(compiler, text.format(*calls)):
-            matcher.accept(token)
-        return matcher.error is None and matcher.may_stop
-
-    assert [accepted(text) for text in fits] == [True] * len(fits)
-    assert [accepted(text) for text in differs] == [False] * len(differs)
 
 
 def test_every_schema_of_the_list_gives_valid_json(compiler: GrammarCompiler) -> None:

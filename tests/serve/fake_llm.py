@@ -18,6 +18,13 @@ EOS = 256
 
 class FakeTokenizer:
     vocab_size = 257
+    special_ids = frozenset({EOS})
+
+    def id(self, token):
+        return ord(token) if len(token) == 1 and ord(token) < 128 else None
+
+    def token(self, id):
+        return chr(id) if id < 256 else "<end>"
 
     def encode(self, text, *, add_special_tokens=True):
         return list(text.encode())
@@ -30,12 +37,14 @@ class FakeTokenizer:
 
 
 class FakeLLM:
-    """Answers `<the last line of the prompt>!`. `delay`: seconds per token. A prompt with "boom" fails at that word's
-    place: at once, or (`boom late`) after two tokens."""
+    """Answers `<the last line of the prompt>!`, or `answers`, one after the other. `delay`: seconds per token. A prompt
+    with "boom" fails at that word's place: at once, or (`boom late`) after two tokens."""
 
     is_encoder = False
 
     adapters = ()
+
+    CHAT_TEMPLATE = "{{ tools }} <tool_call>"
 
     def __init__(
         self,
@@ -47,10 +56,14 @@ class FakeLLM:
         takes_tools=True,
         defaults=(),
         max_num_seqs=64,
+        chat_template=CHAT_TEMPLATE,
+        answers=(),
     ):
         self.name, self.delay, self.context_length = name, delay, context_length
         self.tokenizer = FakeTokenizer()
         self.has_chat_template, self.takes_tools = template, takes_tools
+        self.chat_template = chat_template if template else None
+        self.answers = list(answers)
         self.num_running = self.max_running = self.num_tokens = self.num_cancelled = 0
         self.defaults = dict(defaults)
         self.prompts = []
@@ -68,7 +81,8 @@ class FakeLLM:
     def params(self, **options):
         return SamplingParams.of(**({"temperature": 0.0} | self.defaults | options))
 
-    def chat_prompt(self, messages, tools=None):
+    def chat_prompt(self, messages, tools=None, *, continue_final_message=False, variables=None):
+        self.variables = variables
         if not self.has_chat_template:
             raise NoChatTemplateError(f"{self.name} has no chat template.", hint="Use /v1/completions.")
         if tools and not self.takes_tools:
@@ -79,6 +93,8 @@ class FakeLLM:
     def _answer(self, prompt, params, index):
         """Token ids of one completion, and why it ends."""
         text = self.tokenizer.decode(prompt).split("\n")[-1].removeprefix("user: ") + "!"
+        if self.answers:
+            text = self.answers.pop(0)
         if params.temperature > 0 and params.seed is not None:
             text += str(params.seed)
         if params.logit_bias:

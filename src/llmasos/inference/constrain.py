@@ -10,12 +10,11 @@ have let through one by one.
 from __future__ import annotations
 
 import json
-import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
@@ -23,6 +22,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 from numpy.typing import NDArray
 
 from llmasos.errors import InvalidInputError, LLMasOSError, UnsupportedError
+from llmasos.inference.reply_grammar import JSON_LAYOUT
 from llmasos.inference.request import StructuredOutput
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 MAX_COMPILED = 64
 """Grammars that are kept ready."""
 _LIMITS = LLParserLimits(verbose_errors=False)
-# one way to write an object, as json.dumps does: a small model can't run on in white space, and more is forced
-_JSON_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 def num_words(vocab_size: int) -> int:
@@ -211,7 +209,7 @@ def _grammar(structured: StructuredOutput) -> str:
     if structured.grammar is not None:
         return LLMatcher.grammar_from_lark(any_to_lark(structured.grammar))
     schema = structured.json if isinstance(structured.json, str) else '{"type": "object"}'
-    return LLMatcher.grammar_from_json_schema(schema, defaults=_JSON_LAYOUT)  # type: ignore[arg-type]  # a TypedDict
+    return LLMatcher.grammar_from_json_schema(schema, defaults=JSON_LAYOUT)  # type: ignore[arg-type]  # a TypedDict
 
 
 def _compile(structured: StructuredOutput, vocabulary: LLTokenizer) -> LLMatcher:
@@ -237,58 +235,3 @@ def _refused(structured: StructuredOutput, reason: str) -> InvalidInputError:
     name, value = next((k, v) for k, v in vars(structured).items() if v is not None)
     shown = value if len(str(value)) <= 200 else f"{str(value)[:200]} ..."
     return InvalidInputError(f"{name}={shown!r} can't be enforced: {reason}.", param="structured")
-
-
-def tool_calls(
-    tools: Sequence[Mapping[str, Any]],
-    *,
-    begin: str,
-    end: str,
-    special: Mapping[str, int] | None = None,
-    arguments: str = "arguments",
-    required: bool = False,
-    parallel: bool = True,
-) -> StructuredOutput:
-    """Output in which each call of a tool is written `begin` {"name": ..., `arguments`: {...}} `end`, with arguments
-    that fit the tool's parameters.
-
-    `tools`: OpenAI's tool objects. Before, between and behind the calls there is free text, until `begin` is written;
-    with `required`, only calls (white space between them), at least one. `parallel=False`: one call and nothing behind
-    it. `special`: the tokenizer's special tokens by text, so that those in `begin` and `end` are meant as tokens, not
-    spelled out.
-    """
-    if not tools or not begin:
-        raise InvalidInputError("A tool-call form needs tools and a text that begins a call.", param="tools")
-    calls = {"anyOf": [_call_schema(tool.get("function", tool), arguments) for tool in tools]}
-    layout = json.dumps({**calls, "x-guidance": _JSON_LAYOUT}, ensure_ascii=False)
-    first, *rest = _pieces(begin, special or {})
-    body = " ".join([*rest, f"%json {layout}", *_pieces(end, special or {})])
-    if required:
-        start, call = ("call (SPACE? call)*" if parallel else "call"), f"{first} {body}"
-    elif first.startswith("<"):
-        start, call = ("call* TEXT" if parallel else "call | TEXT"), f"TEXT {first} {body}"
-    else:
-        start, call = ("call* TEXT" if parallel else "call | TEXT"), f"trigger {body}"
-    rules = [f"start: {start}", f"call: {call}", "TEXT: /(.|\\n)*/", "SPACE: /[ \\n]{1,2}/"]
-    if "trigger" in call:
-        rules.append(f"trigger[lazy]: TEXT {first}")
-    return StructuredOutput(grammar="%llguidance {}\n" + "\n".join(rules))
-
-
-def _call_schema(function: Mapping[str, Any], arguments: str) -> dict[str, Any]:
-    parameters = function.get("parameters") or {"type": "object", "properties": {}, "additionalProperties": False}
-    return {
-        "type": "object",
-        "properties": {"name": {"const": function["name"]}, arguments: parameters},
-        "required": ["name", arguments],
-        "additionalProperties": False,
-    }
-
-
-def _pieces(text: str, special: Mapping[str, int]) -> list[str]:
-    """Lark terms for a text: special tokens by id, the rest quoted."""
-    if not special:
-        return [_literal(text)] if text else []
-    pattern = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True))
-    pieces = [piece for piece in re.split(f"({pattern})", text) if piece]
-    return [f"<[{special[piece]}]>" if piece in special else _literal(piece) for piece in pieces]

@@ -31,21 +31,14 @@ _BEAMS = ("num_beams", "length_penalty", "early_stopping")
 
 def chat_prompt_ids(model: ServedModel, request: ChatCompletionRequest) -> list[int]:
     """The conversation through the model's template, as tokens. Blocking."""
-    _check_generates(model)
-    messages = [template_message(message, i) for i, message in enumerate(request.messages)]
-    tools = _template_tools(request)
-    options: dict[str, Any] = {}
-    if request.continue_final_message:
-        options["continue_final_message"] = True
-    if request.chat_template_kwargs:
-        options["variables"] = request.chat_template_kwargs
-    prompt = model.chat_prompt(messages, tools, **options)
-    return model.tokenizer.encode(_unicode(prompt, "messages"), add_special_tokens=False)
+    from llmasos.serve import conversation  # which is made of what is here
+
+    return conversation.chat_prompt_ids(model, request)
 
 
 def template_message(message: ChatMessage, index: int) -> dict[str, Any]:
     """A message as chat templates expect it: text content, `developer` as `system`, tool arguments as an object."""
-    entry = message.model_dump(exclude_none=True, include={"name", "tool_call_id", "reasoning_content"})
+    entry = message.model_dump(exclude_none=True, include={"name", "tool_call_id", "reasoning_content", "reasoning"})
     entry["role"] = "system" if message.role == "developer" else message.role
     entry["content"] = _content(message, index)
     if message.tool_calls:
@@ -75,22 +68,6 @@ def _template_call(call: dict[str, Any]) -> dict[str, Any]:
     if isinstance(arguments, dict):
         call["function"]["arguments"] = arguments
     return call
-
-
-def _template_tools(request: ChatCompletionRequest) -> list[dict[str, Any]] | None:
-    choice = request.tool_choice
-    if choice not in (None, "none", "auto"):
-        shown = choice if isinstance(choice, str) else "a named function"
-        raise UnsupportedError(
-            f"tool_choice: {shown} is not supported yet.", hint="Use auto or none.", param="tool_choice"
-        )
-    if request.parallel_tool_calls is False:
-        raise UnsupportedError("parallel_tool_calls: false is not supported yet.", param="parallel_tool_calls")
-    if choice == "auto" and not request.tools:
-        raise InvalidInputError("tool_choice is given without tools.", param="tool_choice")
-    if choice == "none" or not request.tools:
-        return None
-    return [tool.model_dump(exclude_none=True) for tool in request.tools]
 
 
 def chat_params(
@@ -150,7 +127,7 @@ def request_options(request: SamplingRequest) -> dict[str, Any]:
 
 def completion_prompts(model: ServedModel, request: CompletionRequest) -> list[list[int]]:
     """The prompts as tokens. Blocking."""
-    _check_generates(model)
+    check_generates(model)
     return [_ids(model, prompt, "prompt") for prompt in batch(request.prompt, "prompt")]
 
 
@@ -202,7 +179,7 @@ def batch(value: str | list[str] | list[int] | list[list[int]], param: str) -> S
 
 def _ids(model: ServedModel, entry: str | list[int], param: str) -> list[int]:
     if isinstance(entry, str):
-        ids = model.tokenizer.encode(_unicode(entry, param))
+        ids = model.tokenizer.encode(unicode(entry, param))
     else:
         ids = entry
         _check_ids(model, ids, param)
@@ -249,12 +226,12 @@ def _check_ids(model: ServedModel, ids: Sequence[int], param: str) -> None:
         raise InvalidInputError(f"{param}: {bad[0]} is no token id of {model.name}, which has {size}.", param=param)
 
 
-def _check_generates(model: ServedModel) -> None:
+def check_generates(model: ServedModel) -> None:
     if model.is_encoder:
         raise UnsupportedError(f"{model.name} makes embeddings, not text.", hint="Use /v1/embeddings.", param="model")
 
 
-def _unicode(text: str, param: str) -> str:
+def unicode(text: str, param: str) -> str:
     """Refuses half surrogate pairs, which JSON can carry and a tokeniser can't."""
     try:
         text.encode("utf-8")

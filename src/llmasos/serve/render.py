@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel
 
@@ -13,6 +13,7 @@ from llmasos.client.types import (
     ChatLogprobs,
     ChatTokenLogprob,
     CompletionLogprobs,
+    CompletionTokensDetails,
     EmbeddingUsage,
     PromptTokensDetails,
     TopLogprob,
@@ -21,6 +22,9 @@ from llmasos.client.types import (
 from llmasos.errors import ServerError
 from llmasos.inference.request import FinishReason, TokenLogprob
 from llmasos.serve.models import ServedTokenizer
+
+if TYPE_CHECKING:
+    from llmasos.serve.turn import TurnUsage
 
 
 def dump(model: BaseModel) -> str:
@@ -45,6 +49,13 @@ def usage(num_prompt_tokens: int, num_output_tokens: int, num_cached_tokens: int
         total_tokens=num_prompt_tokens + num_output_tokens,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=num_cached_tokens),
     )
+
+
+def turn_usage(took: TurnUsage) -> Usage:
+    found = usage(took.num_prompt_tokens, took.num_output_tokens, took.num_cached_tokens)
+    if took.num_reasoning_tokens:
+        found.completion_tokens_details = CompletionTokensDetails(reasoning_tokens=took.num_reasoning_tokens)
+    return found
 
 
 def embedding_usage(num_tokens: int) -> EmbeddingUsage:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Literal
 
 from llmasos.client.types import ChatCompletionRequest, FunctionCall, ToolCall
-from llmasos.inference.request import TokenLogprob
+from llmasos.inference.request import FinishReason, TokenLogprob
 from llmasos.serve import prepare, render
+from llmasos.serve.conversation import Conversation, prepare_conversation
 from llmasos.serve.models import Served
 from llmasos.text.reply import ReasoningDelta, ReplyEvent, TextDelta, ToolCallDelta, ToolCallStart
 
@@ -58,26 +59,75 @@ TurnEvent = TurnStart | TurnDelta | TurnEnd | TurnUsage
 async def turn(served: Served, body: ChatCompletionRequest, *, fit: bool = False) -> AsyncGenerator[TurnEvent, None]:
     """Answer `body.messages`. Closing the generator stops the model at its next token. `fit`: `body.max_tokens` may be
     more than the context still holds; the answer then ends (`length`) where the context does."""
-    ids = await asyncio.to_thread(prepare.chat_prompt_ids, served.model, body)
-    params = prepare.chat_params(served.model, body, len(ids), fit=fit)
-    yield TurnStart(len(ids))
+    asked = await asyncio.to_thread(prepare_conversation, served.model, body, fit=fit)
+    params, options = asked.params, prepare.request_options(body)
+    yield TurnStart(len(asked.ids))
+    readers = [_Reader(asked, body, index) for index in range(params.n)]
     num_output_tokens = num_cached_tokens = 0
     if params.num_beams > 1 and not body.stream:  # beams have no chunks
-        [output] = await served.complete([ids], params, **prepare.request_options(body))
+        [output] = await served.complete([asked.ids], params, **options)
         for one in output.outputs:
-            yield TurnDelta(one.index, TextDelta(one.text))
-            yield TurnEnd(one.index, render.finish(one.finish_reason) or "stop", one.stop_reason)
-        yield TurnUsage(len(ids), output.num_output_tokens, output.metrics.num_cached_tokens)
-        return
-    async with aclosing(served.stream([ids], params, **prepare.request_options(body))) as chunks:
-        async for _, chunk in chunks:
-            num_output_tokens += len(chunk.token_ids)
-            num_cached_tokens += chunk.metrics.num_cached_tokens if chunk.metrics else 0
-            if chunk.text or chunk.logprobs:
-                yield TurnDelta(chunk.index, TextDelta(chunk.text), chunk.logprobs)
-            if (reason := render.finish(chunk.finish_reason)) is not None:
-                yield TurnEnd(chunk.index, reason, chunk.stop_reason)
-    yield TurnUsage(len(ids), num_output_tokens, num_cached_tokens)
+            for event in readers[one.index].read(one.text, one.token_ids, (), one.finish_reason, one.stop_reason):
+                yield event
+        num_output_tokens, num_cached_tokens = output.num_output_tokens, output.metrics.num_cached_tokens
+    else:
+        async with aclosing(served.stream([asked.ids], params, **options)) as chunks:
+            async for _, chunk in chunks:
+                num_output_tokens += len(chunk.token_ids)
+                num_cached_tokens += chunk.metrics.num_cached_tokens if chunk.metrics else 0
+                for event in readers[chunk.index].read(
+                    chunk.text, chunk.token_ids, chunk.logprobs, chunk.finish_reason, chunk.stop_reason
+                ):
+                    yield event
+    num_reasoning_tokens = sum(reader.num_reasoning_tokens for reader in readers)
+    yield TurnUsage(len(asked.ids), num_output_tokens, num_cached_tokens, num_reasoning_tokens)
+
+
+class _Reader:
+    """One completion: its text becomes events. Log-probabilities go with the next event that there is; all of the
+    tokens have theirs, also those of reasoning and of calls."""
+
+    def __init__(self, asked: Conversation, body: ChatCompletionRequest, index: int) -> None:
+        self.index = index
+        self.num_reasoning_tokens = 0
+        self._parser = None if asked.is_plain else asked.parser()
+        self._logprobs: tuple[TokenLogprob, ...] = ()
+        self._hides_reasoning = body.include_reasoning is False
+
+    def read(
+        self,
+        text: str,
+        token_ids: Sequence[int],
+        logprobs: tuple[TokenLogprob, ...],
+        finish_reason: FinishReason | None,
+        stop_reason: str | int | None,
+    ) -> list[TurnEvent]:
+        reason: TurnFinish | None = render.finish(finish_reason)
+        events: list[ReplyEvent]
+        if self._parser is None:
+            events = [TextDelta(text)] if text else []
+        else:
+            began_reasoning = self._parser.is_reasoning
+            events = self._parser.push(text) if text else []
+            if reason is not None:
+                events += self._parser.finish()
+            if began_reasoning or self._parser.is_reasoning:
+                self.num_reasoning_tokens += len(token_ids)
+            if self._hides_reasoning:
+                events = [event for event in events if not isinstance(event, ReasoningDelta)]
+            if reason == "stop" and self._parser.num_calls:
+                reason = "tool_calls"
+        if self._logprobs or logprobs:
+            self._logprobs += logprobs
+            if reason is not None and not events:
+                events = [TextDelta("")]
+        found: list[TurnEvent] = []
+        for event in events:
+            found.append(TurnDelta(self.index, event, self._logprobs))
+            self._logprobs = ()
+        if reason is not None:
+            found.append(TurnEnd(self.index, reason, stop_reason))
+        return found
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ from llmasos.client.types.base import (
     WireResponse,
 )
 from llmasos.client.types.openai import (
+    AllowedToolsChoice,
     ChatChoice,
     ChatChunkChoice,
     ChatCompletion,
@@ -37,6 +38,7 @@ from llmasos.client.types.openai import (
     LoadAdapterRequest,
     MediaPart,
     Model,
+    ModelCapabilities,
     ModelList,
     NamedFunction,
     NamedToolChoice,
@@ -56,6 +58,7 @@ from llmasos.client.types.openai import (
 )
 
 __all__ = [
+    "AllowedToolsChoice",
     "ChatChoice",
     "ChatChunkChoice",
     "ChatCompletion",
@@ -85,6 +88,7 @@ __all__ = [
     "LoadAdapterRequest",
     "MediaPart",
     "Model",
+    "ModelCapabilities",
     "ModelList",
     "NamedFunction",
     "NamedToolChoice",

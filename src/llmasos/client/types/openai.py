@@ -52,7 +52,8 @@ class ChatMessage(WireRequest):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
-    reasoning_content: str | None = None
+    reasoning_content: str | None = Field(None, description="Extension: what the model reasoned before it answered.")
+    reasoning: str | None = Field(None, description="Extension: another name of reasoning_content.")
 
 
 class FunctionDefinition(WireRequest):
@@ -74,6 +75,23 @@ class NamedFunction(WireRequest):
 class NamedToolChoice(WireRequest):
     type: Literal["function"]
     function: NamedFunction
+
+
+class AllowedTool(WireRequest):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class AllowedTools(WireRequest):
+    mode: Literal["auto", "required"]
+    tools: list[AllowedTool] = Field(min_length=1)
+
+
+class AllowedToolsChoice(WireRequest):
+    """Some of the tools: `auto` may call one of them, `required` must."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
 
 
 class StreamOptions(WireRequest):
@@ -155,7 +173,6 @@ class ChatCompletionRequest(SamplingRequest):
         "prediction": (),
         "prompt_cache_options": (),
         "prompt_cache_retention": (),
-        "reasoning_effort": (),
         "service_tier": ("auto", "default"),
         "store": (False,),
         "verbosity": ("medium",),
@@ -181,13 +198,21 @@ class ChatCompletionRequest(SamplingRequest):
     max_completion_tokens: int | None = Field(None, ge=1, description="Default: what the context still holds.")
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
-    parallel_tool_calls: bool | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | AllowedToolsChoice | None = Field(
+        None,
+        description="auto (the default, with tools), none, required, a named function, or some of the tools. Where the "
+        "model's template has no place for tools, they are listed in the system message if this is set.",
+    )
+    parallel_tool_calls: bool | None = Field(None, description="false: one call at most.")
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
+        None, description="For templates that have a word for it; else refused."
+    )
     metadata: dict[str, str] | None = Field(None, description="Your labels; the answer does not depend on them.")
     safety_identifier: str | None = Field(None, description="Your label; the answer does not depend on it.")
     prompt_cache_key: str | None = Field(None, description="Your label; the answer does not depend on it.")
 
     # extensions
+    include_reasoning: bool | None = Field(None, description="Extension: false leaves the reasoning out. Default true.")
     chat_template_kwargs: dict[str, JsonValue] | None = Field(
         None, description="Extension: variables for the chat template, e.g. enable_thinking."
     )
@@ -294,6 +319,7 @@ class ChatReply(WireResponse):
     content: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None  # the same, for clients that read this name
     tool_calls: list[ToolCall] | None = None
 
 
@@ -332,6 +358,7 @@ class ChatDelta(WireResponse):
     content: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
 
 
@@ -395,12 +422,24 @@ class EmbeddingList(WireResponse):
     usage: EmbeddingUsage | None = None
 
 
+class ModelCapabilities(WireResponse):
+    """What a model can be asked for, as its files say."""
+
+    completion: bool = False
+    chat: bool = False
+    tools: bool = False
+    reasoning: bool = False
+    embeddings: bool = False
+
+
 class Model(WireResponse):
     id: str
     object: Literal["model"] = "model"
     created: int = 0
     owned_by: str = ""
     context_length: int | None = Field(None, description="Extension: prompt and new tokens together, at most.")
+    max_model_len: int | None = Field(None, description="Extension: vLLM's name of context_length.")
+    capabilities: ModelCapabilities | None = Field(None, description="Extension.")
     parent: str | None = Field(None, description="Extension: the model that an adapter belongs to.")
 
 

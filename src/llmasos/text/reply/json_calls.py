@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from llmasos.text.reply.calls import CallForm, Calls, Tools, arguments_of, named, object_text, random_id
-from llmasos.text.reply.layout import CallLayout, Literal, Piece, Schema, function_of, parameters_of
+from llmasos.text.reply.layout import CallLayout, Literal, Piece, Schema, definitions_of, function_of, parameters_of
 from llmasos.text.reply.pythonic import read_arguments
 from llmasos.text.reply.source import Malformed, Reading, Source
 
@@ -120,12 +120,14 @@ class JsonCalls(CallForm):
         return CallLayout("", wrapped, "; " if not end else "\n" if self.space else "", "", self.at_start)
 
     def _schema(self, tool: Mapping[str, object]) -> dict[str, object]:
-        function = function_of(tool)
+        function, definitions = function_of(tool), definitions_of(tool)
+        parameters = {key: value for key, value in parameters_of(tool).items() if key not in definitions}
         return {
             "type": "object",
-            "properties": {self.name: {"const": function["name"]}, self.arguments: parameters_of(tool)},
+            "properties": {self.name: {"const": function["name"]}, self.arguments: parameters},
             "required": [self.name, self.arguments],
             "additionalProperties": False,
+            **definitions,
         }
 
 

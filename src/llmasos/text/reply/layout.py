@@ -72,3 +72,9 @@ def parameters_of(tool: Mapping[str, Any]) -> Mapping[str, Any]:
         "properties": {},
         "additionalProperties": False,
     }
+
+
+def definitions_of(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """What `$ref`s in a tool's parameters point to; they go by the root of the schema that is enforced."""
+    parameters = parameters_of(tool)
+    return {key: parameters[key] for key in ("$defs", "definitions") if key in parameters}

@@ -5,10 +5,20 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from llmasos.text.reply.calls import CallForm, Calls, Tools, named
-from llmasos.text.reply.layout import CallLayout, Literal, Optional, Piece, Schema, function_of, parameters_of
+from llmasos.text.reply.layout import (
+    CallLayout,
+    Literal,
+    Optional,
+    Piece,
+    Schema,
+    definitions_of,
+    function_of,
+    parameters_of,
+)
 from llmasos.text.reply.source import Malformed, Reading, Source
 
 _MARKS = re.compile(r"""["'()\[\]{}]""")
@@ -55,7 +65,9 @@ class PythonicCalls(CallForm):
 def _call(tool: Any) -> tuple[Piece, ...]:
     """Required arguments first, so that the others can follow a comma each."""
     schema = parameters_of(tool)
-    properties, required = dict(schema.get("properties") or {}), list(schema.get("required") or ())
+    definitions, required = definitions_of(tool), list(schema.get("required") or ())
+    given = (schema.get("properties") or {}).items()
+    properties = {key: {**one, **definitions} if isinstance(one, Mapping) else {} for key, one in given}
     first = [key for key in properties if key in required]
     pieces: list[Piece] = [Literal(f"{function_of(tool)['name']}(")]
     for at, key in enumerate(first):

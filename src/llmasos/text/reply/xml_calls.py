@@ -1,7 +1,7 @@
 """Calls whose arguments are tags, one per argument: Qwen3-Coder, Seed-OSS, MiniMax-M2, DeepSeek V3.2, GLM-4.5.
 
-The text of a tag says nothing about its type: the tool's schema does. What becomes of it is the JSON of an object, piece
-by piece: a text as it comes, anything else when its tag is closed.
+The text of a tag says nothing about its type: the tool's schema does. What becomes of it is the JSON of an object,
+piece by piece: a text as it comes, anything else when its tag is closed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from llmasos.text.reply.layout import (
     Optional,
     Piece,
     Schema,
+    definitions_of,
     function_of,
     parameters_of,
 )
@@ -44,7 +45,7 @@ class _Arguments:
         self.calls.add("{}" if self.count == 0 else "}")
 
     def value(self, source: Source, key: str, ends: tuple[str, ...], as_text: bool | None = None) -> Reading[bool]:
-        """The text before one of `ends`, as a value; whether one of them came. `as_text`: the model's own word on it."""
+        """The text before one of `ends`, as a value; whether one of them came. `as_text`: what the model says of it."""
         kinds = _kinds(self.properties.get(key))
         self.key(key)
         if as_text or (as_text is None and kinds == {"string"}):
@@ -167,7 +168,7 @@ class XmlCalls(CallForm):
             if not source.is_over:
                 arguments.close()
             return False
-        ends = (self.argument_end,)
+        ends: tuple[str, ...] = (self.argument_end,)
         if self.lines:
             yield from source.take("\n")
             ends = ("\n" + self.argument_end, self.argument_end)
@@ -239,9 +240,10 @@ def _tag_pieces(key: str, schema: Any) -> tuple[Piece, ...]:
 def _tagged(tool: Any, pieces: Callable[[str, Any], tuple[Piece, ...]]) -> tuple[Piece, ...]:
     """All arguments in the schema's order; those that are not required may be left out."""
     schema = parameters_of(tool)
+    definitions = definitions_of(tool)
     found: list[Piece] = []
     for key, one in (schema.get("properties") or {}).items():
-        argument = pieces(key, one)
+        argument = pieces(key, {**one, **definitions} if isinstance(one, Mapping) else one)
         found += argument if key in (schema.get("required") or ()) else (Optional(argument),)
     return tuple(found)
 

@@ -141,7 +141,8 @@ def facts(key: Key) -> dict[str, Any]:
     """A key as its wire type has it: flat, without the hash."""
     found = asdict(key)
     del found["secret_hash"]
-    return {**found, **found.pop("limits"), "state": key.state(utc_now())}
+    limits = found.pop("limits")
+    return {**found, **limits, "state": key.state(utc_now())}
 
 
 def _shown(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,16 @@ def _asks(path: str) -> Rule:
     return Rule("POST", path, "inference", counted=True)
 
 
+def _native(method: str, path: str, *, upload: bool = False) -> Rule:
+    """A route of the server's own API, which is for those who run the server."""
+    return Rule(method, f"/llmasos/v1{path}", "manage", upload=upload)
+
+
+def _own(method: str, path: str, *, upload: bool = False) -> Rule:
+    """A route to what the caller has left with the server: files, responses."""
+    return Rule(method, f"/v1{path}", "inference", upload=upload)
+
+
 RULES = (
     # the server
     Rule("GET", "/healthz", "open"),
@@ -45,14 +55,45 @@ RULES = (
     Rule("GET", "/metrics", "metrics"),
     Rule("GET", "/version", "any"),
     Rule("GET", "/openapi.json", "any"),
+    Rule("GET", "/llms.txt", "any"),
+    Rule("GET", "/.well-known/llmasos.json", "any"),
     # OpenAI
     Rule("GET", "/v1/models", "any"),
     Rule("GET", "/v1/models/{model:path}", "any"),
     _asks("/v1/chat/completions"),
     _asks("/v1/completions"),
     _asks("/v1/embeddings"),
+    _asks("/v1/rerank"),
+    _asks("/v1/score"),
     Rule("POST", "/v1/load_lora_adapter", "manage"),
     Rule("POST", "/v1/unload_lora_adapter", "manage"),
+    _asks("/v1/responses"),
+    _own("POST", "/responses/input_tokens"),
+    _own("GET", "/responses/{response_id}"),
+    _own("DELETE", "/responses/{response_id}"),
+    _own("POST", "/responses/{response_id}/cancel"),
+    _own("GET", "/responses/{response_id}/input_items"),
+    _own("POST", "/conversations"),
+    _own("GET", "/conversations/{conversation_id}"),
+    _own("POST", "/conversations/{conversation_id}"),
+    _own("DELETE", "/conversations/{conversation_id}"),
+    _own("POST", "/conversations/{conversation_id}/items"),
+    _own("GET", "/conversations/{conversation_id}/items"),
+    _own("GET", "/conversations/{conversation_id}/items/{item_id}"),
+    _own("DELETE", "/conversations/{conversation_id}/items/{item_id}"),
+    _own("POST", "/files", upload=True),
+    _own("GET", "/files"),
+    _own("GET", "/files/{file_id}"),
+    _own("DELETE", "/files/{file_id}"),
+    _own("GET", "/files/{file_id}/content"),
+    _own("POST", "/uploads"),
+    _own("POST", "/uploads/{upload_id}/parts", upload=True),
+    _own("POST", "/uploads/{upload_id}/complete"),
+    _own("POST", "/uploads/{upload_id}/cancel"),
+    _own("POST", "/batches"),
+    _own("GET", "/batches"),
+    _own("GET", "/batches/{batch_id}"),
+    _own("POST", "/batches/{batch_id}/cancel"),
     # Anthropic
     _asks("/v1/messages"),
     Rule("POST", "/v1/messages/count_tokens", "inference"),
@@ -72,14 +113,40 @@ RULES = (
     Rule("POST", "/api/create", "manage"),
     Rule("POST", "/api/push", "manage"),
     Rule("POST", "/api/blobs/{digest}", "manage"),
-    # keys, usage, audit log
-    Rule("POST", "/llmasos/v1/keys", "manage"),
-    Rule("GET", "/llmasos/v1/keys", "manage"),
-    Rule("GET", "/llmasos/v1/keys/{key_id}", "manage"),
-    Rule("PATCH", "/llmasos/v1/keys/{key_id}", "manage"),
-    Rule("DELETE", "/llmasos/v1/keys/{key_id}", "manage"),
+    # LLMasOS: models, pulls, uploads, the machine
+    _native("GET", "/models"),
+    _native("GET", "/models/{name}"),
+    _native("DELETE", "/models/{name}"),
+    _native("GET", "/catalog"),
+    _native("POST", "/plan"),
+    _native("GET", "/status"),
+    _native("POST", "/load"),
+    _native("POST", "/unload"),
+    _native("POST", "/pin"),
+    _native("GET", "/pulls"),
+    _native("POST", "/pulls"),
+    _native("GET", "/pulls/{id}"),
+    _native("GET", "/pulls/{id}/events"),
+    _native("POST", "/pulls/{id}/pause"),
+    _native("POST", "/pulls/{id}/resume"),
+    _native("POST", "/pulls/{id}/cancel"),
+    _native("POST", "/uploads"),
+    _native("GET", "/uploads/{id}"),
+    _native("PUT", "/uploads/{id}/{path:path}", upload=True),
+    _native("POST", "/uploads/{id}/complete"),
+    _native("DELETE", "/uploads/{id}"),
+    _native("GET", "/requests"),
+    _native("POST", "/requests/{id}/cancel"),
+    _native("GET", "/logs"),
+    _native("GET", "/system"),
+    # LLMasOS: keys, usage, audit log
+    _native("POST", "/keys"),
+    _native("GET", "/keys"),
+    _native("GET", "/keys/{key_id}"),
+    _native("PATCH", "/keys/{key_id}"),
+    _native("DELETE", "/keys/{key_id}"),
     Rule("GET", "/llmasos/v1/usage", "any"),  # without the scope `manage`: one's own
-    Rule("GET", "/llmasos/v1/audit", "manage"),
+    _native("GET", "/audit"),
 )
 
 _EXACT = {(rule.method, rule.path): rule for rule in RULES if "{" not in rule.path}

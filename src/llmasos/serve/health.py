@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
@@ -69,14 +70,14 @@ class Description(BaseModel):
 
 
 class Readiness:
-    """Whether requests should be sent here. `is_stopping` is set when the server is told to stop."""
+    """Whether requests should be sent here. `stopping` is set when the server is told to stop."""
 
     def __init__(self) -> None:
         self.checks: dict[str, Check] = {}
-        self.is_stopping = False
+        self.stopping = asyncio.Event()
 
     async def reasons(self) -> dict[str, str]:
-        found = {"server": "stopping"} if self.is_stopping else {}
+        found = {"server": "stopping"} if self.stopping.is_set() else {}
         for name, check in self.checks.items():
             try:
                 reason = await check()

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -86,6 +87,16 @@ _current: ContextVar[InFlight | None] = ContextVar("llmasos_request", default=No
 def current() -> InFlight | None:
     """The request that this code runs for."""
     return _current.get()
+
+
+@contextlib.contextmanager
+def noting(request: InFlight) -> Iterator[None]:
+    """What happens in the block is `request`'s: for work without an HTTP request of its own."""
+    before = _current.set(request)
+    try:
+        yield
+    finally:
+        _current.reset(before)
 
 
 def current_id() -> str | None:

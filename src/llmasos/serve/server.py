@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Response
-from fastapi.openapi.utils import get_openapi
-from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from fastapi import FastAPI
 
 from llmasos import __version__
 from llmasos.apps.hosting import listen, run, url_of
 from llmasos.client.http import is_loopback
 from llmasos.client.providers import is_remote
-from llmasos.client.types import ChatCompletionChunk, TextCompletion
 from llmasos.errors import InvalidInputError, UnsupportedError
 from llmasos.serve import adapters as adapter_routes
-from llmasos.serve import anthropic, problems
+from llmasos.serve import anthropic, health, native, openapi, problems
 from llmasos.serve.access.install import install as install_access
 from llmasos.serve.gate import Gate
+from llmasos.serve.health import Readiness
+from llmasos.serve.inflight import Requests, Watch
+from llmasos.serve.log import Journal, log_access
 from llmasos.serve.models import Models, ServedModel
-from llmasos.serve.openai import create_router
+from llmasos.serve.native import InProcess, Machine, Pulls, Residents, Uploads
+from llmasos.serve.openai import create_router as create_openai_router
 from llmasos.serve.responses.routes import create_router as create_responses_router
 from llmasos.serve.responses.service import Responses
 from llmasos.serve.storage import Storage
@@ -32,62 +33,85 @@ from llmasos.serve.storage import Storage
 if TYPE_CHECKING:
     from llmasos.inference.llm import LLM
     from llmasos.serve.access.access import Access
+    from llmasos.serve.telemetry import Telemetry
     from llmasos.store.database import Database
 
 MAX_BODY_BYTES = 32 * 2**20
+MAX_UPLOAD_BYTES = 100 * 2**30
 SHUTDOWN_SECONDS = 10
 """What is still running this long after the signal to stop is cancelled."""
-
-
-class Health(BaseModel):
-    status: str = "ok"
-    models: list[str]
-
-
-class Version(BaseModel):
-    name: str = "llmasos"
-    version: str = __version__
 
 
 def create_app(
     llms: Mapping[str, LLM] | LLM | Mapping[str, ServedModel] | ServedModel,
     *,
     aliases: Mapping[str, str] | None = None,
-    loopback_only: bool = False,
-    max_body_bytes: int = MAX_BODY_BYTES,
-    max_upload_bytes: int | None = None,
     max_waiting: int = 256,
-    enable_lora_loading: bool = False,
-    database: Database | None = None,
-    access: Access | None = None,
+    **options: Any,
 ) -> FastAPI:
     """An ASGI application that serves `llms` under their names.
 
-    `aliases` maps further names, which are accepted and not listed, to served ones. `loopback_only` refuses requests
-    with a Host header from elsewhere. `max_upload_bytes` (default: `max_body_bytes`) is for uploaded files. A model
-    with `max_waiting` completions in flight beyond those that it runs at once answers 503. Adapters of the models are served under their names;
-    `enable_lora_loading` lets clients load more, from any path that they name. The models stay the caller's: nothing
-    closes them. So does `database`; without one, the home's is opened when something is to be kept. `access` says who
-    may do what, and is closed with the application; without it everybody may do everything.
+    `aliases` maps further names, which are accepted and not listed, to served ones. A model with `max_waiting`
+    completions in flight beyond those that it runs at once answers 503. Adapters of the models are served under their
+    names. The models stay the caller's: nothing closes them. `options` are those of `assemble`.
     """
     named: Mapping[str, Any] = llms if isinstance(llms, Mapping) else {llms.name: llms}
     models = Models(named, aliases, max_waiting=max_waiting)
+    return assemble(models, **options)
+
+
+def assemble(
+    models: Models,
+    *,
+    residents: Residents | None = None,
+    machine: Machine | None = None,
+    readiness: Readiness | None = None,
+    loopback_only: bool = False,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    max_upload_bytes: int = MAX_UPLOAD_BYTES,
+    enable_lora_loading: bool = False,
+    database: Database | None = None,
+    access: Access | None = None,
+    telemetry: Telemetry | None = None,
+    around: Callable[[], AbstractAsyncContextManager[None]] | None = None,
+) -> FastAPI:
+    """All routes around `models`.
+
+    `loopback_only` refuses requests with a Host header from elsewhere; `max_upload_bytes` is for uploaded files;
+    `enable_lora_loading` lets clients load adapters, from any path that they name. `database` stays the caller's;
+    without one, the home's is opened when something is to be kept. `access` says who may do what; without it everybody
+    may do everything. It and `telemetry` are closed with the application. `residents` decides what is loaded (default:
+    the models are the program's). `around` is entered before the first request and left after the last one.
+    """
     storage = Storage(access.database if access and not database else database)
     responses = Responses(models, storage)
+    requests, journal, readiness = Requests(), Journal(), readiness or Readiness()
+    pulls = Pulls(storage)
+    requests.on_end.append(log_access)
+    if telemetry is not None:
+        telemetry.watch(requests)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await responses.start()
-        yield
-        await responses.stop()
-        if access is not None:
-            await access.close()
-        await storage.close()
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(journal.attached())
+            stack.push_async_callback(storage.close)
+            if access is not None:
+                stack.push_async_callback(access.close)
+            if telemetry is not None:
+                stack.push_async_callback(asyncio.to_thread, telemetry.close)
+            if around is not None:
+                await stack.enter_async_context(around())
+            await responses.start()
+            stack.push_async_callback(responses.stop)
+            stack.push_async_callback(pulls.close)
+            yield
+            readiness.stopping.set()
 
     app = FastAPI(
         title="LLMasOS",
         version=__version__,
-        description="Language models over OpenAI's API.",
+        description="Language models over OpenAI's, Anthropic's and Ollama's APIs, and LLMasOS's own.",
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
@@ -98,49 +122,25 @@ def create_app(
     app.add_middleware(
         Gate, max_body_bytes=max_body_bytes, max_upload_bytes=max_upload_bytes, loopback_only=loopback_only
     )
+    app.add_middleware(Watch, requests=requests)
     app.include_router(anthropic.create_router(models))  # before OpenAI's: /v1/models is both
-    app.include_router(create_router(models))
+    app.include_router(create_openai_router(models))
     app.include_router(create_responses_router(responses))
     app.include_router(adapter_routes.create_router(models, enabled=enable_lora_loading))
-
-    @app.get("/healthz", tags=["Server"], summary="Is the server up?")
-    async def healthz() -> Health:
-        return Health(models=models.names)
-
-    @app.get(
-        "/metrics",
-        tags=["Server"],
-        summary="Numbers for Prometheus",
-        response_class=Response,
-        responses={200: {"content": {CONTENT_TYPE_LATEST: {}}}},
+    app.include_router(health.create_router(models, readiness))
+    app.include_router(
+        native.create_router(
+            residents_=residents or InProcess(models),
+            pulls_=pulls,
+            uploads_=Uploads(max_bytes=max_upload_bytes),
+            requests_=requests,
+            journal=journal,
+            machine=machine or Machine(),
+            readiness=readiness,
+        )
     )
-    async def metrics() -> Response:
-        return Response(models.metrics.text(), media_type=CONTENT_TYPE_LATEST)
-
-    @app.get("/version", tags=["Server"], summary="Which version is this?")
-    async def version() -> Version:
-        return Version()
-
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's own way
+    openapi.install(app)
     return app
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's schema, with the streamed models and without its own 422 answers, which are 400 here."""
-    if app.openapi_schema is None:
-        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        for path in schema["paths"].values():
-            for operation in path.values():
-                operation["responses"].pop("422", None)
-        schemas = schema["components"]["schemas"]
-        for name in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(name, None)
-        streamed = [(ChatCompletionChunk, "serialization"), (TextCompletion, "serialization")]
-        _, extra = models_json_schema(streamed, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]  # a Literal
-        for name, definition in extra["$defs"].items():
-            schemas.setdefault(name, definition)
-        app.openapi_schema = schema
-    return app.openapi_schema
 
 
 def serve(
@@ -161,10 +161,10 @@ def serve(
 
     The address is taken before anything is loaded; port 0 picks a free one. `on_ready` gets the base URL, e.g.
     `http://127.0.0.1:8000/v1`. `adapters` of the one model are served under their names. `load` turns a reference into
-    a model (default: LLM.from_pretrained); `options` go to `create_app`. Keys, usage and what clients leave here are kept
-    in `database` (a URL; by default as `Database.open` has it). Keys are required with `require_key`, and where `host`
-    is not loopback, unless `insecure`; `cors_origins`: pages that may ask from a browser. Raises ServerError when the
-    address can't be had, or when keys are required and there is none.
+    a model (default: LLM.from_pretrained); `options` go to `create_app`. Keys, usage and what clients leave here are
+    kept in `database` (a URL; by default as `Database.open` has it). Keys are required with `require_key`, and where
+    `host` is not loopback, unless `insecure`; `cors_origins`: pages that may ask from a browser. Raises ServerError
+    when the address can't be had, or when keys are required and there is none.
     """
     from llmasos.serve.access.open import open_access
 

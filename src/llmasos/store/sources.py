@@ -59,6 +59,16 @@ _COMPANIONS = re.compile(
 _PAPERS = re.compile(r"(licen[cs]e|notice|readme)[\w-]*(\.(md|txt))?", re.IGNORECASE)
 
 
+def is_pickle_name(path: str) -> bool:
+    return path.lower().endswith(_PICKLE)
+
+
+def belongs_to_model(path: str) -> bool:
+    """Whether a model's folder has files of such a name: weights, configuration, tokenizer, papers."""
+    weights = path.lower().endswith((".gguf", ".safetensors", ".safetensors.index.json"))
+    return (weights and "/" not in path) or bool(_COMPANIONS.fullmatch(path))
+
+
 @dataclass(frozen=True)
 class RemoteFile:
     """One file as it will lie in the model's folder; `size` in bytes where it is known beforehand."""

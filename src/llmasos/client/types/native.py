@@ -17,38 +17,54 @@ PullState = Literal["waiting", "running", "paused", "done", "failed", "cancelled
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
-class MemoryInfo(WireResponse):
-    """What a model takes: as predicted before it was loaded, and as measured since. None: not known."""
+class ReplicaInfo(WireResponse):
+    """One process of a model."""
 
-    device: str | None = None
-    predicted_bytes: int | None = None
-    measured_bytes: int | None = None
-    peak_bytes: int | None = None
+    pid: int | None = None
+    device: str
+    state: str
+    busy: int = 0
 
 
 class ModelStatus(WireResponse):
-    """What the server does with one model. `waiting` and `busy` count requests."""
+    """What the server does with one model. `busy` requests use it, `waiting` ones wait until it is loaded.
+
+    Bytes are by device: `predicted_bytes` is what is set aside for it, `measured_bytes` what its processes have.
+    """
 
     name: str
+    reference: str
     state: ModelState
     pinned: bool = False
-    replicas: int = 0
-    pids: list[int] = Field(default_factory=list)
-    memory: MemoryInfo = Field(default_factory=MemoryInfo)
+    replicas: list[ReplicaInfo] = Field(default_factory=list)
+    num_replicas: int = 1
+    """As many are wanted."""
+    predicted_bytes: dict[str, int] = Field(default_factory=dict)
+    measured_bytes: dict[str, int] = Field(default_factory=dict)
     context_length: int | None = None
     busy: int = 0
     waiting: int = 0
+    num_running: int = 0
+    """Completions that the engine computes."""
+    num_waiting: int = 0
+    """Completions that wait in the engine."""
     num_generated_tokens: int = 0
     """Since the model was loaded; two readings give its tokens per second."""
     kv_cache_usage: float = 0.0
+    """Share of the pages of keys and values in use; 1 is all."""
     load_seconds: float | None = None
     last_used: datetime | None = None
     expires_at: datetime | None = None
-    """When it is unloaded if nobody asks for it until then; null: not by time."""
+    """When it is unloaded if nobody asks for it until then; null: not by time, or in use."""
+    loads: int = 0
     restarts: int = 0
-    last_error: str | None = None
+    evictions: dict[str, int] = Field(default_factory=dict)
+    """By reason: room, idle, unloaded."""
     why_evicted: str | None = None
-    """Why a model that is absent now was unloaded."""
+    """Why it was unloaded the last time."""
+    last_error: str | None = None
+    retry_at: datetime | None = None
+    """When a failed or crashed model may be started again."""
 
 
 class ModelStatusList(WireResponse):
@@ -266,7 +282,7 @@ class DeviceInfo(WireResponse):
     name: str
     kind: str
     memory_total: int
-    memory_free: int
+    memory_free: int | None = None
     budget_bytes: int | None = None
 
 

@@ -1,0 +1,40 @@
+"""LLMasOS's own API, `/llmasos/v1`: models, plans, pulls, uploads, requests, logs, the machine.
+
+Keys, usage and the audit log are in `llmasos.serve.access`.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from llmasos.serve.health import Readiness
+from llmasos.serve.inflight import Requests
+from llmasos.serve.log import Journal
+from llmasos.serve.native import library, logs, pulls, requests, residents, system, uploads
+from llmasos.serve.native.pulls import Pulls
+from llmasos.serve.native.residents import InProcess, Residents
+from llmasos.serve.native.system import Machine
+from llmasos.serve.native.uploads import Uploads
+
+__all__ = ["InProcess", "Machine", "Pulls", "Residents", "Uploads", "create_router"]
+
+
+def create_router(
+    *,
+    residents_: Residents,
+    pulls_: Pulls,
+    uploads_: Uploads,
+    requests_: Requests,
+    journal: Journal,
+    machine: Machine,
+    readiness: Readiness,
+) -> APIRouter:
+    router = APIRouter(prefix="/llmasos/v1", tags=["LLMasOS"])
+    router.include_router(library.create_router(residents_))
+    router.include_router(residents.create_router(residents_))
+    router.include_router(pulls.create_router(pulls_, readiness.stopping))
+    router.include_router(uploads.create_router(uploads_))
+    router.include_router(requests.create_router(requests_))
+    router.include_router(logs.create_router(journal, readiness.stopping))
+    router.include_router(system.create_router(machine))
+    return router

@@ -1,0 +1,40 @@
+"""The server's OpenAPI document: FastAPI's, with what it can't know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from llmasos.client.types import ChatCompletionChunk, TextCompletion
+from llmasos.client.types.native import LogLine
+
+_STREAMED: tuple[type[BaseModel], ...] = (ChatCompletionChunk, TextCompletion, LogLine)
+"""What events hold: no operation's answer names these."""
+
+
+def install(app: FastAPI) -> None:
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign]  # FastAPI's own way
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """With the streamed models and without FastAPI's own 422 answers, which are 400 here."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        for path in schema["paths"].values():
+            for operation in path.values():
+                found = operation["responses"].get("422", {}).get("content", {}).get("application/json", {})
+                if found.get("schema", {}).get("$ref", "").endswith("/HTTPValidationError"):
+                    del operation["responses"]["422"]
+        schemas = schema["components"]["schemas"]
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        streamed: Any = [(model, "serialization") for model in _STREAMED]
+        _, extra = models_json_schema(streamed, ref_template="#/components/schemas/{model}")
+        for name, definition in extra["$defs"].items():
+            schemas.setdefault(name, definition)
+        app.openapi_schema = schema
+    return app.openapi_schema

@@ -86,9 +86,10 @@ class Budgets:
         self.limits, self._free = dict(limits), free
 
     @classmethod
-    def detect(cls, share: float = SHARE) -> Budgets:
-        """Main memory now, accelerators when they become known (`add`)."""
-        budgets = cls({"cpu": int(share * main_memory())}, _Free())
+    def detect(cls, share: float = SHARE, limits: Bytes | None = None) -> Budgets:
+        """A `share` of main memory, and of accelerators when they become known (`add`); or the `limits` that are given
+        for a device."""
+        budgets = cls({"cpu": int(share * main_memory())} | dict(limits or {}), _Free())
         budgets._share = share
         return budgets
 
@@ -191,10 +192,11 @@ class Seen:
     """What a model's processes were seen to take: main memory and a device's."""
 
     loaded: int
-    """Main memory after loading. Zeros: never loaded here."""
+    """Main memory after loading."""
     load_peak: int
+    """Main memory while loading, the mapped files included: those give way where room is short, so it is not needed."""
     beyond: int
-    """Of main memory, what the highest peak was above `loaded` and, on a CPU, the pages."""
+    """Of main memory, what a higher peak later on was above `loaded` and, on a CPU, the pages."""
     device: int
     """The highest peak of a device, less the pages."""
     load_seconds: float
@@ -251,11 +253,11 @@ class Memory:
         if told.device == "cpu":
             main += told.weights + told.activations
             if seen:
-                main = max(seen.loaded + max(told.activations, seen.beyond), seen.load_peak - least)
+                main = seen.loaded + max(told.activations, seen.beyond)
         else:
             main += GPU_HOST
             if seen:
-                main, device = max(seen.load_peak, seen.loaded + max(0, seen.beyond)), seen.device
+                main, device = seen.loaded + max(0, seen.beyond), seen.device
         paged = bool(most)
 
         def place(where: str, on: tuple[str, ...], fixed: dict[str, int]) -> Place:
@@ -280,7 +282,7 @@ class Memory:
     def loaded(self, prediction: Prediction, use: MemoryUse, *, pages: int, load_seconds: float) -> Seen:
         """Remember what a load took. Returns what is known now; blocks for a small file."""
         before = prediction.seen
-        peak = use.peak_device_bytes - pages
+        peak = use.peak_device_bytes + prediction.forecast.context - pages
         seen = Seen(
             loaded=use.rss_bytes,
             load_peak=use.peak_rss_bytes,
@@ -292,10 +294,16 @@ class Memory:
         self._store(prediction, seen)
         return seen
 
+    def error(self, prediction: Prediction, use: MemoryUse, *, pages: int) -> float:
+        """How far a prediction was off: (predicted - measured) / measured, of what the model's own device holds."""
+        measured = use.rss_bytes if prediction.on_cpu else use.peak_device_bytes + prediction.forecast.context
+        return (prediction.loaded(pages) - measured) / measured if measured else 0.0
+
     def lived(self, prediction: Prediction, seen: Seen, use: MemoryUse, *, pages: int) -> None:
         """Remember the peaks of a process, if they were above what is known."""
-        beyond = use.peak_rss_bytes - seen.loaded - (pages if prediction.on_cpu else 0)
-        device = 0 if prediction.on_cpu else use.peak_device_bytes - pages
+        higher = use.peak_rss_bytes > seen.load_peak
+        beyond = use.peak_rss_bytes - seen.loaded - (pages if prediction.on_cpu else 0) if higher else 0
+        device = 0 if prediction.on_cpu else use.peak_device_bytes + prediction.forecast.context - pages
         if beyond > seen.beyond or device > seen.device:
             seen.beyond, seen.device = max(beyond, seen.beyond), max(device, seen.device)
             self._store(prediction, seen)

@@ -233,6 +233,12 @@ class Residency:
 
     # what to do
 
+    def is_due(self, now: float) -> bool:
+        """Whether `step` may find something to do."""
+        event = self.next_event(now)
+        drains = any(r.draining for r in self.replicas.values())
+        return bool(self.wants) or drains or (event is not None and event <= now)
+
     def step(self, now: float, budgets: Bytes) -> list[Action]:
         """Decide. Replicas of Load actions hold memory from now on; those of Stop actions until `gone`."""
         actions: list[Action] = []

@@ -1,0 +1,709 @@
+"""The host: models are loaded when they are asked for, lent to requests, kept, evicted, and restarted.
+
+`residency` decides, `memory` predicts; what is here carries it out with one process per replica. A request takes a
+lease, which ends with its answer; a model with leases is busy and stays. Everything runs on one event loop, and every
+change of state ends in `_step`, so there is no moment at which a decision is due and nobody takes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from llmasos.errors import (
+    BusyError,
+    InsufficientMemoryError,
+    LLMasOSError,
+    ModelCrashedError,
+    NotFoundError,
+    ServerError,
+)
+from llmasos.inference.host.lending import ClosingError, LentModel, LoadFailedError, QueueFullError
+from llmasos.inference.host.memory import Budgets, Memory, MemoryUse, Prediction, Seen
+from llmasos.inference.host.residency import Load, Place, Refuse, Replica, Residency, State, Stop
+from llmasos.inference.host.status import ModelState, ModelStatus, ReplicaStatus
+
+if TYPE_CHECKING:
+    from llmasos.inference.host.process import ModelSpec
+
+_log = logging.getLogger("llmasos")
+
+KEEP_ALIVE = 300.0
+COOL_DOWN = 10.0, 300.0
+"""Seconds for which a failed load is not tried again: after the first failure, doubled by each further one, at most."""
+BACK_OFF = 0.5, 60.0
+"""Seconds before a crashed model is started again, likewise."""
+MOST_CRASHES = 5
+"""In a row; then it counts as a failed load."""
+STABLE = 60.0
+"""Seconds after which a model's earlier crashes are forgotten."""
+STOP_GRACE = 5.0
+"""Seconds that an idle process has to end by itself."""
+STICKY = 4
+"""Leases that a replica may have more than the idlest one and still be chosen for what its cache holds."""
+RETRIES = 2
+"""Times that a request which had not begun is sent to another process."""
+
+
+class Process(Protocol):
+    """What is needed of a ModelProcess."""
+
+    @property
+    def llm(self) -> Any: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def memory(self) -> MemoryUse: ...
+    @property
+    def load_seconds(self) -> float: ...
+    async def wait(self) -> int: ...
+    async def stop(self, grace: float) -> None: ...
+
+
+class Timer(Protocol):
+    def cancel(self) -> None: ...
+
+
+class Clock(Protocol):
+    """An event loop has both."""
+
+    def time(self) -> float: ...
+    def call_at(self, when: float, callback: Callable[[], None], /) -> Timer: ...
+
+
+Start = Callable[..., Awaitable[Process]]
+"""ModelProcess.start."""
+
+
+@dataclass(eq=False)
+class _Life:
+    """One replica's process."""
+
+    replica: Replica
+    place: Place
+    prediction: Prediction
+    began: float
+    task: asyncio.Task[None] | None = None
+    process: Process | None = None
+    seen: Seen | None = None
+    grace: float = STOP_GRACE
+
+
+@dataclass(eq=False)
+class _Hosted:
+    spec: ModelSpec
+    num_replicas: int
+    keep_alive: float
+    pinned: bool
+    waiting: deque[_Lease] = field(default_factory=deque)
+    lives: dict[int, _Life] = field(default_factory=dict)
+    prediction: Prediction | None = None
+    stale: bool = True
+    """What a load took since the prediction was made is not in it."""
+    predicting: asyncio.Task[None] | None = None
+    restart: bool = False
+    crashes: int = 0
+    failures: int = 0
+    failure: BaseException | None = None
+    retry_at: float = -math.inf
+    last_error: str | None = None
+    last_used: float | None = None
+    why_evicted: str | None = None
+    load_seconds: float | None = None
+    plan_error: float | None = None
+    loads: int = 0
+    restarts: int = 0
+    evictions: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def name(self) -> str:
+        return str(self.spec.name)
+
+
+@dataclass(eq=False)
+class _Lease:
+    hosted: _Hosted
+    keep_alive: float
+    sticky: Hashable
+    replica: Replica | None = None
+    given: asyncio.Future[None] | None = None
+    retries: int = 0
+
+
+class Host:
+    """Models in processes, within `budget`. Use it from one event loop; `close` it at the end.
+
+    `keep_alive`: seconds that an idle model stays, for models and leases that don't say; math.inf: for ever, until room
+    is needed. `max_waiting`: leases that may wait for a model to be there. `page_share`: see `Residency`. `start`,
+    `memory` and `clock` are for tests.
+    """
+
+    def __init__(
+        self,
+        *,
+        budget: Budgets | None = None,
+        start: Start | None = None,
+        keep_alive: float = KEEP_ALIVE,
+        max_waiting: int = 256,
+        page_share: float = 0.5,
+        memory: Memory | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.budget = budget or (memory.budgets if memory else Budgets.detect())
+        self._memory = memory or Memory(self.budget)
+        self._start = start or _start_process
+        self._keep_alive, self._max_waiting = keep_alive, max_waiting
+        self._given_clock = clock
+        self._residency = Residency(page_share)
+        self._models: dict[str, _Hosted] = {}
+        self._lined: dict[_Hosted, None] = {}
+        """Models with leases in line."""
+        self._budgets: dict[str, int] = {}
+        self._timer: Timer | None = None
+        self._num_leases = 0
+        self._closed = False
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    # which models there are
+
+    def add(self, spec: ModelSpec, *, replicas: int = 1, keep_alive: float | None = None, pinned: bool = False) -> None:
+        """Make a model known; nothing is loaded. One that is known gets the new options with its next load."""
+        keep = self._keep_alive if keep_alive is None else keep_alive
+        if (known := self._models.get(spec.name)) is None:
+            self._models[spec.name] = _Hosted(spec, replicas, keep, pinned)
+            return
+        if known.spec != spec:
+            known.spec, known.stale = spec, True
+            if known.predicting is not None:
+                known.predicting.cancel()
+                known.predicting = None
+        known.num_replicas, known.keep_alive = replicas, keep
+        self.pin(spec.name, pinned)
+
+    async def remove(self, name: str) -> None:
+        """Forget a model that nobody uses. Raises BusyError, NotFoundError."""
+        await self.unload(name)
+        del self._models[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._models
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._models)
+
+    def spec(self, name: str) -> ModelSpec:
+        return self._hosted(name).spec
+
+    def loaded(self) -> dict[str, list[Any]]:
+        """The models that are ready, by name: the `llm` of each replica."""
+        return {name: lives for name, hosted in self._models.items() if (lives := self._llms(hosted))}
+
+    def _llms(self, hosted: _Hosted) -> list[Any]:
+        lives = hosted.lives.values()
+        return [one.process.llm for one in lives if one.process and one.replica.state is State.READY]
+
+    def _hosted(self, name: str) -> _Hosted:
+        if name not in self._models:
+            raise NotFoundError(f"There is no model {name!r} here.", hint=f"There are: {', '.join(self._models)}.")
+        return self._models[name]
+
+    # leases
+
+    @asynccontextmanager
+    async def lease(
+        self, model: ModelSpec | str, *, keep_alive: float | None = None, sticky: Hashable = None
+    ) -> AsyncIterator[Any]:
+        """The model's `llm`, loaded before if need be; while the block runs, it stays.
+
+        `keep_alive`: seconds that it stays afterwards (0: not at all), if no lease beside this one says otherwise
+        later. Leases of equal `sticky` share a replica while it is not much busier than others. A request of the llm
+        that its process had not begun to answer when it died is sent again, to the process that takes its place.
+        Raises NotFoundError, QueueFullError, LoadFailedError, InsufficientMemoryError, ClosingError.
+        """
+        if not isinstance(model, str):
+            if model.name not in self._models:
+                self.add(model)
+            model = model.name
+        hosted = self._hosted(model)
+        lease = _Lease(hosted, hosted.keep_alive if keep_alive is None else keep_alive, sticky)
+        await self._take(lease)
+        try:
+            yield LentModel(lambda: self._llm(lease), lambda: self._again(lease))
+        finally:
+            self._give_back(lease)
+
+    async def _take(self, lease: _Lease) -> None:
+        hosted, now = lease.hosted, self._clock.time()
+        if self._closed:
+            raise ClosingError
+        if not hosted.waiting and (replica := self._pick(lease)) is not None:
+            return self._begin(lease, replica)
+        if hosted.failure is not None and now < hosted.retry_at and not self._residency.of(hosted.name):
+            raise self._failed(hosted)
+        if len(hosted.waiting) >= self._max_waiting and not lease.retries:
+            raise QueueFullError(
+                f"{len(hosted.waiting)} requests wait for {hosted.name} to be loaded already.",
+                retry_after=self._seconds_to_load(hosted),
+            )
+        lease.given = asyncio.get_running_loop().create_future()
+        if lease.retries:
+            hosted.waiting.appendleft(lease)
+        else:
+            hosted.waiting.append(lease)
+        self._lined[hosted] = None
+        self._step()
+        try:
+            await lease.given
+        except asyncio.CancelledError:
+            if lease.replica is not None:
+                self._give_back(lease)
+            else:
+                self._leave_line(lease)
+            raise
+
+    def _pick(self, lease: _Lease) -> Replica | None:
+        """The idlest replica, or one that is hardly busier and has answered requests of the same kind before."""
+        usable = [r for r in self._residency.of(lease.hosted.name) if self._residency.takes(r)]
+        if not usable:
+            return None
+        least = min(r.busy for r in usable)
+        if lease.sticky is not None:
+            liked = max(usable, key=lambda r: hash((lease.sticky, r.id)))
+            if liked.busy <= least + STICKY:
+                return liked
+        return next(r for r in usable if r.busy == least)
+
+    def _begin(self, lease: _Lease, replica: Replica) -> None:
+        self._residency.begin(replica, self._clock.time())
+        lease.replica = replica
+        lease.hosted.last_used = time.time()
+        self._num_leases += 1
+        self._empty.clear()
+
+    def _give_back(self, lease: _Lease) -> None:
+        if (replica := lease.replica) is None:
+            return
+        lease.replica = None
+        if replica.id in self._residency.replicas:
+            self._residency.end(replica, self._clock.time(), keep_alive=lease.keep_alive)
+        lease.hosted.last_used = time.time()
+        self._num_leases -= 1
+        if not self._num_leases:
+            self._empty.set()
+        self._step()
+
+    def _leave_line(self, lease: _Lease) -> None:
+        hosted = lease.hosted
+        with suppress(ValueError):
+            hosted.waiting.remove(lease)
+        if not hosted.waiting:
+            self._lined.pop(hosted, None)
+            if not hosted.restart:
+                self._residency.withdraw(hosted.name)
+        self._step()
+
+    async def _again(self, lease: _Lease) -> bool:
+        """After a crash: another process for a request that had not begun. False if it was tried often enough."""
+        dead = lease.replica
+        if lease.retries >= RETRIES or dead is None or dead.state is State.STOPPING or self._closed:
+            return False
+        lease.retries += 1
+        if dead.id in lease.hosted.lives:  # nobody has noticed yet
+            self._ended(lease.hosted, lease.hosted.lives[dead.id])
+        self._give_back(lease)
+        await self._take(lease)
+        return True
+
+    def _llm(self, lease: _Lease) -> Any:
+        assert lease.replica is not None, "the lease has ended"
+        life = lease.hosted.lives.get(lease.replica.id)
+        if life is None or life.process is None:
+            raise ModelCrashedError(f"The process of {lease.hosted.name} has ended.", hint="Send the request again.")
+        return life.process.llm
+
+    # orders
+
+    async def load(self, name: str, *, pin: bool | None = None, keep_alive: float | None = None) -> None:
+        """Have a model in memory now, even if its last load has just failed. Raises what `lease` does."""
+        hosted = self._hosted(name)
+        if pin is not None:
+            self.pin(name, pin)
+        hosted.failure, hosted.retry_at = None, -math.inf
+        async with self.lease(name, keep_alive=keep_alive):
+            pass
+
+    async def unload(self, name: str, *, force: bool = False) -> None:
+        """End a model's processes and wait until they have. Raises BusyError while requests use it, unless by `force`:
+        they then fail with ModelCrashedError, and those in line with ClosingError."""
+        hosted = self._hosted(name)
+        busy = sum(r.busy for r in self._residency.of(name)) + len(hosted.waiting)
+        if busy and not force:
+            raise BusyError(f"{busy} requests use {name}.", hint="Wait for them, or use force.")
+        hosted.restart = False
+        self._residency.withdraw(name)
+        self._refuse(hosted, lambda: ClosingError())
+        lives = list(hosted.lives.values())
+        for life in lives:
+            if life.replica.state is not State.STOPPING:
+                life.grace = 0.0 if force else STOP_GRACE
+                self._stop(self._residency.stop(life.replica, "unloaded"))
+        await asyncio.gather(*(life.task for life in lives if life.task is not None), return_exceptions=True)
+
+    def pin(self, name: str, pinned: bool = True) -> None:
+        """A pinned model is not evicted, and started again after a crash though nobody asks for it."""
+        self._hosted(name).pinned = pinned
+        self._residency.pin(name, pinned)
+        self._step()
+
+    async def close(self, grace: float = 0.0) -> None:
+        """Take no more leases, give those that are out `grace` seconds, end all processes."""
+        self._closed = True
+        for hosted in self._models.values():
+            hosted.restart = False
+            self._residency.withdraw(hosted.name)
+            self._refuse(hosted, ClosingError)
+            if hosted.predicting is not None:
+                hosted.predicting.cancel()
+        if self._num_leases and grace > 0:
+            timer = self._clock.call_at(self._clock.time() + grace, self._empty.set)
+            await self._empty.wait()
+            timer.cancel()
+        tasks = []
+        for hosted in self._models.values():
+            for life in hosted.lives.values():
+                if life.replica.state is not State.STOPPING:
+                    life.grace = 0.0 if life.replica.busy else STOP_GRACE
+                    self._stop(self._residency.stop(life.replica, "unloaded"))
+                tasks.append(life.task)
+        await asyncio.gather(*(task for task in tasks if task is not None), return_exceptions=True)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # what is
+
+    def status(self) -> list[ModelStatus]:
+        """Every known model, by name."""
+        return [self._status(self._models[name]) for name in sorted(self._models)]
+
+    def _status(self, hosted: _Hosted) -> ModelStatus:
+        now, unix = self._clock.time(), time.time()
+        replicas = [life.replica for life in hosted.lives.values()]
+        states = {replica.state for replica in replicas}
+        waits = hosted.failure is not None or hosted.crashes > 0
+        retry_at = unix + hosted.retry_at - now if waits and hosted.retry_at > now else None
+        ready = [r for r in replicas if r.state is State.READY]
+        expiries = [r.expires_at for r in ready if not r.busy and not r.pinned and r.expires_at < math.inf]
+        state: ModelState = "absent"
+        if State.READY in states:
+            state = "ready"
+        elif State.LOADING in states or hosted.waiting or hosted.restart:
+            state = "loading"
+        elif states:
+            state = "stopping"
+        elif hosted.failure is not None:
+            state = "failed"
+        predicted, measured = Counter[str](), Counter[str]()
+        for life in hosted.lives.values():
+            predicted.update(life.replica.memory)
+            measured.update(_used(life))
+        if not replicas and hosted.prediction is not None:
+            predicted.update(hosted.prediction.places[0].least)
+        return ModelStatus(
+            name=hosted.name,
+            reference=hosted.spec.reference,
+            state=state,
+            replicas=tuple(_replica_status(life) for life in hosted.lives.values()),
+            num_replicas=hosted.num_replicas,
+            predicted_bytes=dict(predicted),
+            measured_bytes=dict(measured),
+            plan_error=hosted.plan_error,
+            busy=sum(r.busy for r in replicas),
+            waiting=len(hosted.waiting),
+            last_used=hosted.last_used,
+            expires_at=unix + max(expiries) - now if len(expiries) == len(ready) and expiries else None,
+            pinned=hosted.pinned,
+            load_seconds=hosted.load_seconds,
+            loads=hosted.loads,
+            restarts=hosted.restarts,
+            evictions=dict(hosted.evictions),
+            why_evicted=hosted.why_evicted,
+            last_error=hosted.last_error,
+            retry_at=retry_at,
+        )
+
+    # the one place where things are set going
+
+    @property
+    def _clock(self) -> Clock:
+        return self._given_clock or asyncio.get_running_loop()
+
+    def _step(self) -> None:
+        if self._closed:
+            return
+        now = self._clock.time()
+        self._lend()
+        for hosted in self._models.values() if self._wanting() else ():
+            self._want(hosted, now)
+        if self._residency.is_due(now):
+            for action in self._residency.step(now, self._budgets_now()):
+                match action:
+                    case Load(replica, place):
+                        self._load(replica, place)
+                    case Stop():
+                        self._stop(action)
+                    case Refuse(model, error):
+                        self._refuse_for_memory(self._models[model], error)
+            self._lend()
+        self._set_timer(now)
+
+    def _wanting(self) -> bool:
+        return bool(self._lined) or any(hosted.restart for hosted in self._models.values())
+
+    def _lend(self) -> None:
+        """Leases in line get the replicas that are there."""
+        for hosted in list(self._lined):
+            while hosted.waiting and (replica := self._pick(hosted.waiting[0])) is not None:
+                lease = hosted.waiting.popleft()
+                assert lease.given is not None
+                if not lease.given.done():  # cancelled, and not yet told
+                    self._begin(lease, replica)
+                    lease.given.set_result(None)
+            if not hosted.waiting:
+                self._lined.pop(hosted)
+
+    def _want(self, hosted: _Hosted, now: float) -> None:
+        if not (hosted.waiting or hosted.restart) or now < hosted.retry_at:
+            return
+        if hosted.prediction is None or hosted.stale:
+            if hosted.predicting is None:
+                hosted.predicting = asyncio.create_task(self._predict(hosted))
+            return
+        self._residency.want(
+            hosted.name,
+            hosted.prediction.places,
+            load_seconds=hosted.prediction.load_seconds,
+            num_replicas=hosted.num_replicas,
+            urgent=bool(hosted.waiting) or hosted.pinned,
+            pinned=hosted.pinned,
+        )
+
+    async def _predict(self, hosted: _Hosted) -> None:
+        try:
+            hosted.prediction = await self._memory.predict(hosted.spec)
+            hosted.stale = False
+        except Exception as e:
+            self._fail(hosted, e)
+        finally:
+            hosted.predicting = None
+        self._step()
+
+    def _budgets_now(self) -> dict[str, int]:
+        """While a process begins or ends, what it uses is not known: what was free before then holds."""
+        settled = all(r.state is State.READY for r in self._residency.replicas.values())
+        if settled or any(device not in self._budgets for device in self.budget.limits):
+            used = Counter[str]()
+            for hosted in self._models.values():
+                for life in hosted.lives.values():
+                    used.update(_used(life))
+            fresh = self.budget.now(used)
+            self._budgets = fresh if settled else fresh | self._budgets
+        return self._budgets
+
+    def _set_timer(self, now: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        times = [h.retry_at for h in self._models.values() if (h.waiting or h.restart) and h.retry_at > now]
+        if (event := self._residency.next_event(now)) is not None:
+            times.append(event)
+        if times:
+            self._timer = self._clock.call_at(min(times), self._step)
+
+    # processes
+
+    def _load(self, replica: Replica, place: Place) -> None:
+        hosted = self._models[replica.model]
+        assert hosted.prediction is not None
+        life = _Life(replica, place, hosted.prediction, self._clock.time())
+        hosted.lives[replica.id] = life
+        life.task = asyncio.create_task(self._live(hosted, life))
+
+    async def _live(self, hosted: _Hosted, life: _Life) -> None:
+        """A replica from its start to its end."""
+        replica = life.replica
+        try:
+            await self._bring_up(hosted, life)
+        except asyncio.CancelledError:  # stopped while it loaded
+            self._bury(hosted, life)
+        except Exception as e:
+            self._bury(hosted, life)
+            if replica.state is not State.STOPPING:
+                self._fail(hosted, e)
+        else:
+            assert life.process is not None
+            await life.process.wait()
+            self._ended(hosted, life)
+        self._step()
+
+    async def _bring_up(self, hosted: _Hosted, life: _Life) -> None:
+        replica, prediction = life.replica, life.prediction
+        engine = dict(hosted.spec.engine)
+        if life.place.paged:
+            engine["kv_cache_memory"] = replica.pages
+        spec = replace(hosted.spec, device=life.place.device, engine=engine)
+        life.process = process = await self._start(spec, memory_limit=self._most(replica))
+        life.seen = await asyncio.to_thread(
+            self._memory.loaded, prediction, process.memory, pages=replica.pages, load_seconds=process.load_seconds
+        )
+        if replica.state is not State.LOADING:  # told to stop meanwhile
+            return
+        hosted.plan_error = self._memory.error(prediction, process.memory, pages=replica.pages)
+        hosted.load_seconds = process.load_seconds
+        hosted.loads += 1
+        hosted.failures, hosted.failure, hosted.restart = 0, None, False
+        hosted.stale = True
+        self._residency.ready(
+            replica, self._clock.time(), load_seconds=process.load_seconds, keep_alive=hosted.keep_alive
+        )
+        self._step()
+
+    def _most(self, replica: Replica) -> int:
+        """Main memory that is promised to no other replica: more, and the process is ended before it harms others."""
+        held = self._residency.held().get("cpu", 0) - replica.memory.get("cpu", 0)
+        return self.budget.limits.get("cpu", 0) - held
+
+    def _stop(self, stop: Stop) -> None:
+        replica, hosted = stop.replica, self._models[stop.replica.model]
+        hosted.evictions[stop.reason] += 1
+        why = {
+            "room": f"{stop.wanted_by} needed the room",
+            "idle": "nobody used it for its keep-alive",
+            "unloaded": "it was told to go",
+        }
+        hosted.why_evicted = why[stop.reason]
+        _log.info("%s is unloaded: %s", hosted.name, hosted.why_evicted)
+        life = hosted.lives[replica.id]
+        if not (hosted.waiting or hosted.restart):
+            self._residency.withdraw(hosted.name)  # further replicas that nobody asks for any more
+        if life.process is None:
+            assert life.task is not None
+            life.task.cancel()
+        else:
+            ending = asyncio.create_task(self._end(life, life.process))
+            _background.add(ending)
+            ending.add_done_callback(_background.discard)
+
+    async def _end(self, life: _Life, process: Process) -> None:
+        await asyncio.to_thread(self._remember, life)
+        await process.stop(life.grace)
+
+    def _remember(self, life: _Life) -> None:
+        if life.process is not None and life.seen is not None:
+            self._memory.lived(life.prediction, life.seen, life.process.memory, pages=life.replica.pages)
+
+    def _bury(self, hosted: _Hosted, life: _Life) -> None:
+        hosted.lives.pop(life.replica.id, None)
+        self._residency.gone(life.replica)
+
+    def _ended(self, hosted: _Hosted, life: _Life) -> None:
+        """A process that was ready is no more. Called a second time, it does nothing."""
+        if life.replica.id not in hosted.lives:
+            return
+        self._bury(hosted, life)
+        if life.replica.state is State.STOPPING or self._closed:
+            return
+        replica, now = life.replica, self._clock.time()
+        hosted.crashes = 1 if now - replica.ready_at > STABLE else hosted.crashes + 1
+        hosted.last_error = f"Its process (pid {life.process.pid if life.process else 0}) ended unexpectedly."
+        _log.error("%s: %s", hosted.name, hosted.last_error)
+        if hosted.crashes > MOST_CRASHES:
+            hosted.crashes = 0
+            self._fail(hosted, ServerError(f"it ended {MOST_CRASHES + 1} times in a row.", hint="Its log may say why."))
+            return
+        hosted.retry_at = now + min(BACK_OFF[0] * 2 ** (hosted.crashes - 1), BACK_OFF[1])
+        if replica.busy or replica.pinned or replica.expires_at > now:
+            hosted.restart = True
+            hosted.restarts += 1
+
+    def _fail(self, hosted: _Hosted, cause: BaseException) -> None:
+        hosted.failure, hosted.restart = cause, False
+        hosted.retry_at = self._clock.time() + min(COOL_DOWN[0] * 2**hosted.failures, COOL_DOWN[1])
+        hosted.failures += 1
+        error = self._failed(hosted)
+        hosted.last_error = error.message
+        _log.error("%s", error.message, exc_info=None if isinstance(cause, LLMasOSError) else cause)
+        self._residency.withdraw(hosted.name)
+        if not any(r.state is State.LOADING for r in self._residency.of(hosted.name)):
+            self._refuse(hosted, lambda: self._failed(hosted))
+
+    def _failed(self, hosted: _Hosted) -> LoadFailedError:
+        assert hosted.failure is not None
+        return LoadFailedError(hosted.name, hosted.failure, _seconds(hosted.retry_at - self._clock.time()))
+
+    def _refuse_for_memory(self, hosted: _Hosted, error: InsufficientMemoryError) -> None:
+        hosted.last_error, hosted.restart = str(error), False
+        self._refuse(hosted, lambda: InsufficientMemoryError(error.message, hint=error.hint))
+
+    def _refuse(self, hosted: _Hosted, error: Callable[[], Exception]) -> None:
+        """Everybody in line for the model gets an error of their own."""
+        while hosted.waiting:
+            given = hosted.waiting.popleft().given
+            if given is not None and not given.done():
+                given.set_exception(error())
+        self._lined.pop(hosted, None)
+
+    def _seconds_to_load(self, hosted: _Hosted) -> int:
+        whole = hosted.load_seconds or (hosted.prediction.load_seconds if hosted.prediction else 10.0)
+        began = [life.began for life in hosted.lives.values() if life.replica.state is State.LOADING]
+        return _seconds(whole - (self._clock.time() - min(began)) if began else whole)
+
+
+_background: set[asyncio.Task[None]] = set()
+"""Held here, or they might be collected."""
+
+
+def _used(life: _Life) -> dict[str, int]:
+    """What a process has now, by device."""
+    if life.process is None:
+        return {}
+    memory, device = life.process.memory, life.place.device
+    used = {"cpu": memory.rss_bytes}
+    if device != "cpu":
+        ranks = [d for d in life.place.paged if d != "cpu"] or [device]
+        used |= dict.fromkeys(ranks, memory.device_bytes + life.prediction.forecast.context)
+    return used
+
+
+def _replica_status(life: _Life) -> ReplicaStatus:
+    replica, process = life.replica, life.process
+    return ReplicaStatus(
+        pid=process.pid if process else None,
+        device=replica.device,
+        state=replica.state.value,
+        memory=dict(replica.memory),
+        measured=process.memory.rss_bytes if process else None,
+        measured_device=process.memory.device_bytes if process else None,
+        busy=replica.busy,
+        draining=replica.draining,
+    )
+
+
+def _seconds(seconds: float) -> int:
+    """For Retry-After."""
+    return max(1, min(300, math.ceil(seconds)))
+
+
+async def _start_process(spec: ModelSpec, *, memory_limit: int) -> Process:
+    from llmasos.inference.host.process import ModelProcess  # not loaded by those that bring their own
+
+    process: Process = await ModelProcess.start(spec, memory_limit=memory_limit)
+    return process

@@ -38,6 +38,7 @@ _TABLE = (
     Command("show", "models", "show", "models"),
     Command("verify", "models", "verify", "models", is_bare=True),
     Command("rm", "models", "rm", "models"),
+    Command("key", "key", "key", "machine", is_bare=True),
     Command("doctor", "system", "doctor", "machine", is_bare=True),
     Command("completion", "system", "completion", "machine"),
     Command("version", "system", "version", "machine", is_bare=True),

@@ -40,8 +40,8 @@ MESSAGES = {
     "details.chat": "Enter sends, Alt-Enter or lines of triple quotes make several lines, Ctrl-C stops the answer, "
     "Ctrl-D "
     "leaves.\n/help lists the commands. From a pipe, every line is a message.",
-    "details.key": "llmasos key create NAME prints a new key, once; llmasos key ls, show NAME, revoke NAME; llmasos key "
-    "usage [NAME].\nWithout --url it works on this machine's database, with it on a server elsewhere, with the key in "
+    "details.key": "llmasos key create NAME prints a new key, once; llmasos key ls, show NAME, revoke NAME; llmasos "
+    "key usage [NAME].\nWithout --url it works on this machine's database, with it on a server elsewhere, with the key in "
     "LLMASOS_API_KEY.",
     "details.plan": "Exit code 0: it fits; 5: too little disk; 7: too little memory.",
     "details.verify": "Exit code 0: all files are there, unchanged; 5: some are not.",

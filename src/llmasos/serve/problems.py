@@ -116,16 +116,19 @@ async def _http(request: Request, e: Exception) -> Response:
 
 async def _validation(request: Request, e: Exception) -> Response:
     assert isinstance(e, RequestValidationError)
-    errors = e.errors()
+    return error_response(request.scope, **validation_problem([{**one, "loc": one["loc"][1:]} for one in e.errors()]))
+
+
+def validation_problem(errors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Arguments of `error_response` (beside the scope) for pydantic's errors in a body."""
     first = errors[0]
     param = _path(first)
     if first["type"] == "json_invalid":
-        return error_response(
-            request.scope, 400, f"The body is not valid JSON: {first['ctx']['error']}.", code="invalid_json"
-        )
+        message = f"The body is not valid JSON: {first['ctx']['error']}."
+        return {"status": 400, "message": message, "param": None, "code": "invalid_json"}
     if first["type"] == "model_attributes_type" and not param:
         message = "The body must be a JSON object, sent with content-type application/json."
-        return error_response(request.scope, 400, message, code="invalid_type")
+        return {"status": 400, "message": message, "param": None, "code": "invalid_type"}
     code = _CODES.get(first["type"]) or ("invalid_type" if first["type"].endswith("_type") else "invalid_value")
     if first["type"] == "missing":
         message = (
@@ -137,12 +140,12 @@ async def _validation(request: Request, e: Exception) -> Response:
         # One value that fits none of several allowed forms gives one error per form.
         reasons = dict.fromkeys(error["msg"] for error in errors if _path(error) == param)
         message = f"{param or 'body'}: {'; or: '.join(reasons)}{_shown(first.get('input'))}."
-    return error_response(request.scope, 400, message, param=param or None, code=code)
+    return {"status": 400, "message": message, "param": param or None, "code": code}
 
 
 def _path(error: Mapping[str, Any]) -> str:
     """`messages.0.content` of an error's location, without the names of union members that pydantic adds."""
-    location: Sequence[Any] = error["loc"][1:]
+    location: Sequence[Any] = error["loc"]
     parts: list[str] = []
     for i, part in enumerate(location):
         if isinstance(part, str) and part.startswith("<"):  # a tag of ours: exactly one member was tried

@@ -17,8 +17,9 @@ from llmasos.client.http import is_loopback
 from llmasos.client.providers import is_remote
 from llmasos.errors import InvalidInputError, UnsupportedError
 from llmasos.serve import adapters as adapter_routes
-from llmasos.serve import anthropic, health, native, openapi, problems
+from llmasos.serve import anthropic, health, native, ollama, openapi, problems
 from llmasos.serve.access.install import install as install_access
+from llmasos.serve.background import Background
 from llmasos.serve.gate import Gate
 from llmasos.serve.health import Readiness
 from llmasos.serve.inflight import Requests, Watch
@@ -26,8 +27,6 @@ from llmasos.serve.log import Journal, log_access
 from llmasos.serve.models import Models, ServedModel
 from llmasos.serve.native import InProcess, Machine, Pulls, Residents, Uploads
 from llmasos.serve.openai import create_router as create_openai_router
-from llmasos.serve.responses.routes import create_router as create_responses_router
-from llmasos.serve.responses.service import Responses
 from llmasos.serve.storage import Storage
 
 if TYPE_CHECKING:
@@ -83,8 +82,9 @@ def assemble(
     may do everything. It and `telemetry` are closed with the application. `residents` decides what is loaded (default:
     the models are the program's). `around` is entered before the first request and left after the last one.
     """
+    residents = residents or InProcess(models)
     storage = Storage(access.database if access and not database else database)
-    responses = Responses(models, storage)
+    background = Background(models, storage, access)
     requests, journal, readiness = Requests(), Journal(), readiness or Readiness()
     pulls = Pulls(storage)
     requests.on_end.append(log_access)
@@ -102,8 +102,8 @@ def assemble(
                 stack.push_async_callback(asyncio.to_thread, telemetry.close)
             if around is not None:
                 await stack.enter_async_context(around())
-            await responses.start()
-            stack.push_async_callback(responses.stop)
+            stack.push_async_callback(background.stop)
+            await background.start()
             stack.push_async_callback(pulls.close)
             yield
             readiness.stopping.set()
@@ -125,12 +125,13 @@ def assemble(
     app.add_middleware(Watch, requests=requests)
     app.include_router(anthropic.create_router(models))  # before OpenAI's: /v1/models is both
     app.include_router(create_openai_router(models))
-    app.include_router(create_responses_router(responses))
+    background.include(app)
     app.include_router(adapter_routes.create_router(models, enabled=enable_lora_loading))
+    app.include_router(ollama.create_router(models, residents))
     app.include_router(health.create_router(models, readiness))
     app.include_router(
         native.create_router(
-            residents_=residents or InProcess(models),
+            residents_=residents,
             pulls_=pulls,
             uploads_=Uploads(max_bytes=max_upload_bytes),
             requests_=requests,

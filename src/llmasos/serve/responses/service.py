@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from contextvars import Context
 from dataclasses import dataclass, field
@@ -30,7 +30,8 @@ from llmasos.client.types.responses import (
 )
 from llmasos.errors import InvalidInputError, LLMasOSError
 from llmasos.serve import prepare
-from llmasos.serve.caller import ANYONE, Caller
+from llmasos.serve.aside import Aside
+from llmasos.serve.caller import Caller
 from llmasos.serve.models import Models, ServedTokenizer
 from llmasos.serve.problems import problem_of, unexpected
 from llmasos.serve.responses import store
@@ -110,16 +111,11 @@ class Run:
 
 
 class Responses:
-    """`start` takes up what a server before this one left unfinished; `stop` leaves the same to the next.
+    """`start` takes up what a server before this one left unfinished; `stop` leaves the same to the next."""
 
-    `caller_of_key` finds the caller that a stored response belongs to.
-    """
-
-    def __init__(
-        self, models: Models, storage: Storage, *, caller_of_key: Callable[[str | None], Caller] | None = None
-    ) -> None:
+    def __init__(self, models: Models, storage: Storage, aside: Aside | None = None) -> None:
         self.models, self.storage = models, storage
-        self._caller_of_key = caller_of_key or _caller
+        self._aside = aside or Aside()
         self._runs: dict[str, Run] = {}
         self._slots = asyncio.Semaphore(BACKGROUND)
         self._stopping = False
@@ -131,7 +127,7 @@ class Responses:
             if id in self._runs:
                 continue
             try:
-                caller = self._caller_of_key(key_id)
+                caller = await self._aside.caller(key_id)
                 body = ResponseRequest.model_validate(request)
                 plan = await self.plan(caller, body, id=id)
             except LLMasOSError as e:
@@ -360,7 +356,8 @@ class Responses:
         for attempt in count():
             last = None
             try:
-                async with aclosing(self._work(run.caller, run.plan, writer)) as events:
+                noted = self._aside.request(run.caller, "/v1/responses", run.plan.response.id)
+                async with noted, aclosing(self._work(run.caller, run.plan, writer)) as events:
                     async for event in events:
                         if is_last(event):
                             last = event
@@ -395,10 +392,6 @@ def _writer(plan: Plan, numbers: Iterator[int]) -> Writer:
     include = plan.body.include or ()
     as_summary = summary_asked(plan.body) is not None
     return Writer(plan.response, numbers, as_summary=as_summary, with_sealed=INCLUDE_REASONING in include)
-
-
-def _caller(key_id: str | None) -> Caller:
-    return ANYONE if key_id is None else Caller(key_id=key_id)
 
 
 def conversation_id(body: InputRequest) -> str | None:

@@ -125,7 +125,7 @@ def _create(keys: Keys, name: str, chosen: dict[str, Any], days: dict[str, str],
 
 
 def _ls(keys: Keys, name: str, chosen: dict[str, Any], days: dict[str, str], as_json: bool) -> None:
-    found = keys.list()
+    found = keys.all()
     if as_json:
         emit([one.model_dump(mode="json") for one in found])
         return
@@ -183,7 +183,8 @@ def _revoke(keys: Keys, name: str, chosen: dict[str, Any], days: dict[str, str],
 
 
 def _usage(keys: Keys, name: str, chosen: dict[str, Any], days: dict[str, str], as_json: bool) -> None:
-    found = keys.usage(name or None, {field: _day(field, text) for field, text in days.items()})
+    since, until = (_day(field, days[field]) if field in days else None for field in ("since", "until"))
+    found = keys.usage(name or None, since, until)
     if as_json:
         emit([one.model_dump(mode="json") for one in found])
         return
@@ -238,10 +239,10 @@ class Keys(Protocol):
     """Where keys are, here or elsewhere."""
 
     def create(self, request: CreateKeyRequest) -> CreatedKey: ...
-    def list(self) -> list[KeyInfo]: ...
+    def all(self) -> list[KeyInfo]: ...
     def show(self, name: str) -> KeyInfo: ...
     def revoke(self, name: str) -> KeyInfo: ...
-    def usage(self, name: str | None, days: dict[str, date]) -> list[UsageRecord]: ...
+    def usage(self, name: str | None, since: date | None, until: date | None) -> list[UsageRecord]: ...
     def close(self) -> None: ...
 
 
@@ -264,7 +265,7 @@ class _Local:
             made, text = registry.create(session, api.new_fields(request), actor=self._actor)
         return CreatedKey(**registry.facts(made), key=text)
 
-    def list(self) -> list[KeyInfo]:
+    def all(self) -> list[KeyInfo]:
         from llmasos.client.types.access import KeyInfo
         from llmasos.serve.access import registry
 
@@ -285,11 +286,11 @@ class _Local:
         with self._database.session() as session:
             return KeyInfo(**registry.facts(registry.revoke(session, name, actor=self._actor)))
 
-    def usage(self, name: str | None, days: dict[str, date]) -> list[UsageRecord]:
+    def usage(self, name: str | None, since: date | None, until: date | None) -> list[UsageRecord]:
         from llmasos.serve.access import api
 
         with self._database.session(read_only=True) as session:
-            return api.usage_records(session, key=name, **days)
+            return api.usage_records(session, key=name, since=since, until=until)
 
     def close(self) -> None:
         self._database.close()
@@ -300,7 +301,7 @@ class _Remote:
 
     def __init__(self, url: str) -> None:
         from llmasos.client.http import Http, Target
-        from llmasos.client.providers import own_server
+        from llmasos.client.providers.table import own_server
 
         base = url.rstrip("/").removesuffix("/v1")
         endpoint = own_server(base)
@@ -315,7 +316,7 @@ class _Remote:
         body = request.model_dump(mode="json", exclude_unset=True)
         return CreatedKey.model_validate(self._http.json("POST", "/keys", body, once=True))
 
-    def list(self) -> list[KeyInfo]:
+    def all(self) -> list[KeyInfo]:
         from llmasos.client.types.access import KeyList
 
         return KeyList.model_validate(self._http.json("GET", "/keys")).data
@@ -331,10 +332,10 @@ class _Remote:
 
         return KeyInfo.model_validate(self._http.json(method, f"/keys/{quote(name, safe='')}"))
 
-    def usage(self, name: str | None, days: dict[str, date]) -> list[UsageRecord]:
+    def usage(self, name: str | None, since: date | None, until: date | None) -> list[UsageRecord]:
         from llmasos.client.types.access import UsageReport
 
-        asked = {"key": name, **days}
+        asked = {"key": name, "since": since, "until": until}
         query = urlencode({field: str(value) for field, value in asked.items() if value is not None})
         return UsageReport.model_validate(self._http.json("GET", f"/usage?{query}")).data
 

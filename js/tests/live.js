@@ -71,6 +71,52 @@ const checks = {
     assert.equal((await client.model("fake")).context_length, 1000);
   },
 
+  async tools() {
+    const call = (city) => `<tool_call>{"name": "weather", "arguments": {"city": "${city}"}}</tool_call>`;
+    const parameters = { type: "object", properties: { city: { type: "string" } }, required: ["city"] };
+    const weather = { name: "weather", description: "Tells it.", parameters, run: ({ city }) => ({ city, degrees: 18 }) };
+    const asked = { model: "fake", messages: call("Bern") + call("Oslo"), tools: [weather] };
+    for (const more of [{}, { onChunk() {} }]) {
+      const found = await client.runTools({ ...asked, ...more });
+      assert.equal(found.text, 'tool: {"city":"Oslo","degrees":18}!');
+      assert.deepEqual(found.messages.map((message) => message.role), ["user", "assistant", "tool", "tool", "assistant"]);
+      assert.equal(found.messages[1].tool_calls.length, 2);
+    }
+  },
+
+  async responses() {
+    const first = await client.responses.create({ model: "fake", input: "Hello" });
+    assert.equal(first.text, "Hello!");
+    const stream = client.responses.stream({ model: "fake", input: "More", previous_response_id: first.id });
+    let text = "";
+    for await (const piece of stream.text) text += piece;
+    const second = await stream.final();
+    assert.deepEqual([text, second.text, second.previous_response_id], ["More!", "More!", first.id]);
+    assert.equal((await client.responses.retrieve(second.id)).text, "More!");
+    assert.equal((await client.responses.delete(first.id)).deleted, true);
+    await assert.rejects(client.responses.retrieve(first.id), sdk.NotFoundError);
+    const failed = client.responses.stream({ model: "fake", input: "boom late" });
+    await assert.rejects(async () => {
+      const response = await failed.final();
+      throw Object.assign(new sdk.APIError(response.error.message), response.error);
+    }, sdk.APIError);
+  },
+
+  async "the server's own API"() {
+    const status = await client.native.status();
+    assert.deepEqual(status.map((model) => model.name).sort(), ["fake", "slow"]);
+    assert.deepEqual(await client.native.models(), []);
+    assert.ok((await client.native.catalog({ query: "gpt2" })).some((model) => model.name === "gpt2"));
+    const controller = new AbortController();
+    const running = client.chat("a long tale", { model: "slow", signal: controller.signal }).catch((e) => e);
+    let requests = [];
+    while (!requests.length) requests = (await client.native.requests()).filter((request) => request.model === "slow");
+    await client.native.cancelRequest(requests[0].id);
+    assert.equal((await running).code, "request_cancelled");
+    for await (const line of client.native.logs({ limit: 3 })) assert.ok(line.message);
+    await assert.rejects(client.native.model("none"), sdk.NotFoundError);
+  },
+
   async errors() {
     const missing = await client.chat("x", { model: "none" }).catch((e) => e);
     assert.ok(missing instanceof sdk.NotFoundError && missing.requestId, String(missing));

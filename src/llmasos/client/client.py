@@ -32,6 +32,8 @@ from llmasos.client.types import (
 from llmasos.errors import UnsupportedError
 
 if TYPE_CHECKING:
+    from llmasos.client.access import AccessControl, AsyncAccessControl
+    from llmasos.client.files import AsyncBatches, AsyncFiles, Batches, Files
     from llmasos.client.native import AsyncNative, Native
     from llmasos.client.responses import AsyncResponses, Responses
     from llmasos.client.tools import Tool, ToolRun
@@ -200,6 +202,28 @@ class Client(_Calls):
         return Responses(self._http)
 
     @cached_property
+    def files(self) -> Files:
+        """Files on the server, for batches."""
+        from llmasos.client.files import Files
+
+        return Files(self._http)
+
+    @cached_property
+    def batches(self) -> Batches:
+        """Many requests in one file, answered when there is room."""
+        from llmasos.client.files import Batches
+
+        return Batches(self._http)
+
+    @cached_property
+    def access(self) -> AccessControl:
+        """LLMasOS's keys, usage and audit log."""
+        from llmasos.client.access import AccessControl
+        from llmasos.client.native import native_target
+
+        return AccessControl(self._http.at(native_target(self._target)))
+
+    @cached_property
     def native(self) -> Native:
         """LLMasOS's own API: what the server does with its models."""
         from llmasos.client.native import Native, native_target
@@ -301,6 +325,25 @@ class AsyncClient(_Calls):
         from llmasos.client.responses import AsyncResponses
 
         return AsyncResponses(self._http)
+
+    @cached_property
+    def files(self) -> AsyncFiles:
+        from llmasos.client.files import AsyncFiles
+
+        return AsyncFiles(self._http)
+
+    @cached_property
+    def batches(self) -> AsyncBatches:
+        from llmasos.client.files import AsyncBatches
+
+        return AsyncBatches(self._http)
+
+    @cached_property
+    def access(self) -> AsyncAccessControl:
+        from llmasos.client.access import AsyncAccessControl
+        from llmasos.client.native import native_target
+
+        return AsyncAccessControl(self._http.at(native_target(self._target)))
 
     @cached_property
     def native(self) -> AsyncNative:

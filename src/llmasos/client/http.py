@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import httpx
 
@@ -82,6 +82,13 @@ class Target:
             "trust_env": not local,
             "verify": _tls(settings().ca_bundle) if self.base_url.startswith("https") else False,
         }
+
+
+def path_of(*parts: str, **query: Any) -> str:
+    """`/part/part?name=value` of parts and values that may hold anything; values that are None are left out."""
+    path = "".join(f"/{quote(part, safe='')}" for part in parts)
+    given = {k: str(v).lower() if isinstance(v, bool) else v for k, v in query.items() if v is not None}
+    return f"{path}?{urlencode(given)}" if given else path
 
 
 def host_of(url: str) -> str:

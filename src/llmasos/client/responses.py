@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import aclosing
 from functools import cache
 from typing import Any
-from urllib.parse import quote, urlencode
 
 from pydantic import TypeAdapter, ValidationError
 
-from llmasos.client.http import AsyncHttp, Http
+from llmasos.client.http import AsyncHttp, Http, path_of
 from llmasos.client.providers.openai import event_json, parsed, stream_error
 from llmasos.client.sse import Event
 from llmasos.client.types.responses import (
@@ -24,6 +25,7 @@ from llmasos.client.types.responses import (
 )
 from llmasos.errors import ProviderError
 
+_RUNNING = frozenset({"queued", "in_progress"})
 _LAST = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
 
@@ -52,12 +54,6 @@ class ResponseReader:
         return [found]
 
 
-def _path(id: str = "", rest: str = "", **query: Any) -> str:
-    given = {k: v for k, v in query.items() if v is not None}
-    path = "/responses" + (f"/{quote(id, safe='')}" if id else "") + rest
-    return f"{path}?{urlencode(given)}" if given else path
-
-
 def _body(model: str, input: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
     return {"model": model, "input": input, **{k: v for k, v in fields.items() if v is not None}}
 
@@ -69,34 +65,41 @@ class Responses:
         self._http, self._label = http, http.target.label
 
     def create(self, input: str | list[Any], *, model: str, **fields: Any) -> Response:
-        return self._read(self._http.json("POST", _path(), _body(model, input, fields), once=True))
+        return self._read(self._http.json("POST", "/responses", _body(model, input, fields), once=True))
 
     def stream(self, input: str | list[Any], *, model: str, **fields: Any) -> Generator[ResponseEvent, None, None]:
         """The last event has the whole response. Closing the iterator ends the request."""
         body = _body(model, input, {**fields, "stream": True})
-        yield from self._http.stream(ResponseReader(self._label), "POST", _path(), body, once=True)
+        yield from self._http.stream(ResponseReader(self._label), "POST", "/responses", body, once=True)
 
     def retrieve(self, id: str) -> Response:
-        return self._read(self._http.json("GET", _path(id)))
+        return self._read(self._http.json("GET", path_of("responses", id)))
 
     def follow(self, id: str, *, starting_after: int | None = None) -> Generator[ResponseEvent, None, None]:
-        """The events of a background response: those after number `starting_after`, or all, then those to come."""
-        path = _path(id, stream="true", starting_after=starting_after)
+        """The events of a response that was begun with `stream(background=True)`: those after number `starting_after`,
+        or all, then those to come."""
+        path = path_of("responses", id, stream=True, starting_after=starting_after)
         yield from self._http.stream(ResponseReader(self._label), "GET", path)
 
+    def wait(self, id: str, *, interval: float = 1.0) -> Response:
+        """A background response once it is over, however it ended; asked for every `interval` seconds."""
+        while (response := self.retrieve(id)).status in _RUNNING:
+            time.sleep(interval)
+        return response
+
     def cancel(self, id: str) -> Response:
-        return self._read(self._http.json("POST", _path(id, "/cancel")))
+        return self._read(self._http.json("POST", path_of("responses", id, "cancel")))
 
     def delete(self, id: str) -> DeletedResponse:
-        return parsed(DeletedResponse, self._http.json("DELETE", _path(id)), self._label)
+        return parsed(DeletedResponse, self._http.json("DELETE", path_of("responses", id)), self._label)
 
     def input_items(self, id: str, *, after: str | None = None, limit: int | None = None) -> ItemList:
-        data = self._http.json("GET", _path(id, "/input_items", after=after, limit=limit))
+        data = self._http.json("GET", path_of("responses", id, "input_items", after=after, limit=limit))
         return parsed(ItemList, data, self._label)
 
     def count_tokens(self, input: str | list[Any], *, model: str, **fields: Any) -> int:
         """How many tokens the input would be."""
-        data = self._http.json("POST", _path(rest="/input_tokens"), _body(model, input, fields))
+        data = self._http.json("POST", path_of("responses", "input_tokens"), _body(model, input, fields))
         return parsed(InputTokens, data, self._label).input_tokens
 
     def _read(self, data: Any) -> Response:
@@ -110,35 +113,42 @@ class AsyncResponses:
         self._http, self._label = http, http.target.label
 
     async def create(self, input: str | list[Any], *, model: str, **fields: Any) -> Response:
-        return self._read(await self._http.json("POST", _path(), _body(model, input, fields), once=True))
+        return self._read(await self._http.json("POST", "/responses", _body(model, input, fields), once=True))
 
     async def stream(self, input: str | list[Any], *, model: str, **fields: Any) -> AsyncGenerator[ResponseEvent, None]:
         body = _body(model, input, {**fields, "stream": True})
-        async with aclosing(self._http.stream(ResponseReader(self._label), "POST", _path(), body, once=True)) as events:
+        async with aclosing(
+            self._http.stream(ResponseReader(self._label), "POST", "/responses", body, once=True)
+        ) as events:
             async for event in events:
                 yield event
 
     async def retrieve(self, id: str) -> Response:
-        return self._read(await self._http.json("GET", _path(id)))
+        return self._read(await self._http.json("GET", path_of("responses", id)))
 
     async def follow(self, id: str, *, starting_after: int | None = None) -> AsyncGenerator[ResponseEvent, None]:
-        path = _path(id, stream="true", starting_after=starting_after)
+        path = path_of("responses", id, stream=True, starting_after=starting_after)
         async with aclosing(self._http.stream(ResponseReader(self._label), "GET", path)) as events:
             async for event in events:
                 yield event
 
+    async def wait(self, id: str, *, interval: float = 1.0) -> Response:
+        while (response := await self.retrieve(id)).status in _RUNNING:
+            await asyncio.sleep(interval)
+        return response
+
     async def cancel(self, id: str) -> Response:
-        return self._read(await self._http.json("POST", _path(id, "/cancel")))
+        return self._read(await self._http.json("POST", path_of("responses", id, "cancel")))
 
     async def delete(self, id: str) -> DeletedResponse:
-        return parsed(DeletedResponse, await self._http.json("DELETE", _path(id)), self._label)
+        return parsed(DeletedResponse, await self._http.json("DELETE", path_of("responses", id)), self._label)
 
     async def input_items(self, id: str, *, after: str | None = None, limit: int | None = None) -> ItemList:
-        data = await self._http.json("GET", _path(id, "/input_items", after=after, limit=limit))
+        data = await self._http.json("GET", path_of("responses", id, "input_items", after=after, limit=limit))
         return parsed(ItemList, data, self._label)
 
     async def count_tokens(self, input: str | list[Any], *, model: str, **fields: Any) -> int:
-        data = await self._http.json("POST", _path(rest="/input_tokens"), _body(model, input, fields))
+        data = await self._http.json("POST", path_of("responses", "input_tokens"), _body(model, input, fields))
         return parsed(InputTokens, data, self._label).input_tokens
 
     def _read(self, data: Any) -> Response:

@@ -1,0 +1,226 @@
+"""Both clients against our real server, over a socket."""
+
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from both_clients import KINDS, got, items
+from fake_llm import FakeLLM, live_server
+
+from llmasos.errors import (
+    AuthenticationError,
+    BadRequestError,
+    NetworkError,
+    PermissionDeniedError,
+    ProviderError,
+    ProviderNotFoundError,
+)
+from llmasos.serve.access import registry
+from llmasos.serve.access.open import open_access
+from llmasos.store.database import Database
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def fakes() -> dict[str, FakeLLM]:
+    return {"fake": FakeLLM("fake"), "slow": FakeLLM("slow", delay=0.02)}
+
+
+@pytest.fixture
+def url(fakes: dict[str, FakeLLM]) -> Iterator[str]:
+    with live_server(fakes) as url:
+        yield url
+
+
+@pytest.fixture
+async def client(kind: str, url: str):
+    found = KINDS[kind](url, max_retries=0)
+    yield found
+    await got(found.close())
+
+
+async def test_models_chat_completions_and_embeddings(client) -> None:
+    assert [m.id for m in await got(client.models())] == ["fake", "slow"]
+    assert (await got(client.model("fake"))).context_length == 1000
+    answer = await got(client.chat("Hello", model="fake"))
+    assert answer.choices[0].message.content == "Hello!" and answer.usage.completion_tokens == 6
+    chunks = await items(client.stream_chat("Hello", model="fake"))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == "Hello!"
+    assert (await got(client.complete("ab", model="fake", echo=True))).choices[0].text == "abab!"
+    pieces = await items(client.stream_complete([97, 98], model="fake"))
+    assert "".join(c.choices[0].text for c in pieces) == "ab!"
+    vectors = await got(client.embed(["abc", "a"], model="fake"))
+    assert [row.embedding for row in vectors.data] == [[3, 0.5, -0.25], [1, 0.5, -0.25]]
+
+
+async def test_a_model_calls_typed_functions(client) -> None:
+    def weather(city: str, days: int = 1) -> dict[str, object]:
+        """Tell the weather."""
+        return {"city": city, "days": days}
+
+    def call(city: str) -> str:
+        return f'<tool_call>{{"name": "weather", "arguments": {{"city": "{city}"}}}}</tool_call>'
+
+    for more in ({}, {"on_chunk": lambda chunk: None}):
+        run = await got(client.run_tools(call("Bern") + call("Oslo"), model="fake", tools=[weather], **more))
+        assert run.text == 'tool: {"city":"Oslo","days":1}!' and run.steps == 2
+        assert [m["role"] for m in run.messages] == ["user", "assistant", "tool", "tool", "assistant"]
+
+
+async def test_errors_have_their_type_and_what_the_server_told(client) -> None:
+    with pytest.raises(ProviderNotFoundError) as missing:
+        await got(client.chat("x", model="none"))
+    assert missing.value.server_code == "model_not_found" and missing.value.request_id
+    with pytest.raises(BadRequestError) as wrong:
+        await got(client.chat("x", model="fake", temperature=9))
+    assert wrong.value.param == "temperature"
+    with pytest.raises(BadRequestError) as long:
+        await got(client.complete("x", model="fake", max_tokens=5000))
+    assert long.value.server_code == "context_length_exceeded"
+    with pytest.raises(ProviderError) as failed:
+        await items(client.stream_chat("boom late", model="fake"))
+    assert failed.value.server_code == "internal_error" and failed.value.status == 0
+
+
+async def test_leaving_a_stream_ends_the_request(client, kind: str, fakes: dict[str, FakeLLM]) -> None:
+    stream = client.stream_chat("a long tale that nobody hears", model="slow")
+    if kind == "sync":
+        next(stream), stream.close()
+    else:
+        await anext(stream), await stream.aclose()
+    deadline = time.monotonic() + 10
+    while fakes["slow"].num_running and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert fakes["slow"].num_cancelled == 1 and fakes["slow"].num_tokens < 20
+
+
+async def test_responses_are_remembered_streamed_and_forgotten(client) -> None:
+    first = await got(client.responses.create("Hello", model="fake"))
+    assert first.output_text == "Hello!" and first.status == "completed"
+    second = await got(client.responses.create("More", model="fake", previous_response_id=first.id))
+    assert second.previous_response_id == first.id
+    assert (await got(client.responses.retrieve(second.id))).output_text == "More!"
+    asked = await got(client.responses.input_items(second.id))
+    assert len(asked.data) == 3
+    events = await items(client.responses.stream("Hello", model="fake"))
+    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == "Hello!"
+    assert events[-1].type == "response.completed" and events[-1].response.output_text == "Hello!"
+    assert (await got(client.responses.delete(first.id))).deleted
+    with pytest.raises(ProviderNotFoundError):
+        await got(client.responses.retrieve(first.id))
+    assert await got(client.responses.count_tokens("Hello", model="fake")) > 4
+
+
+async def test_a_background_response_is_followed_awaited_and_cancelled(client, kind: str) -> None:
+    stream = client.responses.stream("Hello there", model="slow", background=True)
+    if kind == "sync":
+        first = next(stream)
+        stream.close()
+    else:
+        first = await anext(stream)
+        await stream.aclose()
+    events = await items(client.responses.follow(first.response.id, starting_after=first.sequence_number))
+    assert events[0].sequence_number == first.sequence_number + 1
+    assert events[-1].type == "response.completed" and events[-1].response.output_text == "Hello there!"
+    waiting = await got(client.responses.create("Hello", model="slow", background=True))
+    assert waiting.status in ("queued", "in_progress")
+    assert (await got(client.responses.wait(waiting.id, interval=0.01))).output_text == "Hello!"
+    long = await got(client.responses.create("x" * 200, model="slow", background=True))
+    assert (await got(client.responses.cancel(long.id))).status == "cancelled"
+
+
+async def test_a_response_that_fails_midway_is_an_error_or_says_so(client) -> None:
+    with pytest.raises(ProviderError):
+        events = await items(client.responses.stream("boom late", model="fake"))
+        assert events[-1].type == "response.failed"
+        raise ProviderError(events[-1].response.error.message)
+
+
+async def test_the_servers_own_api(client) -> None:
+    assert {m.name for m in await got(client.native.status())} == {"fake", "slow"}
+    assert await got(client.native.models()) == []
+    assert any(m.name == "gpt2" for m in await got(client.native.catalog("gpt2")))
+    assert await got(client.native.pulls()) == []
+    with pytest.raises(ProviderNotFoundError):
+        await got(client.native.model("none"))
+    assert await items(client.native.logs(limit=5)) is not None
+
+
+async def test_a_running_request_is_seen_and_cancelled(client, kind: str, url: str) -> None:
+    from llmasos.client import Client
+
+    ended: list[Exception] = []
+
+    def ask() -> None:
+        with Client(url, max_retries=0) as other:
+            try:
+                other.chat("x" * 300, model="slow")
+            except ProviderError as e:
+                ended.append(e)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    deadline = time.monotonic() + 10
+    running = []
+    while not running and time.monotonic() < deadline:
+        running = [r for r in await got(client.native.requests()) if r.model == "slow"]
+    assert (await got(client.native.cancel_request(running[0].id))).cancelled
+    thread.join(10)
+    assert len(ended) == 1 and ended[0].server_code == "request_cancelled"
+
+
+@pytest.fixture
+def guarded(fakes: dict[str, FakeLLM]) -> Iterator[tuple[str, str]]:
+    """A server that wants keys, and one that may manage it."""
+    with Database.open("") as database, database.session() as session:
+        _, key = registry.create(session, {"name": "boss", "scopes": ["inference", "manage"]}, actor="local:test")
+    with open_access("", "127.0.0.1", require_key=True) as access, live_server(fakes, access=access) as url:
+        yield url, key
+
+
+async def test_keys_are_made_changed_counted_and_revoked(kind: str, guarded: tuple[str, str]) -> None:
+    url, key = guarded
+    for wrong in ("", "sk-llmasos-wrong"):
+        stranger = KINDS[kind](url, api_key=wrong, max_retries=0)
+        with pytest.raises(AuthenticationError):
+            await got(stranger.models())
+        await got(stranger.close())
+    boss = KINDS[kind](url, api_key=key, max_retries=0)
+    soon = datetime.now(UTC) + timedelta(hours=1)
+    made = await got(boss.access.create_key("ci", models=["fake"], tokens_per_day=1000, expires=soon))
+    assert made.key.startswith("sk-llmasos-") and made.expires is not None
+    worker = KINDS[kind](url, api_key=made.key, max_retries=0)
+    await got(worker.chat("Hello", model="fake"))
+    with pytest.raises(PermissionDeniedError):
+        await got(worker.access.keys())
+    assert {k.name for k in await got(boss.access.keys())} == {"boss", "ci"}
+    changed = await got(boss.access.update_key(made.id, name="tests", tokens_per_day=None))
+    assert (changed.name, changed.tokens_per_day) == ("tests", None)
+    assert (await got(boss.access.key(made.id))).name == "tests"
+    [used] = await got(worker.access.usage())
+    assert (used.model, used.requests, used.output_tokens) == ("fake", 1, 6)
+    assert (await got(boss.access.usage(key=made.id, since="2020-01-01", model="fake"))) == [used]
+    assert (await got(boss.access.revoke_key(made.id))).state == "revoked"
+    with pytest.raises(AuthenticationError):
+        await got(worker.chat("Hello", model="fake"))
+    log = await got(boss.access.audit(limit=1))
+    assert log.data[0].action == "key.revoke" and log.has_more
+    await got(worker.close())
+    await got(boss.close())
+
+
+async def test_wrong_fields_of_a_key_are_refused_before_they_are_sent(kind: str) -> None:
+    from llmasos.errors import InvalidInputError
+
+    client = KINDS[kind]("http://127.0.0.1:9/v1", max_retries=0)
+    with pytest.raises(InvalidInputError, match="scopes"):
+        await got(client.access.create_key("x", scopes=["everything"]))
+    with pytest.raises(NetworkError):
+        await got(client.access.create_key("x"))
+    await got(client.close())

@@ -31,6 +31,7 @@ NOT_FLAGS = frozenset({"logit_bias", "logits_processors", "logprobs", "prompt_lo
 STDIN = "\0-"
 """Stands for a lone `-` while the line is parsed: to the parser it would be an option without a name."""
 
+_SHORT = {"follow": "-f"}
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -108,7 +109,9 @@ def _stdin_back(value: Any) -> Any:
 def _about(command: Command, name: str, kind: Any) -> cyclopts.Parameter:
     own = f"option.{command.name}.{name}"
     text = t(own if messages.has(own) else f"option.{name}")
-    return cyclopts.Parameter(help=text, negative=(), converter=_whole if _metavar(kind) == "N" else None)
+    return cyclopts.Parameter(
+        help=text, negative=(), alias=_SHORT.get(name), converter=_whole if _metavar(kind) == "N" else None
+    )
 
 
 def _whole(kind: Any, tokens: Sequence[Any]) -> Any:

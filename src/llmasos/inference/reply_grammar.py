@@ -14,7 +14,7 @@ from typing import Any
 
 from llmasos.errors import UnsupportedError
 from llmasos.inference.request import StructuredOutput
-from llmasos.text.reply.layout import CallLayout, Free, Literal, OneOf, Optional, Piece, Schema
+from llmasos.text.reply.layout import CallLayout, Free, Literal, Matching, OneOf, Optional, Piece, Schema
 
 JSON_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """One way to write an object, as json.dumps does: a small model can't run on in white space, and more is forced."""
@@ -86,7 +86,7 @@ class _Writer:
         if form is None:
             return "TEXT"
         if form.regex is not None:
-            return "/" + re.sub(r"(\\.)|/", lambda m: m[1] or "\\/", form.regex, flags=re.S).replace("\n", "\\n") + "/"
+            return _regex(form.regex)
         if form.choice is not None:
             return "(" + " | ".join(map(_quoted, form.choice)) + ")"
         if form.grammar is not None:
@@ -128,6 +128,8 @@ class _Writer:
                 return _json(schema, strict)
             case Free(end):
                 return self.until(end)
+            case Matching(regex):
+                return _regex(regex)
             case OneOf(texts):
                 return "(" + " | ".join(map(_quoted, texts)) + ")"
             case Optional(pieces):
@@ -161,3 +163,7 @@ def _json(schema: Any, strict: bool) -> str:
 
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
+
+
+def _regex(regex: str) -> str:
+    return "/" + re.sub(r"(\\.)|/", lambda m: m[1] or "\\/", regex, flags=re.S).replace("\n", "\\n") + "/"

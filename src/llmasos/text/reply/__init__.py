@@ -12,20 +12,14 @@ from llmasos.text.reply.events import (
     ToolCallStart,
 )
 from llmasos.text.reply.forms import HERMES, ReplyForm, reply_form
-from llmasos.text.reply.layout import CallLayout, Free, Literal, Piece, Schema
 from llmasos.text.reply.parser import ReplyParser
 
 __all__ = [
     "HERMES",
-    "CallLayout",
-    "Free",
-    "Literal",
-    "Piece",
     "ReasoningDelta",
     "ReplyEvent",
     "ReplyForm",
     "ReplyParser",
-    "Schema",
     "TextDelta",
     "ToolCallDelta",
     "ToolCallStart",

@@ -30,7 +30,7 @@ class Calls:
         self.parameters = {function_of(tool)["name"]: parameters_of(tool) for tool in tools}
         self.count = 0
         self.read_to = 0
-        """Where in the source the last call that is complete ends."""
+        """Up to where the source is in events."""
         self._emit, self._new_id = emit, new_id
 
     def begin(self, name: str, id: str | None = None) -> None:
@@ -85,7 +85,9 @@ def arguments_of(source: Source, calls: Calls, ends: Sequence[str]) -> Reading[b
         yield from source.value(calls.add)
     except Malformed:
         yield from source.pass_until(ends, calls.add)
+        calls.end(source)
         return False
+    calls.end(source)
     return True
 
 

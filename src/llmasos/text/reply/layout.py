@@ -29,6 +29,13 @@ class Free:
 
 
 @dataclass(frozen=True)
+class Matching:
+    """Text that a regular expression matches as a whole."""
+
+    regex: str
+
+
+@dataclass(frozen=True)
 class Optional:
     """Pieces that may be left out together."""
 
@@ -42,7 +49,7 @@ class OneOf:
     texts: tuple[str, ...]
 
 
-Piece = Literal | Schema | Free | Optional | OneOf
+Piece = Literal | Schema | Free | Matching | Optional | OneOf
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from llmasos.text.reply.layout import (
     CallLayout,
     Free,
     Literal,
+    Matching,
     OneOf,
     Optional,
     Piece,
@@ -26,6 +27,8 @@ from llmasos.text.reply.layout import (
 )
 from llmasos.text.reply.source import Malformed, Reading, Source
 
+_MOST_COUNTED = 2000
+"""Longer texts are not counted: each character costs a grammar memory."""
 _WORDS = {"true": "true", "false": "false", "null": "null", "none": "null"}
 
 
@@ -254,4 +257,19 @@ def _value_pieces(schema: Any, end: str) -> tuple[Piece, ...]:
     choices = schema.get("enum") or ([schema["const"]] if "const" in schema else [])
     if choices:
         return (OneOf(tuple(choices)), Literal(end))
+    if regex := _regex(schema):
+        return (Matching(regex), Literal(end))
     return (Free(end),)
+
+
+def _regex(schema: Mapping[str, Any]) -> str:
+    """What a text's schema says of it, as far as a grammar can hold it; empty if it says nothing. Texts of a given
+    length are written without `<`, which could be taken for the end of their tag."""
+    pattern = schema.get("pattern")
+    if isinstance(pattern, str):
+        free = "[^<]*"
+        return ("" if pattern.startswith("^") else free) + pattern.strip("^$") + ("" if pattern.endswith("$") else free)
+    low, high = schema.get("minLength") or 0, schema.get("maxLength")
+    if high is not None and high <= _MOST_COUNTED:
+        return f"[^<]{{{low},{high}}}"
+    return f"[^<]{{{low},}}" if 0 < low <= _MOST_COUNTED else ""

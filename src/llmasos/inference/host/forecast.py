@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 CUDA_CONTEXT = 700_000_000
 """What a process holds of a GPU beside its tensors: CUDA's context, kernels, cuBLAS's workspace, graphs."""
+CONTEXTS = 16
+"""Whole contexts that a model's pages on a CPU hold at most, where max_num_seqs is not given: it computes no more at
+once in useful time, and other models need room too."""
 ROUNDS = 3
 """Copies of a pass's logits in float32 that sampling has at once."""
 
@@ -75,7 +78,9 @@ def forecast(
     rows = options.max_num_batched_tokens or 1024
     if not config.is_encoder:
         sizes = resolve(own, options, placement.device, placement.dtype)
-        least, most, tokens, rows = *_pages(sizes), sizes.max_model_len, sizes.max_num_batched_tokens
+        asked = (engine or {}).get("max_num_seqs") or (CONTEXTS if placement.device.type == "cpu" else None)
+        least, most = _pages(sizes, asked or sizes.max_num_seqs)
+        tokens, rows = sizes.max_model_len, sizes.max_num_batched_tokens
     on_gpu = placement.device.type == "cuda"
     named = device not in ("auto", placement.device.type)
     devices, uuids = _accelerators()
@@ -108,12 +113,12 @@ def _made_up(folder: str) -> tuple[ModelConfig, int]:
     return config, sum(p.numel() for p in module.parameters())
 
 
-def _pages(sizes: Sizes) -> tuple[int, int]:
-    """Bytes of the pages for one whole context, and for all sequences that run at once."""
+def _pages(sizes: Sizes, num_contexts: int) -> tuple[int, int]:
+    """Bytes of the pages for one whole context, and for several."""
     from llmasos.inference.rank import page_needs
 
     _, least, further = page_needs(sizes)
-    return least, least + further * (sizes.max_num_seqs - 1)
+    return least, least + further * (num_contexts - 1)
 
 
 def _activations(config: ModelConfig, rows: int, options: EngineConfig, width: int, *, fused: bool) -> int:

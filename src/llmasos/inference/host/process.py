@@ -259,6 +259,7 @@ class ModelProcess:
             text = line.decode("utf-8", "replace").rstrip()
             self._last_lines.append(text)
             _log.warning("%s: %s", self.spec.name, text)
+        process.stderr.close()
 
     def _reap(self, process: subprocess.Popen[bytes]) -> int:
         """The exit code, when all that the child has started has ended too."""
@@ -337,6 +338,8 @@ class ModelProcess:
             self._loaded.set_exception(error)
             return
         self.device, self.dtype = news.device, news.dtype
+        if self._process is not None:
+            self._look(self._process)  # the last look may be of before the weights were there
         self.load_seconds = time.monotonic() - self._begin
         self._loaded.set_result(None)
 

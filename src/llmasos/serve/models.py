@@ -72,7 +72,7 @@ class ServedModel(Protocol):
     def astream_complete(
         self, prompt: list[int], params: SamplingParams, **request: Any
     ) -> AsyncGenerator[Chunk, None]: ...
-    async def aembed(self, texts: list[str]) -> list[list[float]]: ...
+    async def aembed(self, texts: list[str], **options: Any) -> list[list[float]]: ...
     async def ascore_pairs(self, query: str, texts: Sequence[str]) -> list[float]: ...
 
 
@@ -165,7 +165,8 @@ class Served:
                         watch.measure(chunk.metrics)
                     yield index, chunk
 
-    async def embed(self, texts: list[str]) -> list[list[float]]:
+    async def embed(self, texts: list[str], **options: Any) -> list[list[float]]:
+        """`options`: those of `LLM.embed`."""
         if self.adapter is not None:
             raise UnsupportedError(
                 f"{self.adapter} is an adapter, and embeddings are made without.",
@@ -174,7 +175,7 @@ class Served:
             )
         with self._admission.admit(1):
             async with self._admission.embeddings:
-                return await self.model.aembed(texts)
+                return await self.model.aembed(texts, **options)
 
 
 class Models:

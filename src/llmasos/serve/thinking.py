@@ -41,4 +41,4 @@ def effort_variables(model: ServedModel, effort: str) -> dict[str, Any]:
 
 
 def _template(model: ServedModel) -> str:
-    return getattr(model, "chat_template", None) or ""
+    return model.chat_template or ""

@@ -308,6 +308,10 @@ Block = Annotated[TextBlock | ThinkingBlock | ToolUseBlock, Field(discriminator=
 AnthropicStopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
 
 
+class OutputTokensDetails(WireResponse):
+    thinking_tokens: int
+
+
 class AnthropicUsage(WireResponse):
     """`input_tokens` are those that had to be computed; those read from the prefix cache are counted apart."""
 
@@ -315,6 +319,7 @@ class AnthropicUsage(WireResponse):
     cache_creation_input_tokens: int
     cache_read_input_tokens: int
     output_tokens: int
+    output_tokens_details: OutputTokensDetails | None = None
     service_tier: Literal["standard"] | None = None
 
 

@@ -30,10 +30,11 @@ from llmasos.client.types.anthropic import (
     TokensCount,
 )
 from llmasos.errors import InvalidInputError
-from llmasos.serve import prepare, render
+from llmasos.serve import render
 from llmasos.serve.anthropic.reply import Writer, add_up
 from llmasos.serve.anthropic.request import apply_thinking, chat_request, hides_thinking
 from llmasos.serve.caller import Caller, caller_of
+from llmasos.serve.conversation import chat_prompt_ids
 from llmasos.serve.models import Models
 from llmasos.serve.respond import json_response, streamed, whole
 from llmasos.serve.shapes import speaks_anthropic
@@ -170,7 +171,7 @@ async def _count(models: Models, caller: Caller, body: CountTokensRequest) -> Re
     chat = chat_request(body)
     async with models.lease(body.model, caller) as served:
         apply_thinking(body, chat, served.model)
-        ids = await asyncio.to_thread(prepare.chat_prompt_ids, served.model, chat)
+        ids = await asyncio.to_thread(chat_prompt_ids, served.model, chat)
         return json_response(TokensCount(input_tokens=len(ids)))
 
 

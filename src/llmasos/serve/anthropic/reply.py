@@ -22,6 +22,7 @@ from llmasos.client.types.anthropic import (
     MessageEvent,
     MessageStart,
     MessageStop,
+    OutputTokensDetails,
     Ping,
     SignatureDeltaBody,
     StopDelta,
@@ -70,7 +71,12 @@ class Writer:
                 return self._close()
             case TurnUsage():
                 assert self._stop is not None, "a turn ends before its usage"
-                usage = _usage(event.num_prompt_tokens, event.num_cached_tokens, event.num_output_tokens)
+                usage = _usage(
+                    event.num_prompt_tokens,
+                    event.num_cached_tokens,
+                    event.num_output_tokens,
+                    event.num_reasoning_tokens,
+                )
                 delta = MessageDelta(type="message_delta", delta=self._stop, usage=usage)
                 return [delta, MessageStop(type="message_stop")]
 
@@ -83,7 +89,7 @@ class Writer:
             content=[],
             stop_reason=None,
             stop_sequence=None,
-            usage=_usage(self._num_prompt_tokens, 0, 0),
+            usage=_usage(self._num_prompt_tokens, 0, 0, 0),
             **({"warnings": self.warnings} if self.warnings else {}),
         )
         return [MessageStart(type="message_start", message=message), Ping(type="ping")]
@@ -140,12 +146,13 @@ class Writer:
         return ContentBlockDelta(type="content_block_delta", index=self._index, delta=body)
 
 
-def _usage(num_prompt: int, num_cached: int, num_output: int) -> AnthropicUsage:
+def _usage(num_prompt: int, num_cached: int, num_output: int, num_thinking: int) -> AnthropicUsage:
     return AnthropicUsage(
         input_tokens=num_prompt - num_cached,
         cache_creation_input_tokens=0,
         cache_read_input_tokens=num_cached,
         output_tokens=num_output,
+        output_tokens_details=OutputTokensDetails(thinking_tokens=num_thinking),
         service_tier="standard",
     )
 

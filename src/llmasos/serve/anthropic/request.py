@@ -48,7 +48,7 @@ _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 def chat_request(body: CountTokensRequest) -> ChatCompletionRequest:
     """What can be said without the model. Raises InvalidInputError and UnsupportedError that name the field."""
-    messages = [] if body.system is None else [ChatMessage(role="system", content=_system(body.system))]
+    messages = [] if body.system is None else [_message("system", _system(body.system))]
     messages += _messages(body.messages)
     fields: dict[str, Any] = {"model": body.model, "messages": messages, **_tools(body)}
     if body.messages[-1].role == "assistant":
@@ -115,7 +115,7 @@ def _tools(body: CountTokensRequest) -> dict[str, Any]:
         if choice is not None:
             raise InvalidInputError("tool_choice is given without tools.", param="tool_choice")
         return {}
-    fields: dict[str, Any] = {"tools": [_tool(tool) for tool in body.tools]}
+    fields: dict[str, Any] = {"tools": [_tool(tool) for tool in body.tools], "tool_choice": "auto"}
     if isinstance(choice, ToolChoiceTool):
         if choice.name not in (names := [tool.name for tool in body.tools]):
             raise InvalidInputError(
@@ -152,7 +152,7 @@ def _messages(messages: Sequence[AnthropicMessageParam]) -> list[ChatMessage]:
         if role == "assistant":
             result.append(_assistant(blocks, called))
         elif role == "system":
-            result.append(ChatMessage(role="system", content=_content([_text(*block) for block in blocks])))
+            result.append(_message("system", _content([_text(*block) for block in blocks])))
         else:
             result += _user(blocks, called)
     return result
@@ -174,12 +174,7 @@ def _assistant(blocks: Iterable[tuple[str, BlockParam]], called: dict[str, str])
                 calls.append(ToolCall(id=block.id, function=FunctionCall(name=block.name, arguments=arguments)))
             case _:
                 text += _text(where, block)
-    return ChatMessage(
-        role="assistant",
-        content=text,
-        reasoning_content="\n".join(thinking) or None,
-        tool_calls=calls or None,
-    )
+    return _message("assistant", text, reasoning_content="\n".join(thinking) or None, tool_calls=calls or None)
 
 
 def _user(blocks: Iterable[tuple[str, BlockParam]], called: dict[str, str]) -> list[ChatMessage]:
@@ -189,12 +184,12 @@ def _user(blocks: Iterable[tuple[str, BlockParam]], called: dict[str, str]) -> l
     for where, block in blocks:
         if isinstance(block, ToolResultBlockParam):
             if texts:
-                result.append(ChatMessage(role="user", content=_content(texts)))
+                result.append(_message("user", _content(texts)))
                 texts = []
             result.append(_tool_result(where, block, called))
         else:
             texts.append(_text(where, block))
-    return [*result, ChatMessage(role="user", content=_content(texts))] if texts or not result else result
+    return [*result, _message("user", _content(texts))] if texts or not result else result
 
 
 def _tool_result(where: str, block: ToolResultBlockParam, called: dict[str, str]) -> ChatMessage:
@@ -209,7 +204,11 @@ def _tool_result(where: str, block: ToolResultBlockParam, called: dict[str, str]
         content = _content([_text(f"{where}.content.{i}", part) for i, part in enumerate(block.content or ())])
     if block.is_error:  # templates have no other place for it
         content = f"Error: {content}" if isinstance(content, str) else [TextPart(type="text", text="Error:"), *content]
-    return ChatMessage(role="tool", content=content, tool_call_id=block.tool_use_id, name=name)
+    return _message("tool", content, tool_call_id=block.tool_use_id, name=name)
+
+
+def _message(role: str, content: Content, **fields: Any) -> ChatMessage:
+    return ChatMessage.model_validate({"role": role, "content": content, **fields})
 
 
 def _content(texts: Sequence[str]) -> Content:

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from databases import database, database_url, postgres, postgres_url
 from tiny import write_tiny_model
+
+__all__ = ["database", "database_url", "postgres", "postgres_url"]
 
 if not torch.cuda.is_available():
     # read when triton is imported: kernels run in its interpreter
@@ -32,6 +35,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "LLMASOS_DTYPE",
         "LLMASOS_LANG",
         "LLMASOS_OFFLINE",
+        "LLMASOS_DATABASE",
         "HF_HUB_OFFLINE",
         "HF_TOKEN",
     ):

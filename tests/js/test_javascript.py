@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -9,6 +10,9 @@ from pathlib import Path
 
 import pytest
 from fake_llm import FakeLLM, live_server
+
+from doc_examples import blocks, headings, rows
+from llmasos import __version__
 
 JS = Path(__file__).parents[2] / "js"
 NODE = shutil.which("node")
@@ -20,9 +24,25 @@ def node(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]
 
 
 def test_its_own_tests_pass() -> None:
-    done = node("--test", "tests/node.test.js")
+    done = node("--test", "--test-reporter=tap", "tests/node.test.js")
     assert done.returncode == 0, done.stdout[-5000:]
-    assert "# fail 0" in done.stdout or "ℹ fail 0" in done.stdout
+    assert "# fail 0" in done.stdout and "# pass 0" not in done.stdout
+
+
+def test_its_own_tests_pass_in_chromium() -> None:
+    done = node("--test", "--test-reporter=tap", "tests/browser.test.js")
+    assert done.returncode == 0, done.stdout[-5000:]
+    if (reason := re.search(r"# SKIP (.*)", done.stdout)) is not None:
+        pytest.skip(reason[1])
+
+
+def test_the_declarations_fit_a_program() -> None:
+    compiler = JS / "node_modules" / "typescript" / "bin" / "tsc"
+    if not compiler.exists():
+        pytest.skip("typescript is not installed; run npm install in js/")
+    flags = json.loads((JS / "package.json").read_text(encoding="utf-8"))["scripts"]["types"].split()[1:]
+    done = node(str(compiler), *flags)
+    assert done.returncode == 0, done.stdout
 
 
 def test_it_works_with_our_server() -> None:
@@ -38,3 +58,33 @@ def test_it_works_with_our_server() -> None:
             time.sleep(0.01)
         assert slow.num_cancelled == 5 and slow.num_running == 0
         assert slow.num_tokens < 5 * len("a long tale!")
+
+
+def code_blocks(name: str) -> list[str]:
+    return [block.text for block in blocks((JS / name).read_text(encoding="utf-8"), "js")]
+
+
+def test_the_readme_runs_and_prints_what_it_shows() -> None:
+    served = {"smollm2-135m-instruct": FakeLLM(delay=0.001), "all-minilm-l6-v2": FakeLLM()}
+    source = "\n".join(code_blocks("README.md"))
+    with live_server(served) as url:
+        program = source.replace("http://127.0.0.1:8000/v1", url)
+        done = node("--input-type=module", "-", input=program, env={**os.environ, "LLMASOS_API_KEY": ""})
+    assert done.returncode == 0, done.stderr
+    shown = re.findall(r"// → (.*)$", source, re.MULTILINE)
+    assert shown and [line for line in done.stdout.splitlines() if line in shown] == shown
+
+
+def test_both_readmes_have_the_same_code_and_structure() -> None:
+    english, chinese = ((JS / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md"))
+    assert headings(english) == headings(chinese)
+    ours, theirs = (
+        [re.sub(r"// (?!→).*", "//", code) for code in code_blocks(name)] for name in ("README.md", "README.zh.md")
+    )
+    assert ours == theirs
+    assert [len(cells) for cells in rows(english)] == [len(cells) for cells in rows(chinese)]
+
+
+def test_the_lock_file_names_no_registry_and_the_version_is_ours() -> None:
+    assert "resolved" not in (JS / "package-lock.json").read_text(encoding="utf-8")
+    assert json.loads((JS / "package.json").read_text(encoding="utf-8"))["version"] == __version__

@@ -1,7 +1,7 @@
 """One process, one address, a clean stop: how applications and `llmasos serve` are run.
 
-Ctrl-C and SIGTERM end a server in order: no new requests, some seconds for those in flight, and `run` returns. A second
-Ctrl-C leaves at once.
+Ctrl-C, SIGTERM and SIGHUP (its terminal was closed) end a server in order: no new requests, some seconds for those in
+flight, and `run` returns. A second Ctrl-C leaves at once.
 """
 
 from __future__ import annotations
@@ -95,15 +95,32 @@ def foreign_host(scope: Scope) -> str | None:
     return None if is_loopback(name) else f"The host {header!r} is not this machine's loopback name."
 
 
+class Stop:
+    """Ends the server that `run` was given it for, from inside its event loop: as a signal would."""
+
+    def __init__(self) -> None:
+        self._server: uvicorn.Server | None = None
+
+    def watch(self, server: uvicorn.Server) -> None:
+        self._server = server
+
+    def __call__(self) -> None:
+        if self._server is not None:
+            self._server.should_exit = True
+
+
 def run(
     app: ASGIApp,
     listener: socket.socket,
     *,
     grace: int,
     ready: Callable[[], None],
+    stopping: Callable[[], None] = lambda: None,
+    stop: Stop | None = None,
     lifespan: Literal["on", "off"] = "off",
 ) -> None:
-    """Serve `app` until a signal; requests in flight then get `grace` seconds. `ready` is called before the first one.
+    """Serve `app` until a signal; requests in flight then get `grace` seconds. `ready` is called before the first one,
+    `stopping` in the event loop as soon as the server is told to stop.
 
     Raises SystemExit if the application's own start-up fails.
     """
@@ -118,8 +135,11 @@ def run(
     )
     logger = logging.getLogger("uvicorn.error")
     level = logger.level
+    server = _Server(config, ready, stopping)
+    if stop is not None:
+        stop.watch(server)
     try:
-        _Server(config, ready).run(sockets=[listener])
+        server.run(sockets=[listener])
     finally:
         logger.setLevel(level)
 
@@ -127,20 +147,26 @@ def run(
 class _Server(uvicorn.Server):
     """Returns after a signal instead of raising it again: a server that was asked to stop has not failed."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], stopping: Callable[[], None]) -> None:
         super().__init__(config)
-        self._ready = ready
+        self._ready, self._stopping = ready, stopping
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._stopping()
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread may set handlers
             return
-        handled = (signal.SIGINT, signal.SIGTERM)
+        handled = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
+            handled.append(signal.SIGHUP)
         before: Mapping[int, Any] = {number: signal.signal(number, self.handle_exit) for number in handled}
         try:
             yield

@@ -43,6 +43,7 @@ class FakeLLM:
     is_encoder = False
 
     adapters = ()
+    scores_pairs = False
 
     CHAT_TEMPLATE = "{{ tools }} <tool_call>"
 
@@ -67,6 +68,7 @@ class FakeLLM:
         self.num_running = self.max_running = self.num_tokens = self.num_cancelled = 0
         self.defaults = dict(defaults)
         self.prompts = []
+        self.chat_seen = []
         self.params_seen = []
         self.requests = []
         self.engine_config = EngineConfig(max_num_seqs=max_num_seqs)
@@ -83,6 +85,7 @@ class FakeLLM:
 
     def chat_prompt(self, messages, tools=None, *, continue_final_message=False, variables=None):
         self.variables = variables
+        self.chat_seen.append(messages)
         if not self.has_chat_template:
             raise NoChatTemplateError(f"{self.name} has no chat template.", hint="Use /v1/completions.")
         if tools and not self.takes_tools:
@@ -171,13 +174,21 @@ class FakeLLM:
         finally:
             self.num_running -= 1
 
-    async def aembed(self, texts):
-        self.prompts += texts
+    matryoshka = False
+
+    async def aembed(self, texts, **options):
+        self.prompts += [text if isinstance(text, str) else self.tokenizer.decode(text) for text in texts]
         self.num_running += 1
         self.max_running = max(self.max_running, self.num_running)
         await asyncio.sleep(self.delay)
         self.num_running -= 1
         return [[len(text) * 1.0, 0.5, -0.25] for text in texts]
+
+    async def ascore_pairs(self, query, texts):
+        """By the share of the query's characters that a text has."""
+        if not self.scores_pairs:
+            raise UnsupportedError(f"{self.name} has no head that scores pairs of texts.", param="model")
+        return [len(set(query) & set(text)) / len(set(query)) for text in texts]
 
     def close(self):
         self.closed = True

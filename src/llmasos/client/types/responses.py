@@ -532,6 +532,17 @@ class ConversationItemsRequest(WireRequest):
     items: list[InputItem] = Field(min_length=1, max_length=20)
 
 
+class EventTopLogprob(WireResponse):
+    token: str
+    logprob: float
+
+
+class EventLogprob(EventTopLogprob):
+    """As events have it: without the bytes that the whole text's have."""
+
+    top_logprobs: list[EventTopLogprob]
+
+
 class _Event(WireResponse):
     sequence_number: int
 
@@ -570,7 +581,7 @@ class OutputTextDelta(_Event):
     output_index: int
     content_index: int
     delta: str
-    logprobs: list[ResponseLogprob]
+    logprobs: list[EventLogprob]
 
 
 class OutputTextDone(_Event):
@@ -579,7 +590,7 @@ class OutputTextDone(_Event):
     output_index: int
     content_index: int
     text: str
-    logprobs: list[ResponseLogprob]
+    logprobs: list[EventLogprob]
 
 
 class ArgumentsDelta(_Event):

@@ -12,6 +12,8 @@ from llmasos.client.types.responses import (
     ArgumentsDelta,
     ArgumentsDone,
     ContentPartEvent,
+    EventLogprob,
+    EventTopLogprob,
     FunctionToolCall,
     IncompleteDetails,
     InputTokensDetails,
@@ -162,7 +164,11 @@ class Writer:
         assert part.logprobs is not None
         part.logprobs += logprobs
         yield OutputTextDelta(
-            **self._place(), content_index=0, delta=text, logprobs=logprobs, sequence_number=next(self._numbers)
+            **self._place(),
+            content_index=0,
+            delta=text,
+            logprobs=_without_bytes(logprobs),
+            sequence_number=next(self._numbers),
         )
 
     def _open_reasoning(self) -> Events:
@@ -207,7 +213,7 @@ class Writer:
                     **self._place(),
                     content_index=0,
                     text=part.text,
-                    logprobs=part.logprobs,
+                    logprobs=_without_bytes(part.logprobs),
                     sequence_number=next(self._numbers),
                 )
                 yield self._part("done", part)
@@ -238,6 +244,17 @@ class Writer:
 def _logprobs(tokenizer: ServedTokenizer, positions: Sequence[TokenLogprob]) -> list[ResponseLogprob]:
     content = render.chat_logprobs(tokenizer, positions).content or ()
     return [ResponseLogprob.model_validate(one.model_dump()) for one in content]
+
+
+def _without_bytes(logprobs: Sequence[ResponseLogprob]) -> list[EventLogprob]:
+    return [
+        EventLogprob(
+            token=one.token,
+            logprob=one.logprob,
+            top_logprobs=[EventTopLogprob(token=top.token, logprob=top.logprob) for top in one.top_logprobs],
+        )
+        for one in logprobs
+    ]
 
 
 def sse(event: BaseModel) -> str:

@@ -256,8 +256,9 @@ def _tools(body: InputRequest) -> dict[str, Any]:
     match choice:
         case FunctionChoice():
             choice = {"type": "function", "function": {"name": choice.name}}
-        case AllowedTools():
-            tools, choice = _allowed(tools, choice), choice.mode
+        case AllowedTools(mode=mode, tools=allowed):
+            named = [{"type": "function", "function": {"name": str(tool.get("name"))}} for tool in allowed]
+            choice = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": named}}
         case None | str():
             pass
         case _:
@@ -275,17 +276,6 @@ def _function(tool: Any, index: int) -> dict[str, Any]:
         )
     definition = tool.model_dump(exclude_none=True, exclude={"type"})
     return {"type": "function", "function": definition}
-
-
-def _allowed(tools: list[dict[str, Any]], choice: AllowedTools) -> list[dict[str, Any]]:
-    names = {tool["function"]["name"] for tool in tools}
-    allowed = [tool.get("name") if tool.get("type") == "function" else None for tool in choice.tools]
-    for i, name in enumerate(allowed):
-        if name not in names:
-            raise InvalidInputError(
-                f"tool_choice allows {choice.tools[i]}, which is not among the tools.", param=f"tool_choice.tools.{i}"
-            )
-    return [tool for tool in tools if tool["function"]["name"] in allowed]
 
 
 def stored(items: Sequence[InputItem]) -> Iterator[dict[str, Any]]:

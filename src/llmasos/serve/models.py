@@ -215,9 +215,12 @@ class Models:
         return served
 
     @asynccontextmanager
-    async def lease(self, name: str, caller: Caller = ANYONE) -> AsyncIterator[Served]:
-        """The model for one request; as long as the block runs, it stays. Raises ModelNotFoundError, and
-        ForbiddenError for a model that the caller may not use."""
+    async def lease(
+        self, name: str, caller: Caller = ANYONE, *, keep_alive: float | None = None
+    ) -> AsyncIterator[Served]:
+        """The model for one request; as long as the block runs, it stays, and where models come and go for
+        `keep_alive` seconds longer. Raises ModelNotFoundError, and ForbiddenError for a model that the caller may not
+        use."""
         inflight.asks(name)
         caller.check_model(self._aliases.get(name, name))
         yield self[name].for_caller(caller)

@@ -21,7 +21,7 @@ from llmasos.errors import ContextOverflowError, InvalidInputError, UnsupportedE
 from llmasos.serve import prepare, render
 from llmasos.serve.caller import Caller
 from llmasos.serve.models import Models, Served
-from llmasos.serve.native.residents import Residents
+from llmasos.serve.native.residents import InProcess, Residents
 from llmasos.serve.ollama.names import served_name
 from llmasos.serve.ollama.reply import Clock, Line, Writer, add_up
 from llmasos.serve.ollama.request import Asked, Generating, apply_model, check_room, keep_alive_of, read
@@ -38,7 +38,8 @@ async def lines(models: Models, residents: Residents, caller: Caller, body: Gene
     if asked.is_empty:
         yield await _loaded(models, residents, caller, body, asked)
         return
-    async with models.lease(name, caller) as served:
+    stay = _stay(asked.keep_alive, residents, caller, asked.warnings)
+    async with models.lease(name, caller, keep_alive=stay) as served:
         clock.load_ends()
         check_room(body.options, asked, served.model)
         writer = Writer(
@@ -93,10 +94,25 @@ async def _loaded(models: Models, residents: Residents, caller: Caller, body: Ge
     writer = Writer(body.model, isinstance(body, OllamaChatRequest), Clock(), asked.warnings)
     caller.check_model(asked.name)
     if asked.keep_alive == 0:
+        caller.check_scope("manage")
         await residents.unload(asked.name, force=False)
         return writer.last("unload")
-    async with models.lease(asked.name, caller):
+    stay = _stay(asked.keep_alive, residents, caller, asked.warnings)
+    async with models.lease(asked.name, caller, keep_alive=stay):
         return writer.last("load")
+
+
+def _stay(asked: float | None, residents: Residents, caller: Caller, warnings: list[str]) -> float | None:
+    """How long a lease keeps its model. Memory is shared, so that only who manages it has a say."""
+    if asked is None:
+        return None
+    if isinstance(residents, InProcess):
+        warnings.append("keep_alive has no effect: the models belong to the program that this server runs in.")
+    elif "manage" not in caller.scopes:
+        warnings.append("keep_alive has no effect: it needs a key with the scope manage.")
+    else:
+        return asked
+    return None
 
 
 async def whole_answer(found: AsyncGenerator[Line, None]) -> Response:
@@ -108,11 +124,11 @@ async def embed(models: Models, residents: Residents, caller: Caller, body: Olla
     clock = Clock()
     texts = [body.input] if isinstance(body.input, str) else body.input
     name = served_name(models, body.model)
-    keep_alive_of(body)
     warnings = body.options.warnings() if body.options else []
+    stay = _stay(keep_alive_of(body), residents, caller, warnings)
     vectors: list[list[float]] = []
     num_tokens = 0
-    async with models.lease(name, caller) as served:
+    async with models.lease(name, caller, keep_alive=stay) as served:
         clock.load_ends()
         if any(texts):  # without any, the model is loaded, and that is all
             vectors, num_tokens = await _vectors(served, texts, body.truncate is True, warnings)
@@ -136,8 +152,8 @@ async def embed(models: Models, residents: Residents, caller: Caller, body: Olla
 async def embed_one(models: Models, residents: Residents, caller: Caller, body: OllamaEmbeddingsRequest) -> Response:
     warnings = body.options.warnings() if body.options else []
     name = served_name(models, body.model)
-    keep_alive_of(body)
-    async with models.lease(name, caller) as served:
+    stay = _stay(keep_alive_of(body), residents, caller, warnings)
+    async with models.lease(name, caller, keep_alive=stay) as served:
         vectors, _ = await _vectors(served, [body.prompt], False, warnings) if body.prompt else ([[]], 0)
     extra: dict[str, Any] = {"warnings": warnings} if warnings else {}
     return json_response(OllamaEmbeddingsResponse(embedding=vectors[0], **extra))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -44,6 +45,18 @@ class SpeculativeConfig:
                 f"prompt_lookup_min={self.prompt_lookup_min} is more than prompt_lookup_max={self.prompt_lookup_max}.",
                 param="prompt_lookup_min",
             )
+
+    @classmethod
+    def of(cls, **options: Any) -> SpeculativeConfig:
+        """From keyword arguments; an unknown name is an InvalidInputError that lists the known ones."""
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(options) - known):
+            raise InvalidInputError(
+                f"{unknown[0]!r} is not an option of speculation.",
+                hint=f"Known: {', '.join(sorted(known))}.",
+                param="speculative",
+            )
+        return cls(**options)
 
 
 @dataclass(frozen=True)
@@ -119,4 +132,6 @@ class EngineConfig:
                 hint=f"Known: {', '.join(sorted(known))}.",
                 param=unknown[0],
             )
+        if isinstance(speculative := options.get("speculative"), Mapping):  # as files and other processes write it
+            options["speculative"] = SpeculativeConfig.of(**speculative)
         return cls(**options)

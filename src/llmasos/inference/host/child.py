@@ -7,6 +7,7 @@ to, when its parent ends, and when the model can't be used any more (a CUDA erro
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import logging
 import os
 import signal
@@ -94,6 +95,7 @@ class Child:
         while not isinstance(order := wire.decode_order(self.line.orders.recv()), wire.Stop):
             self._do(order)
         self._ending.set()
+        self._by_request.clear()  # whoever still waits hears of the process's end
         self.llm.close()
 
     def _do(self, order: wire.Order) -> None:
@@ -158,13 +160,12 @@ class Child:
             self._ids.append(asked.id)
             self._tokens.append(output.token_ids[0])
             return
+        if output.error is not None and (cause := self._lasting()) is not None:
+            die(self.line, cause)
         self._parts.append(wire.part_of(asked.id, output, first=not asked.told))
         asked.told = True
         if output.last:
             self._forget(asked)
-            if output.error is not None and (cause := self._lasting(output.error)) is not None:
-                self._flush()
-                die(self.line, cause)
 
     def _flush(self) -> None:
         """In the engine's thread: one message for a step."""
@@ -172,8 +173,8 @@ class Child:
             self.line.send(wire.Step(self._ids, self._tokens, self._parts, self.llm.stats))
             self._ids, self._tokens, self._parts = [], [], []
 
-    def _lasting(self, error: LLMasOSError) -> LLMasOSError | None:
-        """What makes this process useless, if the error that a request got is of that kind."""
+    def _lasting(self) -> LLMasOSError | None:
+        """What makes this process useless, if anything does: asked when a request has failed."""
         try:
             self.llm.check()
         except LLMasOSError as dead:
@@ -295,13 +296,10 @@ def end_with_parent(parent: int) -> None:
 
 def load(setup: wire.Setup, report: Callable[[wire.News], None]) -> LLM:
     """Raises what `LLM.from_pretrained` raises."""
-    from llmasos.inference.config import EngineConfig, SpeculativeConfig
+    from llmasos.inference.config import EngineConfig
     from llmasos.store import ensure
 
-    options = dict(setup.engine)
-    if isinstance(options.get("speculative"), dict):
-        options["speculative"] = SpeculativeConfig(**options["speculative"])
-    config = EngineConfig.of(**options)
+    config = EngineConfig.of(**setup.engine)
     path = ensure(setup.reference, on_progress=lambda progress: report(wire.Working(progress)))
     report(wire.Located(str(path)))
     report(wire.Working(Progress("load")))
@@ -324,6 +322,7 @@ def load(setup: wire.Setup, report: Callable[[wire.News], None]) -> LLM:
 
 def main() -> None:
     os.dup2(2, 1)  # whatever prints: nobody reads standard output
+    faulthandler.enable(all_threads=False)
     setup = read_setup()
     end_with_parent(setup.parent)
     with suppress(OSError):  # if memory runs out, this process goes before its parent (Linux)

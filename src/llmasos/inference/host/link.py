@@ -40,6 +40,8 @@ class _Entry:
     state: RequestState
     listener: Listener
     home: Home
+    left: set[int]
+    """Completions that have neither ended nor met a stop string."""
 
 
 class Link:
@@ -94,7 +96,7 @@ class Link:
 
     def submit(self, request: Request, listener: Listener, home: Home = None) -> Future[None]:
         """Queue a request. What is wrong with it comes as its last output. Raises what `end` was given."""
-        entry = _Entry(next(self._ids), RequestState(request), listener, home)
+        entry = _Entry(next(self._ids), RequestState(request), listener, home, set(range(request.params.n)))
         order = wire.encode(wire.submit_of(entry.id, request))
         with self._lock:
             self._check()
@@ -120,15 +122,16 @@ class Link:
                 self._send(wire.encode(wire.Pause(entry.id, paused)))
 
     def finish(self, request: Request, index: int) -> None:
-        """End one completion of a request."""
+        """End one completion of a request: what was made of it in the meantime is not delivered."""
         with self._lock:
             if (entry := self._by_request.get(request)) is None:
                 return
-            if request.params.n == 1:
+            entry.left.discard(index)
+            if entry.left:
+                self._send(wire.encode(wire.Finish(entry.id, index)))
+            else:
                 self._forget(entry)
                 self._send(wire.encode(wire.Abort(entry.id)))
-            else:
-                self._send(wire.encode(wire.Finish(entry.id, index)))
 
     def call(self, make: Callable[[int], wire.Call]) -> Future[Any]:
         """Ask for one Result."""
@@ -260,7 +263,7 @@ class Link:
         entries = self._entries
         for id, token in zip(step.ids, step.tokens, strict=True):
             entry = entries.get(id)
-            if entry is not None and entry.home is home:
+            if entry is not None and entry.home is home and 0 in entry.left:
                 state = entry.state
                 state.last_token = now
                 state.num_tokens += 1
@@ -277,7 +280,7 @@ class Link:
             state.num_cached = part.num_cached
             for position, sent, best in part.prompt_logprobs:
                 state.prompt_logprobs[position] = (wire.logprob_of(sent), best)
-        if part.token_ids:
+        if part.token_ids and part.index in entry.left:
             state.first_token, state.last_token = state.first_token or now, now
             state.num_tokens += len(part.token_ids)
         beams = None
@@ -288,6 +291,10 @@ class Link:
         if part.last:
             with self._lock:
                 self._forget(entry)
+        elif part.index not in entry.left:
+            return
+        if part.finish_reason is not None:
+            entry.left.discard(part.index)
         output = Output(
             state,
             part.index,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -230,12 +231,18 @@ News = Working | Located | Loaded | Failed | Step | Result | Status | Log
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
-    raise NotImplementedError(type(value))
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(f"{type(value).__name__} has no place in a message")
+
+
+def _path(kind: type, value: Any) -> Any:
+    return Path(value)
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
 _orders: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
-_news: msgspec.msgpack.Decoder[News] = msgspec.msgpack.Decoder(News)
+_news: msgspec.msgpack.Decoder[News] = msgspec.msgpack.Decoder(News, dec_hook=_path)
 _setup: msgspec.msgpack.Decoder[Setup] = msgspec.msgpack.Decoder(Setup)
 
 

@@ -46,7 +46,7 @@ TERM_S = 5.0
 """How long a child may take to end after it was asked to, and again after SIGTERM."""
 ORPHANS_S = 3.0
 """How long the child's own children may take to end after it."""
-LAST_LINES = 12
+LAST_LINES = 20
 
 
 @dataclass(frozen=True)

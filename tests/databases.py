@@ -1,4 +1,4 @@
-"""Fixtures: an empty database of either kind. PostgreSQL is started for the session, on a socket in a folder of its own."""
+"""Fixtures: an empty database of either kind. PostgreSQL is started for the session, on a socket in its own folder."""
 
 from __future__ import annotations
 

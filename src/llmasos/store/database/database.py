@@ -43,6 +43,20 @@ _ADVISORY_LOCK = 0x11_4D_A5_05
 """PostgreSQL's lock while one process brings the tables up to date: any number that others do not use."""
 
 
+class DatabaseBusyError(BusyError):
+    """Another process holds the database; a request may be tried again."""
+
+    http_status = 503
+    retry_after = 1
+
+
+class DatabaseUnavailableError(StoreError):
+    """The database's server does not answer, or refuses us."""
+
+    http_status = 503
+    retry_after = 5
+
+
 class Database:
     """Sessions on one database. Safe to use from several threads; several processes may open the same one."""
 
@@ -133,7 +147,7 @@ class Database:
         assert isinstance(e, DBAPIError)
         if isinstance(e, OperationalError) or e.connection_invalidated:
             reason = str(cause).strip().splitlines()
-            return StoreError(
+            return DatabaseUnavailableError(
                 f"The database {self.where} could not be used: {reason[0] if reason else type(cause).__name__}",
                 hint="Is the server running, and do user, password and name in LLMASOS_DATABASE fit?",
             )
@@ -144,15 +158,12 @@ def _parse(text: str) -> URL:
     home = settings().home
     if not text:
         return URL.create("sqlite", database=str(home / "llmasos.db"))
-    try:
-        url = make_url(text.replace("postgres://", "postgresql://", 1) if text.startswith("postgres://") else text)
-        backend = url.get_backend_name()
-    except (ArgumentError, ValueError):
-        backend = ""
-    if backend == "sqlite":
-        return url.set(database=str(Path(url.database).expanduser().absolute())) if url.database else url
-    if backend == "postgresql":
-        return url.set(drivername="postgresql+psycopg")
+    with contextlib.suppress(ArgumentError, ValueError):
+        url = make_url(text)
+        if url.drivername == "sqlite":
+            return url.set(database=str(Path(url.database).expanduser().absolute())) if url.database else url
+        if url.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
+            return url.set(drivername="postgresql+psycopg")
     kind = text.partition(":")[0]
     raise InvalidInputError(
         f"{kind!r} is no database that LLMasOS can use.",
@@ -168,9 +179,10 @@ def _sqlite(url: URL) -> Engine:
         _make_folder(Path(url.database).parent)
     engine = sqlalchemy.create_engine(
         url,
-        # a database in memory lives in its one connection
-        poolclass=sqlalchemy.StaticPool if in_memory else sqlalchemy.QueuePool,
+        poolclass=sqlalchemy.QueuePool,
         connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
+        # a database in memory lives in its one connection
+        **({"pool_size": 1, "max_overflow": 0} if in_memory else {}),
     )
 
     @event.listens_for(engine, "connect")
@@ -240,7 +252,7 @@ def _prepare_file(engine: Engine, path: Path) -> None:
 
 
 def _sqlite_error(e: sqlite3.DatabaseError, where: str) -> StoreError | None:
-    text = str(e)
+    text = " ".join(str(e).split())
     if "malformed" in text or "not a database" in text:
         return StoreError(
             f"The database {where} is damaged: {text}.",
@@ -248,7 +260,7 @@ def _sqlite_error(e: sqlite3.DatabaseError, where: str) -> StoreError | None:
             "empty one (`sqlite3 FILE .recover` prints what can be saved).",
         )
     if "locked" in text:
-        return BusyError(
+        return DatabaseBusyError(
             f"Another process has kept the database {where} busy for {BUSY_SECONDS:g} s.", hint="Try again in a moment."
         )
     if "full" in text:

@@ -7,10 +7,9 @@ To add a table or change one:
    `upgrade()` that makes the change by alembic's `op`. A step stands for itself: it imports nothing of the rest of the
    package, whose classes go on changing. Use the types of `base` (`BigInt`, `UtcDateTime`), and
    `op.batch_alter_table` to alter a table (SQLite can't otherwise). There is no way back down: a backup is.
-3. Add your module to TABLE_MODULES in tests/store/test_database_migrations.py, which compares what the steps make with
-   what the classes say, on SQLite and PostgreSQL.
 
-A step that was released is never edited; the next one corrects it.
+tests/store/test_database_migrations.py compares what the steps make with what all classes say, on SQLite and
+PostgreSQL. A step that was released is never edited; the next one corrects it.
 """
 
 from __future__ import annotations

@@ -12,16 +12,17 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from llmasos.errors import FormatError, UnknownArchitectureError, UnsupportedError
 from llmasos.models.config import ModelConfig, RopeScaling
 from llmasos.models.families import config_from_hf
-from llmasos.models.layers import rope_frequencies
+from llmasos.models.families.mapping import rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HFKeys = dict[str, Any]
 
@@ -70,7 +71,7 @@ def gguf_join(config: ModelConfig, parameter: str) -> Callable[[Sequence[Tensor]
     that the converter adds (exactly, for weights that were bfloat16)."""
     if config.norm_unit_offset and parameter.endswith("norm.weight"):
         return lambda parts: parts[0].float() - 1.0
-    return lambda parts: parts[0] if len(parts) == 1 else torch.cat(list(parts))
+    return lambda parts: parts[0] if len(parts) == 1 else rows(parts)
 
 
 def _decimal(x: float) -> float:
@@ -219,6 +220,10 @@ def _per_frequency(f: _File, rotary: int, theta: float) -> HFKeys | None:
     divisors = f.values("rope_freqs.weight")
     if not divisors:
         return None
+    import torch
+
+    from llmasos.models.layers import rope_frequencies
+
     scaling = RopeScaling("llama3", max(divisors), 8192, low_freq_factor=1.0, high_freq_factor=4.0)
     plain, scaled = (rope_frequencies(rotary, theta, s, 0)[0] for s in (None, scaling))
     if len(divisors) == len(plain) and torch.allclose(plain / scaled, torch.tensor(divisors), rtol=1e-5):

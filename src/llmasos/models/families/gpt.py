@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from llmasos.errors import FormatError
 from llmasos.models.config import LayerType, ModelConfig
-from llmasos.models.families.mapping import Family, HFConfig, Join, Source, qkv, same, transposed
+from llmasos.models.families.mapping import Family, HFConfig, Join, Source, qkv, rows, same, transposed
 from llmasos.models.families.reading import activation, activation_name, base, need, rope, write_rope
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MASKS = r".*\.attn\.(bias|masked_bias)|.*\.attention\.(bias|masked_bias)|.*rotary_emb\.inv_freq"
 """Buffers that older checkpoints carry: causal masks and rotary frequencies."""
@@ -20,18 +20,20 @@ MASKS = r".*\.attn\.(bias|masked_bias)|.*\.attention\.(bias|masked_bias)|.*rotar
 def _join_grouped(parts: Sequence[Tensor], config: ModelConfig) -> Tensor:
     """Rows by key head: its queries, its key, its value -> all queries, all keys, all values."""
     tensor, group = parts[0], config.num_heads // config.num_kv_heads
-    rows = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    if tensor.shape[0] != rows:
+    wanted = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    if tensor.shape[0] != wanted:
         raise FormatError(
-            f"A fused query-key-value tensor has {tensor.shape[0]} rows; the config asks for {rows}.",
+            f"A fused query-key-value tensor has {tensor.shape[0]} rows; the config asks for {wanted}.",
             hint="config.json and weights belong to different models.",
         )
     heads = tensor.view(config.num_kv_heads, group + 2, config.head_dim, *tensor.shape[1:])
     pieces = (heads[:, :group], heads[:, group], heads[:, group + 1])
-    return torch.cat([piece.reshape(-1, *tensor.shape[1:]) for piece in pieces])
+    return rows([piece.reshape(-1, *tensor.shape[1:]) for piece in pieces])
 
 
 def _split_grouped(tensor: Tensor, config: ModelConfig) -> Sequence[Tensor]:
+    import torch
+
     group, rest = config.num_heads // config.num_kv_heads, tensor.shape[1:]
     heads = tensor.view(-1, config.head_dim, *rest)
     q, k, v = heads.split([config.num_heads, config.num_kv_heads, config.num_kv_heads])

@@ -4,10 +4,7 @@ reader merges the defaults of its family first: config.json may leave out what i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from llmasos.errors import FormatError
 from llmasos.models.config import LayerType, ModelConfig
@@ -20,6 +17,7 @@ from llmasos.models.families.mapping import (
     Source,
     gate_up,
     qkv_sizes,
+    rows,
     same,
 )
 from llmasos.models.families.reading import (
@@ -34,6 +32,9 @@ from llmasos.models.families.reading import (
     write_layer_types,
     write_rope,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def _interleave(tensor: Tensor, heads: int) -> Tensor:
@@ -51,7 +52,7 @@ def _join_qkv(parts: Sequence[Tensor], config: ModelConfig) -> Tensor:
     q, k, v = parts
     if config.rope_interleaved:
         q, k = _interleave(q, config.num_heads), _interleave(k, config.num_kv_heads)
-    return torch.cat([q, k, v])
+    return rows([q, k, v])
 
 
 def _split_qkv(tensor: Tensor, config: ModelConfig) -> Sequence[Tensor]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from llmasos.models.config import ModelConfig
+
+if TYPE_CHECKING:  # configurations are read where no torch is needed
+    from torch import Tensor
 
 HFConfig = Mapping[str, Any]
 
@@ -74,13 +74,26 @@ SAME = Join(lambda parts, c: parts[0], lambda t, c: [t])
 """One module, same layout."""
 TRANSPOSED = Join(lambda parts, c: _conv1d(parts[0]), lambda t, c: [_conv1d(t)])
 """GPT-2's Conv1D keeps [in, out]."""
-QKV = Join(lambda parts, c: torch.cat(list(parts)), lambda t, c: t.split(qkv_sizes(c)))
+QKV = Join(lambda parts, c: rows(parts), lambda t, c: t.split(qkv_sizes(c)))
 """Three modules, rows one after the other."""
-GATE_UP = Join(lambda parts, c: torch.cat(list(parts)), _halve)
+GATE_UP = Join(lambda parts, c: rows(parts), _halve)
 """Two modules of equal size, rows one after the other."""
-QUERY_HEADS = Join(lambda parts, c: torch.stack(list(parts)), lambda t, c: t.unbind(), lambda c: c.num_heads)
-KEY_HEADS = Join(lambda parts, c: torch.stack(list(parts)), lambda t, c: t.unbind(), lambda c: c.num_kv_heads)
+QUERY_HEADS = Join(lambda parts, c: _stacked(parts), lambda t, c: t.unbind(), lambda c: c.num_heads)
+KEY_HEADS = Join(lambda parts, c: _stacked(parts), lambda t, c: t.unbind(), lambda c: c.num_kv_heads)
 """One module per head."""
+
+
+def rows(parts: Sequence[Tensor]) -> Tensor:
+    """The rows of one after the rows of the other."""
+    import torch
+
+    return torch.cat(list(parts))
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    import torch
+
+    return torch.stack(list(parts))
 
 
 def _conv1d(tensor: Tensor) -> Tensor:

@@ -219,13 +219,17 @@ export interface Model {
 
 export interface RerankList {
   model: string;
-  results: Array<{ index: number; relevance_score: number; document?: unknown }>;
+  /** The best first. */
+  results: Array<{ index: number; relevance_score: number; document?: { text: string } | null }>;
+  /** How the scores were made: a head that reads both texts, or how alike their embeddings are. */
+  method: "cross-encoder" | "cosine";
   [field: string]: unknown;
 }
 
 export interface ScoreList {
   model: string;
   data: Array<{ index: number; score: number }>;
+  method: "cross-encoder" | "cosine";
   [field: string]: unknown;
 }
 
@@ -493,6 +497,10 @@ export class LLMasOS {
     input: string | Message[],
     options: CallOptions & { model: string; [field: string]: unknown },
   ): Promise<{ tokens: number[]; count: number; max_model_len: number }>;
-  detokenize(tokens: number[], options: CallOptions & { model: string }): Promise<{ prompt: string }>;
+  detokenize(tokens: number[], options: CallOptions & { model: string }): Promise<string>;
+  countTokens(
+    input: string | Message[],
+    options: CallOptions & { model: string; [field: string]: unknown },
+  ): Promise<number>;
   runTools(options: RunToolsOptions): Promise<ToolRun>;
 }

@@ -1,3 +1,4 @@
+// @ts-self-types="./llmasos.d.ts"
 /**
  * LLMasOS for JavaScript: one module, no dependency, for Node.js >= 18, Deno and browsers.
  *
@@ -148,7 +149,8 @@ function retryAfter(headers) {
  * that became complete. An event without its closing blank line is dropped at the end, as the standard says.
  */
 export class EventParser {
-  #decoder = new TextDecoder(); // drops a byte order mark; bytes that are not UTF-8 become U+FFFD
+  #decoder = new TextDecoder("utf-8", { ignoreBOM: true }); // bytes that are not UTF-8 become U+FFFD
+  #isStart = true;
   #line = "";
   #skipNewline = false; // a piece ended with \r: a \n at the start of the next belongs to it
   #data = [];
@@ -158,6 +160,8 @@ export class EventParser {
   feed(bytes) {
     let text = this.#decoder.decode(bytes, { stream: true });
     if (!text) return [];
+    if (this.#isStart && text[0] === "\ufeff") text = text.slice(1); // here, as Deno's decoder drops it anywhere
+    this.#isStart = false;
     if (this.#skipNewline && text[0] === "\n") text = text.slice(1);
     this.#skipNewline = text.endsWith("\r");
     const lines = text.split(/\r\n|\r|\n/);
@@ -603,8 +607,12 @@ export class LLMasOS {
     return this.#post(`${this.#http.root}/tokenize`, fields, options);
   }
 
-  detokenize(tokens, options) {
-    return this.#post(`${this.#http.root}/detokenize`, { tokens }, options);
+  async detokenize(tokens, options) {
+    return (await this.#post(`${this.#http.root}/detokenize`, { tokens }, options)).prompt;
+  }
+
+  async countTokens(input, options) {
+    return (await this.tokenize(input, options)).count;
   }
 
   /**

@@ -32,6 +32,8 @@ _SIZE_UNITS = {
 }
 _SPAN = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
+_EXAMPLES = {"name=path": "poems=./poems-lora", "device=size": "cpu=16GiB"}
+
 Kind = Literal["text", "number", "switch", "size", "span", "words", "sizes", "names", "engine", "models"]
 """How an option is written: `words` is a list; `sizes` and `names` are tables of sizes and texts by name."""
 
@@ -91,8 +93,11 @@ class ServeConfig:
     insecure: bool = _option(
         False,
         "switch",
-        "allow an address that other machines can reach though nobody is asked for a key",
-        "允许监听其他机器可以访问的地址，尽管不要求任何密钥",
+        "let everybody in who can reach the address, without a key",
+        "允许所有能访问该地址的人使用，不要求密钥",
+    )
+    require_key: bool = _option(
+        False, "switch", "ask for a key on this machine's own address, too", "在本机地址上也要求密钥"
     )
     cors_origins: tuple[str, ...] = _option(
         (),
@@ -307,7 +312,7 @@ def parse_span(text: str | float) -> float:
 def span_text(seconds: float) -> str:
     if math.isinf(seconds):
         return "forever"
-    return f"{seconds / 60:g}m" if seconds and seconds % 60 == 0 else f"{seconds:g}s"
+    return f"{seconds / 60:.12g}m" if seconds and seconds % 60 == 0 else f"{seconds:.12g}s"
 
 
 def _file(path: str | Path | None) -> dict[str, tuple[str, Any]]:
@@ -424,7 +429,10 @@ def _table(raw: Any, where: str, form: str) -> dict[str, Any]:
     for text in raw:
         name, _, value = str(text).partition("=")
         if not name or not value:
-            raise InvalidInputError(f"{where} {text!r} is not {form}.", param=where.removeprefix("--"))
+            example = f"{where} {_EXAMPLES[form]}" if where.startswith("--") else _EXAMPLES[form]
+            raise InvalidInputError(
+                f"{where} {text!r} is not {form}.", hint=f"For example: {example}", param=where.removeprefix("--")
+            )
         found[name] = value
     return found
 

@@ -47,7 +47,7 @@ class _Reader:
     pending: bytearray = field(default_factory=bytearray)
     complete: bool = False
     _num_parts: int = 0
-    _headers: dict[str, str] = field(default_factory=dict)
+    _headers: dict[bytes, bytes] = field(default_factory=dict)
     _header: bytearray = field(default_factory=bytearray)
     _value: bytearray = field(default_factory=bytearray)
     _into: bytearray | None = None
@@ -65,13 +65,12 @@ class _Reader:
         self._grow(self._value, data[start:end], MAX_HEADER_BYTES)
 
     def on_header_end(self) -> None:
-        name = self._header.decode("latin-1").lower()
-        self._headers[name] = self._value.decode("utf-8", "replace")
+        self._headers[bytes(self._header).lower()] = bytes(self._value)
         self._header.clear()
         self._value.clear()
 
     def on_headers_finished(self) -> None:
-        _, options = parse_options_header(self._headers.get("content-disposition", ""))
+        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         name = options.get(b"name", b"").decode("utf-8", "replace")
         if name in self.fields or (name == self.file_field and self.filename is not None):
             raise InvalidInputError(f"The field {name!r} is given twice.", param=name)

@@ -261,7 +261,10 @@ def decode_order(frame: bytes) -> Order:
 
 def decode_news(frame: bytes) -> News:
     """Raises MalformedError."""
-    return _decoded(_news, frame)
+    news = _decoded(_news, frame)
+    if isinstance(news, Step) and len(news.ids) != len(news.tokens):
+        raise MalformedError(f"A step has {len(news.ids)} requests and {len(news.tokens)} tokens.")
+    return news
 
 
 def decode_setup(frame: bytes) -> Setup:

@@ -93,8 +93,7 @@ class BatchRequest(WireRequest):
     input_file_id: str = Field(description="A file with purpose batch: one request a line.")
     endpoint: BatchEndpoint
     completion_window: str = Field(
-        pattern=r"^[1-9][0-9]{0,3}[mhd]$",
-        description="What is not done by then is not done at all: 24h, or any number of m, h, d up to 30 days.",
+        description="What is not done by then is not done at all: 24h, or any number of m, h or d up to 30d."
     )
     metadata: Metadata | None = None
     output_expires_after: ExpiresAfter | None = None

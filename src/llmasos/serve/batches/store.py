@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from llmasos.serve.files.store import FileNotFoundHereError, Files, add, beyond,
 from llmasos.store.database import utc_now
 
 _UNITS = {"m": 60, "h": 3600, "d": 86400}
+_WINDOW = re.compile(r"([0-9]{1,5})([mhd])")
 _MAX_WINDOW = 30 * 86400
 
 
@@ -51,9 +53,14 @@ class Job:
 
 def window_seconds(text: str) -> int:
     """Raises InvalidInputError."""
-    seconds = int(text[:-1]) * _UNITS[text[-1]]
-    if seconds > _MAX_WINDOW:
-        raise InvalidInputError(f"completion_window={text!r} is above 30 days.", param="completion_window")
+    found = _WINDOW.fullmatch(text)
+    seconds = int(found[1]) * _UNITS[found[2]] if found else 0
+    if not 0 < seconds <= _MAX_WINDOW:
+        raise InvalidInputError(
+            f"completion_window={text!r} is no time that a batch can have.",
+            hint="Write 24h, or any number of m, h or d up to 30d.",
+            param="completion_window",
+        )
     return seconds
 
 

@@ -81,7 +81,14 @@ def calls(form, tools=TOOLS, **options) -> Calls:
     return Calls(layout, next((m for m in form.calls.begins if begin.startswith(m)), ""), **options)
 
 
-ENDS = ["</｜DSML｜function_calls>", "</parameter>", "\n</parameter>", "</｜DSML｜parameter>", "</arg_value>", "</think>"]
+ENDS = [
+    "</｜DSML｜function_calls>",
+    "</parameter>",
+    "\n</parameter>",
+    "</｜DSML｜parameter>",
+    "</arg_value>",
+    "</think>",
+]
 
 
 def walk(compiler, asked, rng, most=1500) -> str:

@@ -290,8 +290,9 @@ async def test_what_is_wrong_in_a_chat_is_named(fields, param, word) -> None:
 @pytest.mark.parametrize(
     ("fields", "param", "word"),
     [
-        ({"best_of": 2}, "best_of", "not supported"),
-        ({"suffix": "x"}, "suffix", "not supported"),
+        ({"best_of": 2, "n": 3}, "best_of", "less than n"),
+        ({"best_of": 2, "stream": True}, "best_of", "streamed"),
+        ({"suffix": "x"}, "suffix", "no tokens to fill in"),
         ({"prompt": []}, "prompt", "empty"),
         ({"prompt": None}, "prompt", "string"),
         ({"prompt": [1, "a"]}, "prompt", "integer"),
@@ -394,8 +395,43 @@ async def test_completion_logprobs_always_hold_the_chosen_token_streamed_or_not(
     assert streamed == whole
 
 
-async def embed(**fields):
-    return await post("/v1/embeddings", {"model": "fake", **fields})
+async def test_best_of_keeps_the_likeliest_of_more() -> None:
+    llm = FakeLLM()
+    body = (await complete(llm, best_of=3, n=1)).json()
+    assert [(c["index"], c["text"], c["logprobs"]) for c in body["choices"]] == [(0, "hi!", None)]
+    assert llm.params_seen[0].n == 3 and body["usage"]["completion_tokens"] == len("hi!hi!#1hi!#2")
+    likelier = FakeLLM()
+    likelier._logprob = lambda id, count: TokenLogprob(id, chr(id), -0.1 if id in b"#1" else -0.5)
+    body = (await complete(likelier, best_of=3, n=2, logprobs=0)).json()
+    assert [(c["index"], c["text"]) for c in body["choices"]] == [(0, "hi!#1"), (1, "hi!#2")]
+
+
+async def test_a_suffix_goes_behind_the_prompt_in_the_models_own_marks() -> None:
+    llm = FakeLLM()
+    llm.tokenizer.id = {"<fim_prefix>": 1, "<fim_suffix>": 2, "<fim_middle>": 3}.get
+    assert (await complete(llm, prompt="ab", suffix="cd", echo=True)).json()["choices"][0]["text"].startswith("ab")
+    assert llm.prompts == ["\x01ab\x02cd\x03"]
+    assert error(await complete(llm, suffix="x", echo=True, logprobs=1))["param"] == "suffix"
+
+
+async def embed(llm=None, **fields):
+    return await post("/v1/embeddings", {"model": "fake", **fields}, llm)
+
+
+async def test_embeddings_are_cut_only_where_the_model_was_trained_for_it() -> None:
+    def model(matryoshka):
+        llm = FakeLLM()
+        llm.matryoshka = matryoshka
+        return llm
+
+    [found] = (await embed(model(True), input="abc", dimensions=2)).json()["data"]
+    length = (9 + 0.25) ** 0.5
+    assert found["embedding"] == pytest.approx([3 / length, 0.5 / length])
+    assert (await embed(model((2,)), input="abc", dimensions=2)).status_code == 200
+    for allowed in (False, (1, 3)):
+        assert error(await embed(model(allowed), input="abc", dimensions=2))["param"] == "dimensions"
+    assert "1, 3" in error(await embed(model((1, 3)), input="abc", dimensions=2))["message"]
+    assert error(await embed(model(True), input="abc", dimensions=4))["param"] == "dimensions"
 
 
 async def test_embeddings_take_every_form_of_input_and_count_its_tokens() -> None:
@@ -410,7 +446,7 @@ async def test_embeddings_take_every_form_of_input_and_count_its_tokens() -> Non
 async def test_embedding_input_that_can_not_be_honoured_is_refused() -> None:
     assert (await embed(input="x", dimensions=3)).status_code == 200
     assert error(await embed(input="x", dimensions=2))["param"] == "dimensions"
-    for inputs in ([], "", ["a", ""], ["a"] * 2049, [200], [[97], []]):  # 200 alone is no UTF-8
+    for inputs in ([], "", ["a", ""], ["a"] * 2049, [300], [[97], []]):
         assert error(await embed(input=inputs))["param"] == "input"
 
 

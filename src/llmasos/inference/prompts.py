@@ -170,6 +170,7 @@ class Prompts:
         tools: list[Any] | None = None,
         *,
         continue_final_message: bool = False,
+        add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The text that the model's template makes of a conversation. Raises NoChatTemplateError; UnsupportedError for
@@ -178,7 +179,11 @@ class Prompts:
         `continue_final_message` ends it where the last message ends, for the model to go on; `variables` are further
         names for the template (enable_thinking, ...)."""
         conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        options: dict[str, Any] = {"continue_final_message": continue_final_message, **_free(variables or {})}
+        options: dict[str, Any] = {
+            "continue_final_message": continue_final_message,
+            "add_generation_prompt": add_generation_prompt,
+            **_free(variables or {}),
+        }
         text = self.tokenizer.apply_chat_template(conversation, tools=tools, **options)
         if tools and text == self.tokenizer.apply_chat_template(conversation, **options):
             raise UnsupportedError(

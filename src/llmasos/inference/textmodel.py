@@ -89,6 +89,13 @@ class TextModel(ABC):
         tokenizer = self.prompts.model.tokenizer
         return None if tokenizer is None else tokenizer.chat_template
 
+    @property
+    def matryoshka(self) -> bool | tuple[int, ...]:
+        """To which lengths embeddings may be cut: the model's config says `matryoshka_dimensions`, or that it
+        `is_matryoshka` (vLLM's words), else to none (False). True: to any."""
+        extra = self.prompts.model.config.extra
+        return tuple(extra.get("matryoshka_dimensions") or ()) or extra.get("is_matryoshka") is True
+
     def __repr__(self) -> str:
         architecture = self.prompts.model.config.architecture
         return f"{type(self).__name__}({self.name!r}, {architecture}, context_length={self.context_length})"

@@ -6,29 +6,26 @@ name on with each request for it, and measures them.
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llmasos.errors import InvalidInputError, NotFoundError, ServerError, UnsupportedError
+from llmasos.errors import InvalidInputError, NotFoundError, UnsupportedError
 from llmasos.inference.config import EngineConfig
 from llmasos.inference.request import Chunk, RequestOutput, SamplingParams
 from llmasos.serve import inflight
+from llmasos.serve.admission import Admission
+from llmasos.serve.backing import Backing, InProcess
 from llmasos.serve.caller import ANYONE, Caller
 from llmasos.serve.metrics import Metrics
 from llmasos.serve.stream import interleave
 
 if TYPE_CHECKING:
     from llmasos.inference.state import AdapterInfo, EngineStats
-
-
-EMBEDDINGS = 2
-"""Requests for embeddings that a model works on at once: one's texts become tokens while another is computed. Each
-holds one of the threads that all models share."""
 
 
 class ServedTokenizer(Protocol):
@@ -72,7 +69,9 @@ class ServedModel(Protocol):
     def astream_complete(
         self, prompt: list[int], params: SamplingParams, **request: Any
     ) -> AsyncGenerator[Chunk, None]: ...
-    async def aembed(self, texts: list[str], **options: Any) -> list[list[float]]: ...
+    @property
+    def matryoshka(self) -> bool | tuple[int, ...]: ...
+    async def aembed(self, texts: list[str] | list[list[int]], **options: Any) -> list[list[float]]: ...
     async def ascore_pairs(self, query: str, texts: Sequence[str]) -> list[float]: ...
 
 
@@ -80,35 +79,6 @@ class ModelNotFoundError(NotFoundError):
     """The request names a model that this server does not serve."""
 
     param = "model"
-
-
-class QueueFullError(ServerError):
-    """Too many requests wait for a model."""
-
-    http_status = 503
-    retry_after = 1
-
-
-class Admission:
-    """The completions of one model that are in flight. While they are `limit` or more, further ones are refused."""
-
-    def __init__(self, name: str, limit: int) -> None:
-        self.name, self.limit = name, limit
-        self.num_in_flight = 0
-        self.embeddings = asyncio.Semaphore(EMBEDDINGS)
-
-    @contextmanager
-    def admit(self, num: int) -> Iterator[None]:
-        if self.num_in_flight >= self.limit:
-            raise QueueFullError(
-                f"{self.num_in_flight} completions of {self.name} are running or waiting already.",
-                hint="Try again in a moment.",
-            )
-        self.num_in_flight += num
-        try:
-            yield
-        finally:
-            self.num_in_flight -= num
 
 
 class Served:
@@ -127,16 +97,13 @@ class Served:
         found._caller = caller
         return found
 
-    def with_adapter(self, name: str) -> Served:
-        return Served(self.base, self.model, self._admission, self._metrics, name)
-
     def _request(self, request: dict[str, Any]) -> dict[str, Any]:
         own = {} if self.adapter is None else {"adapter": self.adapter}
         return self._caller.request_options({**request, **own})
 
     async def complete(self, prompts: list[list[int]], params: SamplingParams, **request: Any) -> list[RequestOutput]:
         num = len(prompts) * max(params.n, params.num_beams)
-        with self._admission.admit(num), self._metrics.watch(self.base, len(prompts) * params.n) as watch:
+        with self._admission.admit(num, self._caller), self._metrics.watch(self.base, len(prompts) * params.n) as watch:
             inflight.begins(sum(map(len, prompts)))
             outputs = await self.model.acomplete(prompts, params, **self._request(request))
             for output in outputs:
@@ -152,7 +119,7 @@ class Served:
     ) -> AsyncGenerator[tuple[int, Chunk], None]:
         """Chunks of all prompts as they come, each with its prompt's number."""
         num = len(prompts) * params.n
-        with self._admission.admit(num), self._metrics.watch(self.base, num) as watch:
+        with self._admission.admit(num, self._caller), self._metrics.watch(self.base, num) as watch:
             inflight.begins(sum(map(len, prompts)))
             streams = [self.model.astream_complete(ids, params, **self._request(request)) for ids in prompts]
             async with aclosing(interleave(streams)) as chunks:
@@ -165,87 +132,132 @@ class Served:
                         watch.measure(chunk.metrics)
                     yield index, chunk
 
-    async def embed(self, texts: list[str], **options: Any) -> list[list[float]]:
+    async def embed(self, texts: Sequence[str] | Sequence[list[int]], **options: Any) -> list[list[float]]:
         """`options`: those of `LLM.embed`."""
+        async with self._pass("embeddings are"):
+            return await self.model.aembed(list(texts), **options)
+
+    async def score_pairs(self, query: str, texts: Sequence[str]) -> list[float]:
+        async with self._pass("scores are"):
+            return await self.model.ascore_pairs(query, texts)
+
+    @asynccontextmanager
+    async def _pass(self, what: str) -> AsyncIterator[None]:
+        """Admission for one request that is no completion."""
         if self.adapter is not None:
             raise UnsupportedError(
-                f"{self.adapter} is an adapter, and embeddings are made without.",
-                hint=f"Ask {self.base}.",
-                param="model",
+                f"{self.adapter} is an adapter, and {what} made without.", hint=f"Ask {self.base}.", param="model"
             )
-        with self._admission.admit(1):
+        with self._admission.admit(1, self._caller):
             async with self._admission.embeddings:
-                return await self.model.aembed(texts, **options)
+                yield
 
 
 class Models:
     """The served models by name, and their adapters by theirs. An alias is a name that is not listed.
 
-    Two names of one model share its `max_waiting`: completions that may be in flight beyond those that run at once.
+    `llms`: models in memory by name, or another `Backing`. Names of one model share its `max_waiting`: completions that
+    may be in flight beyond those that run at once.
     """
 
     def __init__(
-        self, llms: Mapping[str, ServedModel], aliases: Mapping[str, str] | None = None, *, max_waiting: int = 256
+        self,
+        llms: Mapping[str, ServedModel] | Backing,
+        aliases: Mapping[str, str] | None = None,
+        *,
+        max_waiting: int = 256,
     ) -> None:
-        first: dict[int, Served] = {}
-        self.metrics = Metrics()
-        self._served: dict[str, Served] = {}
-        for name, llm in llms.items():
-            if id(llm) not in first:
-                admission = Admission(name, llm.engine_config.max_num_seqs + max_waiting)
-                first[id(llm)] = Served(name, llm, admission, self.metrics)
-                self.metrics.add(name, llm)
-            self._served[name] = first[id(llm)]
-        self._bases = list(first.values())
+        self.backing: Backing = InProcess(llms) if isinstance(llms, Mapping) else llms
+        self.metrics = Metrics(self.backing.loaded, self.backing.status)
         self._aliases = dict(aliases or {})
+        self._max_waiting = max_waiting
+        self._admissions: dict[str, Admission] = {}
         self.created = int(time.time())
 
     @property
     def names(self) -> list[str]:
-        own = [info.name for base in self._bases for info in base.model.adapters]
-        return list(dict.fromkeys([*self._served, *own]))
+        return list(dict.fromkeys([*self.backing.names, *(adapter for adapter, _ in self._adapters())]))
 
     def __getitem__(self, name: str) -> Served:
-        """Raises ModelNotFoundError that lists the served names."""
-        served = self._served.get(self._aliases.get(name, name)) or self._adapter(name)
-        if served is None:
-            raise ModelNotFoundError(
-                f"The model {name!r} is not served here.", hint=f"Served: {', '.join(self.names) or 'none'}."
-            )
-        return served
+        """For its facts: only a leased one may be asked. Raises ModelNotFoundError that lists the served names."""
+        base, adapter = self._find(name)
+        return self._served(base, self.backing.describe(base), adapter)
 
     @asynccontextmanager
     async def lease(
-        self, name: str, caller: Caller = ANYONE, *, keep_alive: float | None = None
+        self, name: str, caller: Caller = ANYONE, *, keep_alive: float | None = None, sticky: Hashable = None
     ) -> AsyncIterator[Served]:
-        """The model for one request; as long as the block runs, it stays, and where models come and go for
-        `keep_alive` seconds longer. Raises ModelNotFoundError, and ForbiddenError for a model that the caller may not
-        use."""
+        """The model for one request; as long as the block runs, it stays. It may have to be loaded first.
+
+        `keep_alive`: seconds that it stays afterwards while no other needs its room (0: none, math.inf: for ever);
+        None: as configured. Requests of equal `sticky` (default: the caller) share a copy of the model where there are
+        several. Raises ModelNotFoundError, ForbiddenError for a model that the caller may not use, and what
+        `Host.lease` raises.
+        """
         inflight.asks(name)
-        caller.check_model(self._aliases.get(name, name))
-        yield self[name].for_caller(caller)
+        base, adapter = self.check(name, caller)
+        own = caller.key_id if sticky is None else sticky
+        async with self.backing.lease(base, keep_alive=keep_alive, sticky=own) as model:
+            yield self._served(base, model, adapter).for_caller(caller)
 
-    def _adapter(self, name: str) -> Served | None:
-        for base in self._bases:
-            if any(info.name == name for info in base.model.adapters):
-                return base.with_adapter(name)
-        return None
+    def check(self, name: str, caller: Caller) -> tuple[str, str | None]:
+        """The model's own name, and the adapter's if that is what was named; nothing is loaded. Raises
+        ModelNotFoundError, and ForbiddenError for a model that the caller may not use."""
+        named = self._aliases.get(name, name)
+        if not caller.may_use(named):
+            found = self.backing.find(named)  # it may be another name of one that is allowed
+            caller.check_model(named if found is None else found)
+        return self._find(name)
 
-    def base_for_adapter(self, name: str, base: str | None) -> Served:
-        """The model that a new adapter belongs to. Raises InvalidInputError, ModelNotFoundError."""
+    def _served(self, base: str, model: ServedModel, adapter: str | None) -> Served:
+        if base not in self._admissions:
+            self._admissions[base] = Admission(base, partial(self.backing.at_once, base), self._max_waiting)
+        return Served(base, model, self._admissions[base], self.metrics, adapter)
+
+    def _find(self, name: str) -> tuple[str, str | None]:
+        """The model's own name, and the adapter's if that is what was named."""
+        if (base := self.backing.find(self._aliases.get(name, name))) is not None:
+            return base, None
+        for adapter, base in self._adapters():
+            if adapter == name:
+                return base, adapter
+        raise ModelNotFoundError(
+            f"The model {name!r} is not served here.", hint=f"Served: {', '.join(self.names) or 'none'}."
+        )
+
+    def _adapters(self) -> Iterator[tuple[str, str]]:
+        """Every adapter with the model that it belongs to."""
+        for base in self._bases():
+            for info in self.backing.describe(base).adapters:
+                yield info.name, base
+
+    def _bases(self) -> list[str]:
+        own = (self.backing.find(name) for name in self.backing.names)
+        return list(dict.fromkeys(base for base in own if base is not None))
+
+    async def load_adapter(self, name: str, path: str | None, base: str | None) -> None:
+        """Serve an adapter of `base` (may be left out where there is one model). Raises InvalidInputError,
+        ModelNotFoundError, and what `LLM.load_adapter` raises."""
+        await self.backing.load_adapter(self._base_for(name, base), name, path)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Raises ModelNotFoundError, and BusyError while requests use it."""
+        base, adapter = self._find(name)
+        if adapter is None:
+            raise ModelNotFoundError(f"{name!r} is a model, not an adapter.")
+        await self.backing.unload_adapter(base, adapter)
+
+    def _base_for(self, name: str, base: str | None) -> str:
         if name in self.names or name in self._aliases:
             raise InvalidInputError(f"{name!r} is served already.", hint="Choose another name.", param="lora_name")
-        if base is not None:
-            found = self[base]
-        elif len(self._bases) == 1:
-            found = self._bases[0]
-        else:
-            served = ", ".join(one.base for one in self._bases)
+        bases = self._bases()
+        if base is None and len(bases) != 1:
             raise InvalidInputError(
                 "Several models are served, and the adapter's is not named.",
-                hint=f"Set base_model_name to one of: {served}.",
+                hint=f"Set base_model_name to one of: {', '.join(bases)}.",
                 param="base_model_name",
             )
-        if found.adapter is not None:
+        found, adapter = self._find(bases[0] if base is None else base)
+        if adapter is not None:
             raise InvalidInputError(f"{base!r} is an adapter itself.", param="base_model_name")
         return found

@@ -24,6 +24,12 @@ MAX_STOPS = 16
 MAX_INPUTS = 2048
 """Inputs of one embeddings request (OpenAI's limit)."""
 _COMPLETION_DEFAULT_MAX_TOKENS = 16  # OpenAI's
+_MIDDLE_MARKS = (  # prefix, suffix, middle: Qwen2.5-Coder, StarCoder and Granite, Code Llama, DeepSeek-Coder
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+    ("▁<PRE>", "▁<SUF>", "▁<MID>"),
+    ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),
+)
 _SAMPLING = ("n", "temperature", "top_p", "presence_penalty", "frequency_penalty", "seed")
 _EXTENSIONS = ("top_k", "min_p", "typical_p", "repetition_penalty", "ignore_eos")
 _BEAMS = ("num_beams", "length_penalty", "early_stopping")
@@ -128,42 +134,56 @@ def request_options(request: SamplingRequest) -> dict[str, Any]:
 def completion_prompts(model: ServedModel, request: CompletionRequest) -> list[list[int]]:
     """The prompts as tokens. Blocking."""
     check_generates(model)
-    return [_ids(model, prompt, "prompt") for prompt in batch(request.prompt, "prompt")]
+    prompts = [_ids(model, prompt, "prompt") for prompt in batch(request.prompt, "prompt")]
+    if not request.suffix:
+        return prompts
+    if request.echo and request.logprobs is not None:
+        raise UnsupportedError("suffix can't be combined with echo and logprobs.", param="suffix")
+    before, between, behind = _middle_marks(model)
+    suffix = model.tokenizer.encode(unicode(request.suffix, "suffix"), add_special_tokens=False)
+    begin = model.tokenizer.encode("")  # the token that begins a text, for models that have one
+    own = [ids[len(begin) :] if ids[: len(begin)] == begin else ids for ids in prompts]
+    return [[*begin, before, *ids, between, *suffix, behind] for ids in own]
+
+
+def _middle_marks(model: ServedModel) -> tuple[int, int, int]:
+    """The tokens before a prefix, between it and a suffix, and before what is to be written. Raises UnsupportedError
+    for a model without."""
+    for marks in _MIDDLE_MARKS:
+        ids = [id for mark in marks if (id := model.tokenizer.id(mark)) is not None]
+        if len(ids) == 3:
+            return ids[0], ids[1], ids[2]
+    raise UnsupportedError(
+        f"{model.name} has no tokens to fill in the middle of a text with.", hint="Leave out suffix.", param="suffix"
+    )
 
 
 def completion_params(model: ServedModel, request: CompletionRequest) -> SamplingParams:
     echo_logprobs = request.logprobs if request.echo else None
+    logprobs, more = request.logprobs, {}
+    if (best_of := request.best_of) is not None and best_of != (n := request.n or 1):
+        if best_of < n:
+            raise InvalidInputError(f"best_of is {best_of}, less than n ({n}).", param="best_of")
+        if request.stream or (request.num_beams or 1) > 1:
+            reason = "streamed" if request.stream else "combined with num_beams"
+            raise UnsupportedError(f"best_of can't be {reason}.", hint="Leave one of them out.", param="best_of")
+        logprobs, more = logprobs or 0, {"n": best_of}
     if echo_logprobs is not None and request.stream:
         raise UnsupportedError(
             "echo together with logprobs can't be streamed.", hint="Set stream: false.", param="echo"
         )
     max_tokens = _COMPLETION_DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
-    return _params(model, request, max_tokens=max_tokens, logprobs=request.logprobs, prompt_logprobs=echo_logprobs)
+    return _params(model, request, max_tokens=max_tokens, logprobs=logprobs, prompt_logprobs=echo_logprobs, **more)
 
 
-def embedding_texts(model: ServedModel, request: EmbeddingRequest) -> tuple[list[str], int]:
-    """The inputs as texts, and how many tokens they are. Blocking."""
+def embedding_inputs(model: ServedModel, request: EmbeddingRequest) -> list[list[int]]:
+    """The inputs as tokens. Blocking."""
     inputs = batch(request.input, "input")
     if len(inputs) > MAX_INPUTS:
         raise InvalidInputError(f"input holds {len(inputs)} entries; at most {MAX_INPUTS} are allowed.", param="input")
-    texts, num_tokens = [], 0
-    for entry in inputs:
-        if not entry:
-            raise InvalidInputError("input holds an empty entry.", param="input")
-        ids = _ids(model, entry, "input")
-        texts.append(entry if isinstance(entry, str) else _text_of(model, ids))
-        num_tokens += len(ids)
-    return texts, num_tokens
-
-
-def _text_of(model: ServedModel, ids: list[int]) -> str:
-    """The text that these tokens stand for. Ids made by another model's tokeniser rarely survive the way back."""
-    text = model.tokenizer.decode(ids)
-    if ids not in (model.tokenizer.encode(text), model.tokenizer.encode(text, add_special_tokens=False)):
-        raise InvalidInputError(
-            f"These token ids are not how {model.name} writes a text.", hint="Send the text itself.", param="input"
-        )
-    return text
+    if not all(inputs):
+        raise InvalidInputError("input holds an empty entry.", param="input")
+    return [_ids(model, entry, "input") for entry in inputs]
 
 
 def batch(value: str | list[str] | list[int] | list[list[int]], param: str) -> Sequence[str | list[int]]:
@@ -182,7 +202,7 @@ def _ids(model: ServedModel, entry: str | list[int], param: str) -> list[int]:
         ids = model.tokenizer.encode(unicode(entry, param))
     else:
         ids = entry
-        _check_ids(model, ids, param)
+        check_ids(model, ids, param)
     return ids
 
 
@@ -195,7 +215,7 @@ def _params(model: ServedModel, request: SamplingRequest, **more: Any) -> Sampli
         if len(options["stop"]) > MAX_STOPS:
             raise InvalidInputError(f"stop holds more than {MAX_STOPS} strings.", param="stop")
     if request.stop_token_ids:
-        _check_ids(model, request.stop_token_ids, "stop_token_ids")
+        check_ids(model, request.stop_token_ids, "stop_token_ids")
         options["stop_token_ids"] = tuple(request.stop_token_ids)
     if request.structured_outputs is not None:
         options["structured"] = _structured(request.structured_outputs)
@@ -216,11 +236,11 @@ def _logit_bias(model: ServedModel, bias: Mapping[str, float]) -> dict[int, floa
                 f"logit_bias of token {key} is {value}, not between -100 and 100.", param="logit_bias"
             )
         result[int(key)] = float(value)
-    _check_ids(model, list(result), "logit_bias")
+    check_ids(model, list(result), "logit_bias")
     return result
 
 
-def _check_ids(model: ServedModel, ids: Sequence[int], param: str) -> None:
+def check_ids(model: ServedModel, ids: Sequence[int], param: str) -> None:
     size = model.tokenizer.vocab_size
     if bad := [i for i in ids if not 0 <= i < size]:
         raise InvalidInputError(f"{param}: {bad[0]} is no token id of {model.name}, which has {size}.", param=param)

@@ -148,7 +148,7 @@ class Reply:
             case ReasoningDelta(text):
                 self.reasoning += text
             case ToolCallStart(_, id, name):
-                self.tool_calls.append(ToolCall(id=id, function=FunctionCall(name=name, arguments="")))
+                self.tool_calls.append(ToolCall(id=id, type="function", function=FunctionCall(name=name, arguments="")))
             case ToolCallDelta(index, arguments):
                 self.tool_calls[index].function.arguments += arguments
 

@@ -224,7 +224,6 @@ class ChatCompletionRequest(SamplingRequest):
 class CompletionRequest(SamplingRequest):
     """Body of POST /v1/completions."""
 
-    UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"best_of": (1,), "suffix": ("",)}
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [{"model": "smollm2-135m-instruct", "prompt": "The quick brown fox", "max_tokens": 16}]
@@ -233,6 +232,13 @@ class CompletionRequest(SamplingRequest):
 
     prompt: str | list[str] | list[int] | list[list[int]] = Field(
         description="A text, several texts, one prompt as token ids, or several."
+    )
+    best_of: int | None = Field(
+        None, ge=1, le=128, description="Make so many and keep the n likeliest (per token). Can't be streamed."
+    )
+    suffix: str | None = Field(
+        None,
+        description="Text behind the completion, for models that were trained to fill in the middle; else refused.",
     )
     echo: bool | None = Field(None, description="Put the prompt before the completion.")
     logprobs: int | None = Field(None, ge=0, le=20, description="Alternatives per token.")
@@ -253,8 +259,87 @@ class EmbeddingRequest(WireRequest):
     encoding_format: Literal["float", "base64"] | None = Field(
         None, description="base64: little-endian float32. Default float."
     )
-    dimensions: int | None = Field(None, ge=1, description="Must be the model's own dimension where given.")
+    dimensions: int | None = Field(
+        None, ge=1, description="The model's own, or fewer where its config allows it (Matryoshka embeddings)."
+    )
     user: str | None = Field(None, description="Your label for the end user; the answer does not depend on it.")
+
+
+class RerankDocument(WireRequest):
+    text: str
+
+
+class RerankRequest(WireRequest):
+    """Body of POST /v1/rerank (Jina's and Cohere's)."""
+
+    UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "max_chunks_per_doc": (),
+        "max_tokens_per_doc": (),
+        "rank_fields": (["text"],),
+        "truncation": (False,),
+    }
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"model": "all-minilm-l6-v2", "query": "a pet", "documents": ["A cat sat.", "Rain fell."], "top_n": 1}
+            ]
+        }
+    )
+
+    model: str = Field(description="Name of a served model, as in /v1/models.")
+    query: str = Field(min_length=1)
+    documents: list[str | RerankDocument] = Field(min_length=1, max_length=2048)
+    top_n: int | None = Field(None, ge=1, description="How many of the best come back. Default: all.")
+    return_documents: bool | None = Field(None, description="Send the texts back, too. Default true.")
+    user: str | None = Field(None, description="Your label for the end user; the answer does not depend on it.")
+
+
+class ScoreRequest(WireRequest):
+    """Body of POST /v1/score (vLLM's): one text and several, or two lists of the same length."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"model": "all-minilm-l6-v2", "text_1": "a pet", "text_2": ["A cat sat.", "Rain fell."]}]
+        }
+    )
+
+    model: str = Field(description="Name of a served model, as in /v1/models.")
+    text_1: str | list[str] = Field(description="The query, or one for each of text_2.")
+    text_2: str | list[str]
+    user: str | None = Field(None, description="Your label for the end user; the answer does not depend on it.")
+
+
+class TokenizeRequest(WireRequest):
+    """Body of POST /tokenize (vLLM's): a `prompt`, or `messages` that go through the chat template."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "smollm2-135m-instruct", "prompt": "The quick brown fox"}]}
+    )
+
+    model: str = Field(description="Name of a served model, as in /v1/models.")
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = Field(None, min_length=1)
+    tools: list[Tool] | None = None
+    add_special_tokens: bool | None = Field(
+        None, description="Put the model's own tokens around the text. Default: true for a prompt, false for messages."
+    )
+    add_generation_prompt: bool | None = Field(
+        None, description="End where the assistant's answer begins. Default true."
+    )
+    continue_final_message: bool | None = Field(None, description="End where the last message ends.")
+    chat_template_kwargs: dict[str, JsonValue] | None = None
+    return_token_strs: bool | None = Field(None, description="Send the tokens' texts, too.")
+
+
+class DetokenizeRequest(WireRequest):
+    """Body of POST /detokenize (vLLM's)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "smollm2-135m-instruct", "tokens": [504, 2365]}]}
+    )
+
+    model: str = Field(description="Name of a served model, as in /v1/models.")
+    tokens: list[int]
 
 
 class LoadAdapterRequest(WireRequest):
@@ -420,6 +505,59 @@ class EmbeddingList(WireResponse):
     data: list[Embedding]
     model: str
     usage: EmbeddingUsage | None = None
+
+
+ScoringMethod = Literal["cross-encoder", "cosine"]
+"""A head that reads both texts together (0 to 1), or how alike their embeddings are (-1 to 1)."""
+
+
+class RerankResult(WireResponse):
+    """`index`: the document's place in the request."""
+
+    index: int
+    relevance_score: float
+    document: RerankDocument | None = None
+
+
+class Reranking(WireResponse):
+    """The best first."""
+
+    id: str
+    model: str
+    results: list[RerankResult]
+    usage: EmbeddingUsage
+    method: ScoringMethod = Field(description="Extension: how the scores were made.")
+
+
+class PairScore(WireResponse):
+    index: int
+    object: Literal["score"] = "score"
+    score: float
+
+
+class ScoreList(WireResponse):
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[PairScore]
+    usage: EmbeddingUsage
+    method: ScoringMethod = Field(description="Extension: how the scores were made.")
+
+
+class Tokens(WireResponse):
+    """Answer of /tokenize."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class TokensText(WireResponse):
+    """Answer of /detokenize."""
+
+    prompt: str
 
 
 class ModelCapabilities(WireResponse):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from json.encoder import encode_basestring as quoted  # json.dumps(text, ensure_ascii=False), in C
 from typing import Any
@@ -26,13 +26,14 @@ async def _answer(served: Served, body: CompletionRequest) -> TextCompletion:
     prompts = await asyncio.to_thread(prepare.completion_prompts, served.model, body)
     params = prepare.completion_params(served.model, body)
     outputs = await served.complete(prompts, params, **prepare.request_options(body))
+    n = body.n or 1
     echoes = _echoes(served, body, prompts)
     choices = []
     for i, (echo, output) in enumerate(zip(echoes, outputs, strict=True)):
-        for one in output.outputs:
+        for at, one in enumerate(_best(output.outputs, n)):
             choices.append(
                 CompletionChoice(
-                    index=i * len(output.outputs) + one.index,
+                    index=i * n + at,
                     text=echo + one.text,
                     finish_reason=render.finish(one.finish_reason),
                     logprobs=_completion_logprobs(served, body, output, one),
@@ -42,6 +43,18 @@ async def _answer(served: Served, body: CompletionRequest) -> TextCompletion:
     num_cached_tokens = sum(output.metrics.num_cached_tokens for output in outputs)
     usage = render.usage(num_prompt_tokens, sum(output.num_output_tokens for output in outputs), num_cached_tokens)
     return TextCompletion(**head("cmpl", "text_completion", body.model), choices=choices, usage=usage)
+
+
+def _best(outputs: Sequence[Completion], n: int) -> Sequence[Completion]:
+    """Of more completions than were asked for, the `n` whose tokens are likeliest, on average."""
+    if len(outputs) <= n:
+        return outputs
+
+    def mean(one: Completion) -> float:
+        logprobs = [position.logprob for position in one.logprobs or ()]
+        return sum(logprobs) / len(logprobs) if logprobs else 0.0
+
+    return sorted(outputs, key=mean, reverse=True)[:n]
 
 
 def _echoes(served: Served, body: CompletionRequest, prompts: list[list[int]]) -> list[str]:

@@ -11,28 +11,44 @@ from llmasos.client.types import (
     ChatCompletion,
     ChatCompletionRequest,
     CompletionRequest,
+    DetokenizeRequest,
     EmbeddingList,
     EmbeddingRequest,
     Model,
     ModelList,
+    Reranking,
+    RerankRequest,
+    ScoreList,
+    ScoreRequest,
     TextCompletion,
+    TokenizeRequest,
+    Tokens,
+    TokensText,
 )
 from llmasos.serve.caller import caller_of
 from llmasos.serve.models import Models
-from llmasos.serve.openai import chat, completions, embeddings
+from llmasos.serve.openai import chat, completions, embeddings, rerank, tokens
 from llmasos.serve.openai.common import refusals, responses
 from llmasos.serve.openai.models import describe
 from llmasos.serve.respond import json_response, streamed, whole
 
 
+async def _done(request: Request, work: Awaitable[BaseModel]) -> Response:
+    async def answer() -> Response:
+        return json_response(await work)
+
+    return await whole(request, answer())
+
+
 def create_router(models: Models) -> APIRouter:
+    router = APIRouter()
+    router.include_router(_openai(models))
+    router.include_router(_neighbours(models))
+    return router
+
+
+def _openai(models: Models) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["OpenAI"])
-
-    async def done(request: Request, work: Awaitable[BaseModel]) -> Response:
-        async def answer() -> Response:
-            return json_response(await work)
-
-        return await whole(request, answer())
 
     @router.get("/models", summary="List the served models")
     async def list_models() -> ModelList:
@@ -53,7 +69,7 @@ def create_router(models: Models) -> APIRouter:
         caller = caller_of(request)
         if body.stream:
             return await streamed(request, chat.events(models, caller, body))
-        return await done(request, chat.answer(models, caller, body))
+        return await _done(request, chat.answer(models, caller, body))
 
     @router.post(
         "/completions",
@@ -66,10 +82,49 @@ def create_router(models: Models) -> APIRouter:
         caller = caller_of(request)
         if body.stream:
             return await streamed(request, completions.events(models, caller, body))
-        return await done(request, completions.answer(models, caller, body))
+        return await _done(request, completions.answer(models, caller, body))
 
     @router.post("/embeddings", summary="Embed texts", response_model=EmbeddingList, responses=responses())
     async def create_embeddings(body: EmbeddingRequest, request: Request) -> Response:
-        return await done(request, embeddings.embed(models, caller_of(request), body))
+        return await _done(request, embeddings.embed(models, caller_of(request), body))
+
+    return router
+
+
+def _neighbours(models: Models) -> APIRouter:
+    """Routes that are not OpenAI's, under the names that their makers' clients ask for."""
+    router = APIRouter(tags=["OpenAI's neighbours"])
+
+    async def ranked(body: RerankRequest, request: Request) -> Response:
+        return await _done(request, rerank.rerank(models, caller_of(request), body))
+
+    async def scored(body: ScoreRequest, request: Request) -> Response:
+        return await _done(request, rerank.score(models, caller_of(request), body))
+
+    for path in ("/v1/rerank", "/v2/rerank", "/rerank"):
+        router.post(
+            path,
+            summary="Sort texts by how well they answer a query",
+            description=refusals(RerankRequest),
+            response_model=Reranking,
+            responses=responses(),
+        )(ranked)
+    for path in ("/v1/score", "/score"):
+        router.post(
+            path,
+            summary="Say how well texts answer a query",
+            response_model=ScoreList,
+            responses=responses(),
+        )(scored)
+
+    @router.post(
+        "/tokenize", summary="Turn a text or messages into tokens", response_model=Tokens, responses=responses()
+    )
+    async def tokenize(body: TokenizeRequest, request: Request) -> Response:
+        return await _done(request, tokens.tokenize(models, caller_of(request), body))
+
+    @router.post("/detokenize", summary="Turn tokens into text", response_model=TokensText, responses=responses())
+    async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
+        return await _done(request, tokens.detokenize(models, caller_of(request), body))
 
     return router

@@ -317,9 +317,30 @@ export interface ResponseEvent extends Body {
 export interface Responses {
   create(options: ResponseFields): Promise<ResponseBody>;
   stream(options: ResponseFields): Stream<ResponseEvent, ResponseBody>;
+  follow(id: string, options?: CallOptions & { starting_after?: number }): Stream<ResponseEvent, ResponseBody>;
+  inputItems(id: string, options?: PageOptions): Promise<Page<Body>>;
+  /** How many tokens the input would be. */
+  countTokens(options: ResponseFields): Promise<number>;
+  /** A background response once it is over, however it ended; asked for every `interval` milliseconds (1000). */
+  wait(id: string, options?: CallOptions & { interval?: number }): Promise<ResponseBody>;
   retrieve(id: string, options?: CallOptions): Promise<ResponseBody>;
   delete(id: string, options?: CallOptions): Promise<Body>;
   cancel(id: string, options?: CallOptions): Promise<ResponseBody>;
+}
+
+export interface ConversationFields extends CallOptions {
+  items?: Array<Record<string, unknown>>;
+  metadata?: Record<string, string> | null;
+}
+export interface Conversations {
+  create(options?: ConversationFields): Promise<Body>;
+  retrieve(id: string, options?: CallOptions): Promise<Body>;
+  update(id: string, options: ConversationFields): Promise<Body>;
+  delete(id: string, options?: CallOptions): Promise<Body>;
+  addItems(id: string, items: Array<Record<string, unknown>>, options?: CallOptions): Promise<Page<Body>>;
+  items(id: string, options?: PageOptions): Promise<Page<Body>>;
+  item(id: string, item: string, options?: CallOptions): Promise<Body>;
+  deleteItem(id: string, item: string, options?: CallOptions): Promise<Body>;
 }
 
 export interface FileObject extends Body {
@@ -471,6 +492,7 @@ export class LLMasOS {
   constructor(options?: Options);
   readonly baseURL: string;
   readonly responses: Responses;
+  readonly conversations: Conversations;
   readonly files: Files;
   readonly batches: Batches;
   readonly native: Native;

@@ -531,6 +531,7 @@ export class LLMasOS {
     this.#http = new Http(options);
     this.baseURL = this.#http.baseURL;
     this.responses = new Responses(this.#http);
+    this.conversations = new Conversations(this.#http);
     this.files = new Files(this.#http);
     this.batches = new Batches(this.#http);
     this.native = new Native(this.#http);
@@ -690,20 +691,28 @@ class Responses extends Namespace {
   /** Events of the protocol (`type` says which); `text` of each is what it adds to the answer's text. */
   stream(options) {
     const { signals, body } = split(options);
+    return this.#stream("POST", "/responses", { body: { ...body, stream: true }, signals, once: true });
+  }
+
+  /** The events of one begun with stream({background: true}): those after number `starting_after`, then those to come. */
+  follow(name, { signal, ...query } = {}) {
+    return this.#stream("GET", `/responses/${id(name)}`, { query: { ...query, stream: true }, signals: [signal] });
+  }
+
+  #stream(method, path, options) {
     const http = this.http;
     const text = (event) => (event.type === "response.output_text.delta" ? event.delta : "");
-    const pick = (event) => ENDED_RESPONSES.has(event.type) && withText(event.response, responseText);
+    const pick = (event) => (ENDED_RESPONSES.has(event.type) ? withText(event.response, responseText) : undefined);
     return new Stream(async function* (ended) {
-      const request = { body: { ...body, stream: true }, signals: [...signals, ended], once: true };
       let complete = false;
-      for await (const event of http.events("POST", "/responses", request)) {
+      for await (const event of http.events(method, path, { ...options, signals: [...options.signals, ended] })) {
         if (event.data.trim() === "[DONE]") continue;
         const found = withText(eventBody(event), text);
         complete ||= ENDED_RESPONSES.has(found.type);
         yield found;
       }
       if (!complete) throw brokenOff();
-    }, new LastJoiner((event) => pick(event) || undefined));
+    }, new LastJoiner(pick));
   }
 
   async retrieve(name, { signal } = {}) {
@@ -714,8 +723,66 @@ class Responses extends Namespace {
     return this.http.json("DELETE", `/responses/${id(name)}`, { signals: [signal] });
   }
 
+  inputItems(name, { signal, ...query } = {}) {
+    return this.http.json("GET", `/responses/${id(name)}/input_items`, { query, signals: [signal] });
+  }
+
+  async countTokens(options) {
+    const { signals, body } = split(options);
+    return (await this.http.json("POST", "/responses/input_tokens", { body, signals })).input_tokens;
+  }
+
+  /** A background response once it is over, however it ended; asked for every `interval` ms. */
+  async wait(name, { interval = 1000, signal } = {}) {
+    for (;;) {
+      const response = await this.retrieve(name, { signal });
+      if (response.status !== "queued" && response.status !== "in_progress") return response;
+      await sleep(interval, [signal]);
+    }
+  }
+
   async cancel(name, { signal } = {}) {
     return withText(await this.http.json("POST", `/responses/${id(name)}/cancel`, { signals: [signal] }), responseText);
+  }
+}
+
+/** What responses can go on from and add to (`conversation: id`). */
+class Conversations extends Namespace {
+  #ask(method, path, { signal, ...more } = {}) {
+    return this.http.json(method, `/conversations${path}`, { ...more, signals: [signal] });
+  }
+
+  create({ signal, ...body } = {}) {
+    return this.#ask("POST", "", { body, signal, once: true });
+  }
+
+  retrieve(name, options) {
+    return this.#ask("GET", `/${id(name)}`, options);
+  }
+
+  update(name, { signal, ...body }) {
+    return this.#ask("POST", `/${id(name)}`, { body, signal });
+  }
+
+  delete(name, options) {
+    return this.#ask("DELETE", `/${id(name)}`, options);
+  }
+
+  addItems(name, items, { signal } = {}) {
+    return this.#ask("POST", `/${id(name)}/items`, { body: { items }, signal, once: true });
+  }
+
+  /** One page, the newest first. */
+  items(name, { signal, ...query } = {}) {
+    return this.#ask("GET", `/${id(name)}/items`, { query, signal });
+  }
+
+  item(name, item, options) {
+    return this.#ask("GET", `/${id(name)}/items/${id(item)}`, options);
+  }
+
+  deleteItem(name, item, options) {
+    return this.#ask("DELETE", `/${id(name)}/items/${id(item)}`, options);
   }
 }
 

@@ -93,13 +93,38 @@ const checks = {
     const second = await stream.final();
     assert.deepEqual([text, second.text, second.previous_response_id], ["More!", "More!", first.id]);
     assert.equal((await client.responses.retrieve(second.id)).text, "More!");
+    assert.equal((await client.responses.inputItems(second.id)).data.length, 3);
     assert.equal((await client.responses.delete(first.id)).deleted, true);
     await assert.rejects(client.responses.retrieve(first.id), sdk.NotFoundError);
+    assert.ok((await client.responses.countTokens({ model: "fake", input: "Hello" })) > 4);
+    const begun = client.responses.stream({ model: "fake", input: "Hello there", background: true });
+    let last;
+    for await (const event of begun) {
+      last = event;
+      break;
+    }
+    const followed = client.responses.follow(last.response.id, { starting_after: last.sequence_number });
+    assert.equal((await followed.final()).text, "Hello there!");
+    const waiting = await client.responses.create({ model: "fake", input: "Later", background: true });
+    assert.equal((await client.responses.wait(waiting.id, { interval: 5 })).text, "Later!");
     const failed = client.responses.stream({ model: "fake", input: "boom late" });
     await assert.rejects(async () => {
       const response = await failed.final();
       throw Object.assign(new sdk.APIError(response.error.message), response.error);
     }, sdk.APIError);
+  },
+
+  async conversations() {
+    const made = await client.conversations.create({ metadata: { team: "blue" } });
+    await client.responses.create({ model: "fake", input: "Hello", conversation: made.id });
+    const { data } = await client.conversations.items(made.id, { order: "asc" });
+    assert.deepEqual(data.map((item) => item.role), ["user", "assistant"]);
+    assert.equal((await client.conversations.update(made.id, { metadata: { team: "red" } })).metadata.team, "red");
+    const [added] = (await client.conversations.addItems(made.id, [{ role: "user", content: "More" }])).data;
+    assert.equal((await client.conversations.item(made.id, added.id)).id, added.id);
+    await client.conversations.deleteItem(made.id, added.id);
+    assert.equal((await client.conversations.delete(made.id)).deleted, true);
+    await assert.rejects(client.conversations.retrieve(made.id), sdk.NotFoundError);
   },
 
   async "the server's own API"() {

@@ -6,13 +6,11 @@ adapter is served under its name, like a model.
 
 from __future__ import annotations
 
-import asyncio
-
 from fastapi import APIRouter
 
 from llmasos.client.types import DeletedModel, ErrorBody, LoadAdapterRequest, Model, UnloadAdapterRequest
 from llmasos.errors import UnsupportedError
-from llmasos.serve.models import ModelNotFoundError, Models
+from llmasos.serve.models import Models
 from llmasos.serve.openai import describe
 
 _WRONG = {
@@ -44,17 +42,13 @@ def create_router(models: Models, *, enabled: bool) -> APIRouter:
     @router.post("/load_lora_adapter", summary="Load a LoRA adapter and serve it")
     async def load(body: LoadAdapterRequest) -> Model:
         check()
-        base = models.base_for_adapter(body.lora_name, body.base_model_name)
-        await asyncio.to_thread(base.model.load_adapter, body.lora_name, body.lora_path)
+        await models.load_adapter(body.lora_name, body.lora_path, body.base_model_name)
         return describe(models, body.lora_name)
 
     @router.post("/unload_lora_adapter", summary="Serve a LoRA adapter no longer")
     async def unload(body: UnloadAdapterRequest) -> DeletedModel:
         check()
-        served = models[body.lora_name]
-        if served.adapter is None:
-            raise ModelNotFoundError(f"{body.lora_name!r} is a model, not an adapter.")
-        await asyncio.to_thread(served.model.unload_adapter, served.adapter)
+        await models.unload_adapter(body.lora_name)
         return DeletedModel(id=body.lora_name, object="model", deleted=True)
 
     return router

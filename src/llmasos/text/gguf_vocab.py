@@ -101,7 +101,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> GGUFVocabulary:
         backend=backend,
         special=special,
         eos_ids=_end_ids(reader, tokens, types, special),
-        chat_templates=_chat_templates(metadata),
+        chat_templates=gguf_chat_templates(metadata),
     )
 
 
@@ -282,7 +282,7 @@ def _end_ids(reader: _Metadata, tokens: list[str], types: list[int], special: di
     return frozenset(id for id in ends | {ids[text] for text in found} if 0 <= id < len(tokens))
 
 
-def _chat_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
+def gguf_chat_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
     prefix = "tokenizer.chat_template."
     templates = {key[len(prefix) :]: str(metadata[key]) for key in metadata if key.startswith(prefix)}
     if default := metadata.get("tokenizer.chat_template"):

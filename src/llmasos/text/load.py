@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, proc
 from tokenizers import Tokenizer as Backend
 
 from llmasos.errors import FormatError, NotFoundError
-from llmasos.text.gguf_vocab import frame, read_vocabulary, word_piece_backend
+from llmasos.text.gguf_vocab import frame, gguf_chat_templates, read_vocabulary, word_piece_backend
 from llmasos.text.pretokenizers import PRE_TOKENIZERS
 from llmasos.text.sentencepiece import added_tokens, build_backend, read_model
 from llmasos.text.tokenizer import ROLES, Tokenizer, add_special
@@ -50,6 +50,15 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     if path.is_file():
         raise FormatError(f"{path} is neither a model folder nor a .gguf file.", hint="Name the folder of the model.")
     raise NotFoundError(f"There is no {path}.", hint="Name a model folder or a .gguf file.")
+
+
+def read_chat_template(path: Path) -> str | None:
+    """The chat template of a model folder or a GGUF file, without building its tokenizer. Raises FormatError."""
+    if path.suffix.lower() == ".gguf":
+        from llmasos.formats import read_gguf_header
+
+        return gguf_chat_templates(read_gguf_header(path).metadata).get("default")
+    return _chat_templates(path, _json(path / "tokenizer_config.json")).get("default")
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:

@@ -180,13 +180,19 @@ class Host:
         if (known := self._models.get(spec.name)) is None:
             self._models[spec.name] = _Hosted(spec, replicas, keep, pinned)
             return
-        if known.spec != spec:
-            known.spec, known.stale = spec, True
-            if known.predicting is not None:
-                known.predicting.cancel()
-                known.predicting = None
+        self.amend(spec)
         known.num_replicas, known.keep_alive = replicas, keep
         self.pin(spec.name, pinned)
+
+    def amend(self, spec: ModelSpec) -> None:
+        """From its next load on, a known model is `spec`."""
+        hosted = self._hosted(spec.name)
+        if hosted.spec == spec:
+            return
+        hosted.spec, hosted.stale = spec, True
+        if hosted.predicting is not None:
+            hosted.predicting.cancel()
+            hosted.predicting = None
 
     async def remove(self, name: str) -> None:
         """Forget a model that nobody uses. Raises BusyError, NotFoundError."""

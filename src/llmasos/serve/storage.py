@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
     from llmasos.store.database import Database
 
 T = TypeVar("T")
+
+
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,256}")
+
+
+def is_id(text: str) -> bool:
+    """Whether anything here can have this id: databases do not take every text."""
+    return _ID.fullmatch(text) is not None
 
 
 class Storage:

@@ -6,12 +6,13 @@ it, never ignored. Responses keep fields that we don't know, so that a newer ser
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from llmasos.errors import UnsupportedError
+from llmasos.errors import InvalidInputError, UnsupportedError
 
 
 class WireRequest(BaseModel):
@@ -33,6 +34,21 @@ class WireRequest(BaseModel):
                 allowed = "".join(f" or set it to {v!r}" for v in neutral[:1])
                 raise UnsupportedError(f"{name!r} is not supported yet.", hint=f"Leave it out{allowed}.", param=name)
         return {k: v for k, v in data.items() if k not in cls.UNSUPPORTED}
+
+
+class KeptRequest(WireRequest):
+    """Base of bodies that are stored or repeated in the answer: what UTF-8 and JSON can't carry is refused."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unprintable(cls, data: Any) -> Any:
+        try:
+            json.dumps(data, ensure_ascii=False, allow_nan=False).encode("utf-8")
+        except UnicodeEncodeError as e:
+            raise InvalidInputError(f"The body holds {e.object[e.start]!r}, which is not Unicode text.") from None
+        except (ValueError, TypeError, RecursionError) as e:
+            raise InvalidInputError(f"The body can't be kept as JSON: {e}.") from None
+        return data
 
 
 class WireResponse(BaseModel):

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from llmasos.client.types.base import WireRequest, WireResponse
-from llmasos.client.types.responses import Metadata
+from llmasos.client.types.base import KeptRequest, WireRequest, WireResponse
+from llmasos.client.types.responses import Id, Metadata
 
 FilePurpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
 PURPOSES: tuple[FilePurpose, ...] = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
@@ -51,7 +51,7 @@ class DeletedFile(WireResponse):
     deleted: bool = True
 
 
-class UploadRequest(WireRequest):
+class UploadRequest(KeptRequest):
     """Body of POST /v1/uploads: a file that will come in parts, within an hour."""
 
     bytes: int = Field(ge=1, description="Of all parts together.")
@@ -64,7 +64,7 @@ class UploadRequest(WireRequest):
 class CompleteUploadRequest(WireRequest):
     """Body of POST /v1/uploads/{id}/complete."""
 
-    part_ids: list[str] = Field(min_length=1, max_length=10_000, description="In the order of the file.")
+    part_ids: list[Id] = Field(min_length=1, max_length=10_000, description="In the order of the file.")
     md5: Annotated[str, Field(pattern="^[0-9a-fA-F]{32}$")] | None = Field(None, description="Of the whole file.")
 
 
@@ -87,10 +87,10 @@ class UploadPart(WireResponse):
     upload_id: str
 
 
-class BatchRequest(WireRequest):
+class BatchRequest(KeptRequest):
     """Body of POST /v1/batches."""
 
-    input_file_id: str = Field(description="A file with purpose batch: one request a line.")
+    input_file_id: Id = Field(description="A file with purpose batch: one request a line.")
     endpoint: BatchEndpoint
     completion_window: str = Field(
         description="What is not done by then is not done at all: 24h, or any number of m, h or d up to 30d."

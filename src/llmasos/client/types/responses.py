@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
 
-from llmasos.client.types.base import WireRequest, WireResponse
+from llmasos.client.types.base import KeptRequest, WireRequest, WireResponse
 
 _INT64 = 2**63
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -19,6 +19,7 @@ ResponseStatus = Literal["completed", "failed", "in_progress", "cancelled", "que
 MetadataValue = Annotated[str, Field(max_length=512)]
 Metadata = Annotated[dict[Annotated[str, Field(max_length=64)], MetadataValue], Field(max_length=16)]
 """Labels: up to 16, names up to 64 characters, values up to 512 (OpenAI's limits)."""
+Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,256}$")]
 
 
 class InputText(WireRequest):
@@ -78,7 +79,7 @@ class MessageItem(WireRequest):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: TextOrContent
-    id: str | None = None
+    id: Id | None = None
     status: ItemStatus | None = None
     phase: Literal["commentary", "final_answer"] | None = None
 
@@ -94,7 +95,7 @@ class FunctionCallItem(WireRequest):
     call_id: str
     name: str
     arguments: str
-    id: str | None = None
+    id: Id | None = None
     status: ItemStatus | None = None
 
 
@@ -105,7 +106,7 @@ class FunctionCallOutputItem(WireRequest):
     call_id: str
     output: TextOrContent
     name: str | None = None
-    id: str | None = None
+    id: Id | None = None
     status: ItemStatus | None = None
 
 
@@ -127,7 +128,7 @@ class ReasoningInputItem(WireRequest):
     summary: list[SummaryText] = Field(default_factory=list)
     content: list[ReasoningText] | None = None
     encrypted_content: str | None = None
-    id: str | None = None
+    id: Id | None = None
     status: ItemStatus | None = None
 
 
@@ -135,7 +136,7 @@ class ItemReference(WireRequest):
     """An item of a stored response, by its id."""
 
     type: Literal["item_reference"] = "item_reference"
-    id: str
+    id: Id
 
 
 class OtherItem(BaseModel):
@@ -274,10 +275,10 @@ class ResponseStreamOptions(WireRequest):
 
 
 class ConversationReference(WireRequest):
-    id: str
+    id: Id
 
 
-class InputRequest(WireRequest):
+class InputRequest(KeptRequest):
     """What the prompt is made of: shared by POST /v1/responses and /v1/responses/input_tokens."""
 
     model: str = Field(description="Name of a served model, as in /v1/models.")
@@ -285,8 +286,8 @@ class InputRequest(WireRequest):
         Annotated[str, Tag("<text>")] | Annotated[list[InputItem], Tag("<list>")], Discriminator(_text_or_list)
     ] = Field(description="A user's message as text, or a list of items.")
     instructions: str | None = Field(None, description="The system message; not carried over to later responses.")
-    previous_response_id: str | None = Field(None, description="A stored response that this one goes on from.")
-    conversation: str | ConversationReference | None = Field(
+    previous_response_id: Id | None = Field(None, description="A stored response that this one goes on from.")
+    conversation: Id | ConversationReference | None = Field(
         None, description="A stored conversation that this response goes on from and is added to."
     )
     tools: list[ResponseTool] | None = None
@@ -513,20 +514,20 @@ class DeletedConversation(WireResponse):
     deleted: bool = True
 
 
-class ConversationRequest(WireRequest):
+class ConversationRequest(KeptRequest):
     """Body of POST /v1/conversations."""
 
     items: list[InputItem] | None = Field(None, max_length=20)
     metadata: Metadata | None = None
 
 
-class ConversationUpdate(WireRequest):
+class ConversationUpdate(KeptRequest):
     """Body of POST /v1/conversations/{id}."""
 
     metadata: Metadata | None
 
 
-class ConversationItemsRequest(WireRequest):
+class ConversationItemsRequest(KeptRequest):
     """Body of POST /v1/conversations/{id}/items."""
 
     items: list[InputItem] = Field(min_length=1, max_length=20)

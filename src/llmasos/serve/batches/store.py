@@ -25,6 +25,7 @@ from llmasos.errors import InvalidInputError, NotFoundError
 from llmasos.serve.batches.ledger import Ledger
 from llmasos.serve.batches.tables import ACTIVE, BatchRow
 from llmasos.serve.files.store import FileNotFoundHereError, Files, add, beyond, new_file_id, ordered, row_of, same_key
+from llmasos.serve.storage import is_id
 from llmasos.store.database import utc_now
 
 _UNITS = {"m": 60, "h": 3600, "d": 86400}
@@ -109,7 +110,7 @@ def get(session: Session, id: str, key_id: str | None) -> Batch:
 def list_page(session: Session, key_id: str | None, after: str | None, limit: int) -> BatchList:
     query = select(BatchRow).where(same_key(BatchRow.key_id, key_id))
     if after is not None:
-        last = session.get(BatchRow, after)
+        last = session.get(BatchRow, after) if is_id(after) else None
         if last is None or last.key_id != key_id:
             raise InvalidInputError(f"There is no batch {after!r}.", param="after")
         query = query.where(beyond(BatchRow, last.created, last.id, False))
@@ -182,7 +183,7 @@ def _become(row: BatchRow, status: str) -> None:
 
 
 def _row(session: Session, id: str, key_id: str | None, *, to_write: bool = False) -> BatchRow:
-    row = session.get(BatchRow, id, with_for_update=to_write)
+    row = session.get(BatchRow, id, with_for_update=to_write) if is_id(id) else None
     if row is None or row.key_id != key_id:
         raise BatchNotFoundError(id)
     return row

@@ -247,8 +247,7 @@ class Batches:
     async def _check_models(self, caller: Caller, report: Report) -> None:
         for name, line in report.models.items():
             try:
-                caller.check_model(name)
-                self.models[name]
+                self.models.check(name, caller)
             except LLMasOSError as e:
                 error = _error_of(e)
                 if isinstance(e, ModelNotFoundError):

@@ -22,7 +22,7 @@ from llmasos.serve.batches.tables import ACTIVE, BatchRow
 from llmasos.serve.caller import Caller
 from llmasos.serve.files.form import TEMPORARY, disk_errors
 from llmasos.serve.files.tables import FileRow, PartRow
-from llmasos.serve.storage import Storage
+from llmasos.serve.storage import Storage, is_id
 from llmasos.store.database import utc_now
 
 MAX_FILE_BYTES = 512 * 2**20
@@ -97,6 +97,8 @@ class Files:
         def work(session: Session) -> FileList:
             query = select(FileRow).where(same_key(FileRow.key_id, caller.key_id), _in_force())
             if purpose is not None:
+                if not is_id(purpose):
+                    return FileList(data=[])
                 query = query.where(FileRow.purpose == purpose)
             if after is not None:
                 try:
@@ -156,7 +158,7 @@ def add(
 
 
 def row_of(session: Session, id: str, key_id: str | None) -> FileRow:
-    row = session.get(FileRow, id)
+    row = session.get(FileRow, id) if is_id(id) else None
     if row is None or row.key_id != key_id or (row.expires is not None and row.expires <= utc_now()):
         raise FileNotFoundHereError(id)
     return row

@@ -17,6 +17,7 @@ from llmasos.serve.files.form import TEMPORARY, disk_errors, label
 from llmasos.serve.files.store import Files, join
 from llmasos.serve.files.store import shown as shown_file
 from llmasos.serve.files.tables import FileRow, PartRow, UploadRow
+from llmasos.serve.storage import is_id
 from llmasos.store.database import utc_now
 
 SECONDS = 3600
@@ -156,7 +157,7 @@ def _forget_parts(session: Session, uploads: list[str]) -> list[str]:
 
 
 def _pending(session: Session, id: str, key_id: str | None, *, to_write: bool = False) -> UploadRow:
-    row = session.get(UploadRow, id, with_for_update=to_write)
+    row = session.get(UploadRow, id, with_for_update=to_write) if is_id(id) else None
     if row is None or row.key_id != key_id:
         raise UploadNotFoundError(id)
     status = "expired" if row.status == "pending" and row.expires <= utc_now() else row.status

@@ -305,7 +305,7 @@ class Responses:
 
     async def _submit(self, caller: Caller, body: ResponseRequest) -> Run:
         plan = await self.plan(caller, body)
-        self.models[body.model]  # one that is not there is refused now rather than found out by polling
+        self.models.check(body.model, caller)  # refused now rather than found out by polling
         plan.response.status = "queued"
         request = body.model_dump(mode="json", by_alias=True, exclude_unset=True)
         await self.storage.run(lambda s: store.save(s, plan.response, caller.key_id, plan.own, request=request))

@@ -13,8 +13,9 @@ from sqlalchemy import delete, func, literal, select
 from sqlalchemy.orm import Session, aliased
 
 from llmasos.client.types.responses import Response
-from llmasos.errors import BusyError, InvalidInputError, NotFoundError
+from llmasos.errors import InvalidInputError, NotFoundError
 from llmasos.serve.responses.tables import ConversationRow, ItemRow, ResponseRow
+from llmasos.serve.storage import is_id
 from llmasos.store.database import utc_now
 
 MAX_CHAIN = 10_000
@@ -86,7 +87,7 @@ def _items(session: Session, owner_id: str) -> Sequence[ItemRow]:
 
 
 def _row(session: Session, id: str, key_id: str | None) -> ResponseRow:
-    row = session.get(ResponseRow, id)
+    row = session.get(ResponseRow, id) if is_id(id) else None
     if row is None or row.key_id != key_id:
         raise ResponseNotFoundError(id)
     return row
@@ -172,7 +173,7 @@ def item_by_id(session: Session, id: str, key_id: str | None) -> Item | None:
 
 
 def conversation(session: Session, id: str, key_id: str | None, *, to_write: bool = False) -> ConversationRow:
-    row = session.get(ConversationRow, id, with_for_update=to_write)
+    row = session.get(ConversationRow, id, with_for_update=to_write) if is_id(id) else None
     if row is None or row.key_id != key_id:
         raise ConversationNotFoundError(id)
     return row
@@ -190,6 +191,8 @@ def add_to_conversation(session: Session, id: str, key_id: str | None, items: Se
 
 def remove_item(session: Session, id: str, key_id: str | None, item_id: str) -> None:
     conversation(session, id, key_id)
+    if not is_id(item_id):
+        raise ItemNotFoundError(item_id)
     removed = session.execute(delete(ItemRow).where(ItemRow.owner_id == id, ItemRow.id == item_id))
     if not removed.rowcount:  # type: ignore[attr-defined]  # a DELETE's result has it
         raise ItemNotFoundError(item_id)
@@ -199,7 +202,3 @@ def remove_conversation(session: Session, id: str, key_id: str | None) -> None:
     row = conversation(session, id, key_id)
     session.execute(delete(ItemRow).where(ItemRow.owner_id == id))
     session.delete(row)
-
-
-def busy(id: str) -> BusyError:
-    return BusyError(f"The response {id!r} is still running.", hint="Cancel it first, or wait.")

@@ -66,6 +66,15 @@ const checks = {
     assert.deepEqual(data.map((row) => row.embedding), [[3, 0.5, -0.25], [1, 0.5, -0.25]]);
   },
 
+  async "rerank, score and tokens"() {
+    const { results } = await client.rerank("pets", ["a", "a long text"], { model: "fake", top_n: 1 });
+    assert.equal(results.length, 1);
+    assert.equal((await client.score("pets", ["a", "b"], { model: "fake" })).data.length, 2);
+    assert.deepEqual((await client.tokenize("Hi", { model: "fake" })).tokens, [72, 105]);
+    assert.equal(await client.detokenize([72, 105], { model: "fake" }), "Hi");
+    assert.equal(await client.countTokens([{ role: "user", content: "Hi" }], { model: "fake" }), "user: Hi".length);
+  },
+
   async models() {
     assert.deepEqual((await client.models()).map((model) => model.id), ["fake", "slow"]);
     assert.equal((await client.model("fake")).context_length, 1000);

@@ -10,7 +10,9 @@ SYNC, ASYNC = Client("http://127.0.0.1:1/v1"), AsyncClient("http://127.0.0.1:1/v
 
 
 def namespaces() -> list[tuple[str, object, object]]:
-    names = [name for name, value in inspect.getmembers(Client) if hasattr(value, "attrname")]
+    names = [
+        name for name, value in inspect.getmembers(Client) if hasattr(value, "attrname") and not name.startswith("_")
+    ]
     assert {"responses", "native"} <= set(names)
     return [("client", SYNC, ASYNC), *((name, getattr(SYNC, name), getattr(ASYNC, name)) for name in names)]
 

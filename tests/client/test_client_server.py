@@ -59,6 +59,18 @@ async def test_models_chat_completions_and_embeddings(client) -> None:
     assert [row.embedding for row in vectors.data] == [[3, 0.5, -0.25], [1, 0.5, -0.25]]
 
 
+async def test_rerank_score_and_tokens(client) -> None:
+    ranking = await got(client.rerank("pets", ["a", "a long text"], model="fake", top_n=1))
+    assert len(ranking.results) == 1 and ranking.method in ("cosine", "cross-encoder")
+    scores = await got(client.score("pets", ["a", "b"], model="fake"))
+    assert [one.index for one in scores.data] == [0, 1]
+    tokens = await got(client.tokenize("Hi", model="fake", return_token_strs=True))
+    assert (tokens.tokens, tokens.count, tokens.token_strs) == ([72, 105], 2, ["H", "i"])
+    assert await got(client.detokenize(tokens.tokens, model="fake")) == "Hi"
+    messages = [{"role": "user", "content": "Hi"}]
+    assert await got(client.count_tokens(messages, model="fake")) == len("user: Hi")
+
+
 async def test_a_model_calls_typed_functions(client) -> None:
     def weather(city: str, days: int = 1) -> dict[str, object]:
         """Tell the weather."""
@@ -133,6 +145,22 @@ async def test_a_background_response_is_followed_awaited_and_cancelled(client, k
     assert (await got(client.responses.wait(waiting.id, interval=0.01))).output_text == "Hello!"
     long = await got(client.responses.create("x" * 200, model="slow", background=True))
     assert (await got(client.responses.cancel(long.id))).status == "cancelled"
+
+
+async def test_a_conversation_grows_with_its_responses(client) -> None:
+    message = {"type": "message", "role": "user", "content": "Be kind."}
+    made = await got(client.conversations.create([message], metadata={"team": "blue"}))
+    response = await got(client.responses.create("Hello", model="fake", conversation=made.id))
+    assert response.conversation == {"id": made.id}
+    found = await got(client.conversations.items(made.id, order="asc"))
+    assert [item["role"] for item in found.data] == ["user", "user", "assistant"]
+    more = await got(client.conversations.add_items(made.id, [message]))
+    assert (await got(client.conversations.item(made.id, more.data[0]["id"])))["content"] == more.data[0]["content"]
+    assert (await got(client.conversations.delete_item(made.id, more.data[0]["id"]))).id == made.id
+    assert (await got(client.conversations.items(made.id, limit=1))).has_more
+    assert (await got(client.conversations.update(made.id, {"team": "red"}))).metadata == {"team": "red"}
+    assert (await got(client.conversations.retrieve(made.id))).metadata == {"team": "red"}
+    assert (await got(client.conversations.delete(made.id))).deleted
 
 
 async def test_a_response_that_fails_midway_is_an_error_or_says_so(client) -> None:

@@ -1,5 +1,6 @@
 """The JavaScript SDK: its own tests, and what it makes of our real server."""
 
+import inspect
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from fake_llm import FakeLLM, live_server
 
 from doc_examples import blocks, headings, rows
 from llmasos import __version__
+from llmasos.client import Client
 
 JS = Path(__file__).parents[2] / "js"
 NODE = shutil.which("node")
@@ -88,3 +90,29 @@ def test_both_readmes_have_the_same_code_and_structure() -> None:
 def test_the_lock_file_names_no_registry_and_the_version_is_ours() -> None:
     assert "resolved" not in (JS / "package-lock.json").read_text(encoding="utf-8")
     assert json.loads((JS / "package.json").read_text(encoding="utf-8"))["version"] == __version__
+
+
+def test_it_has_the_methods_of_the_python_client_in_camel_case() -> None:
+    program = """
+        import { LLMasOS } from "llmasos";
+        const client = new LLMasOS();
+        const methods = (object) => Object.getOwnPropertyNames(Object.getPrototypeOf(object));
+        const found = { client: methods(client) };
+        for (const [name, value] of Object.entries(client)) if (typeof value === "object") found[name] = methods(value);
+        console.log(JSON.stringify(found));
+    """
+    done = node("--input-type=module", "-", input=program)
+    found = {name: set(methods) - {"constructor"} for name, methods in json.loads(done.stdout).items()}
+    names = [name for name, value in inspect.getmembers(Client) if hasattr(value, "attrname") and name[0] != "_"]
+    client = Client()
+    expected = {name: camel_case_methods(getattr(client, name)) for name in names}
+    expected["client"] = camel_case_methods(client) - {"close"}  # fetch has nothing to close
+    expected["files"] -= {"download"}  # to a disk, which browsers have not
+    expected["native"] -= {"upload"}
+    assert found.pop("apps") == {"run", "stream"}
+    assert found == expected
+
+
+def camel_case_methods(thing: object) -> set[str]:
+    methods = [name for name, _ in inspect.getmembers(type(thing), inspect.isfunction) if name[0] != "_"]
+    return {re.sub(r"_(\w)", lambda match: match[1].upper(), name) for name in methods}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import quote
@@ -27,7 +28,11 @@ from llmasos.client.types import (
     EmbeddingList,
     Model,
     ModelList,
+    Reranking,
+    ScoreList,
     TextCompletion,
+    Tokens,
+    TokensText,
 )
 from llmasos.errors import UnsupportedError
 
@@ -35,7 +40,7 @@ if TYPE_CHECKING:
     from llmasos.client.access import AccessControl, AsyncAccessControl
     from llmasos.client.files import AsyncBatches, AsyncFiles, Batches, Files
     from llmasos.client.native import AsyncNative, Native
-    from llmasos.client.responses import AsyncResponses, Responses
+    from llmasos.client.responses import AsyncConversations, AsyncResponses, Conversations, Responses
     from llmasos.client.tools import Tool, ToolRun
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8000/v1"
@@ -89,6 +94,15 @@ class _Calls:
 
     def _embedding(self, texts: Any, model: str, fields: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         return self._path("embeddings"), {"model": model, "input": texts, **_given(fields)}
+
+    def _tokenize(self, input: str | Sequence[Mapping[str, Any]], model: str, fields: Mapping[str, Any]) -> Any:
+        given = {"prompt": input} if isinstance(input, str) else {"messages": [dict(m) for m in input]}
+        return "/tokenize", {"model": model, **given, **_given(fields)}
+
+    @cached_property
+    def _root(self) -> Target:
+        """What stands beside `/v1` on servers for open models."""
+        return replace(self._target, base_url=self._target.base_url.rstrip("/").removesuffix("/v1"))
 
     def _path(self, door: str) -> str:
         path: str = getattr(self._wire, f"{door}_path")
@@ -159,6 +173,31 @@ class Client(_Calls):
     def embed(self, texts: str | Sequence[str], *, model: str, **fields: Any) -> EmbeddingList:
         return self._parsed(EmbeddingList, self._http.json("POST", *self._embedding(texts, model, fields)))
 
+    def rerank(self, query: str, documents: Sequence[str], *, model: str, **fields: Any) -> Reranking:
+        """The documents in the order of how well they answer the query."""
+        body = {"model": model, "query": query, "documents": list(documents), **_given(fields)}
+        return self._parsed(Reranking, self._http.json("POST", "/rerank", body))
+
+    def score(
+        self, text_1: str | Sequence[str], text_2: str | Sequence[str], *, model: str, **fields: Any
+    ) -> ScoreList:
+        """How well pairs of texts fit: one text with several, or two lists of the same length."""
+        body = {"model": model, "text_1": text_1, "text_2": text_2, **_given(fields)}
+        return self._parsed(ScoreList, self._http.json("POST", "/score", body))
+
+    def tokenize(self, input: str | Sequence[Mapping[str, Any]], *, model: str, **fields: Any) -> Tokens:
+        """Token ids of a text, or of messages as the model's template writes them."""
+        call = self._tokenize(input, model, fields)
+        return self._parsed(Tokens, self._http.at(self._root).json("POST", *call))
+
+    def detokenize(self, tokens: Sequence[int], *, model: str) -> str:
+        body = {"model": model, "tokens": list(tokens)}
+        return self._parsed(TokensText, self._http.at(self._root).json("POST", "/detokenize", body)).prompt
+
+    def count_tokens(self, input: str | Sequence[Mapping[str, Any]], *, model: str, **fields: Any) -> int:
+        """How many tokens `tokenize` would give."""
+        return self.tokenize(input, model=model, **fields).count
+
     def run_tools(
         self,
         messages: Messages,
@@ -200,6 +239,13 @@ class Client(_Calls):
         from llmasos.client.responses import Responses
 
         return Responses(self._http)
+
+    @cached_property
+    def conversations(self) -> Conversations:
+        """What responses can go on from and add to."""
+        from llmasos.client.responses import Conversations
+
+        return Conversations(self._http)
 
     @cached_property
     def files(self) -> Files:
@@ -288,6 +334,27 @@ class AsyncClient(_Calls):
     async def embed(self, texts: str | Sequence[str], *, model: str, **fields: Any) -> EmbeddingList:
         return self._parsed(EmbeddingList, await self._http.json("POST", *self._embedding(texts, model, fields)))
 
+    async def rerank(self, query: str, documents: Sequence[str], *, model: str, **fields: Any) -> Reranking:
+        body = {"model": model, "query": query, "documents": list(documents), **_given(fields)}
+        return self._parsed(Reranking, await self._http.json("POST", "/rerank", body))
+
+    async def score(
+        self, text_1: str | Sequence[str], text_2: str | Sequence[str], *, model: str, **fields: Any
+    ) -> ScoreList:
+        body = {"model": model, "text_1": text_1, "text_2": text_2, **_given(fields)}
+        return self._parsed(ScoreList, await self._http.json("POST", "/score", body))
+
+    async def tokenize(self, input: str | Sequence[Mapping[str, Any]], *, model: str, **fields: Any) -> Tokens:
+        call = self._tokenize(input, model, fields)
+        return self._parsed(Tokens, await self._http.at(self._root).json("POST", *call))
+
+    async def detokenize(self, tokens: Sequence[int], *, model: str) -> str:
+        body = {"model": model, "tokens": list(tokens)}
+        return self._parsed(TokensText, await self._http.at(self._root).json("POST", "/detokenize", body)).prompt
+
+    async def count_tokens(self, input: str | Sequence[Mapping[str, Any]], *, model: str, **fields: Any) -> int:
+        return (await self.tokenize(input, model=model, **fields)).count
+
     async def run_tools(
         self,
         messages: Messages,
@@ -325,6 +392,12 @@ class AsyncClient(_Calls):
         from llmasos.client.responses import AsyncResponses
 
         return AsyncResponses(self._http)
+
+    @cached_property
+    def conversations(self) -> AsyncConversations:
+        from llmasos.client.responses import AsyncConversations
+
+        return AsyncConversations(self._http)
 
     @cached_property
     def files(self) -> AsyncFiles:

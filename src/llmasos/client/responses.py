@@ -1,4 +1,7 @@
-"""OpenAI's Responses as `client.responses`: answers that the server keeps, so that the next one can go on from them."""
+"""OpenAI's Responses and Conversations, as `client.responses` and `client.conversations`.
+
+Answers that the server keeps, so that the next one can go on from them.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from llmasos.client.http import AsyncHttp, Http, path_of
 from llmasos.client.providers.openai import event_json, parsed, stream_error
 from llmasos.client.sse import Event
 from llmasos.client.types.responses import (
+    Conversation,
+    DeletedConversation,
     DeletedResponse,
     InputTokens,
     ItemList,
@@ -54,8 +59,12 @@ class ResponseReader:
         return [found]
 
 
+def _given(**fields: Any) -> dict[str, Any]:
+    return {k: v for k, v in fields.items() if v is not None}
+
+
 def _body(model: str, input: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {"model": model, "input": input, **{k: v for k, v in fields.items() if v is not None}}
+    return {"model": model, "input": input, **_given(**fields)}
 
 
 class Responses:
@@ -153,3 +162,82 @@ class AsyncResponses:
 
     def _read(self, data: Any) -> Response:
         return parsed(Response, data, self._label)
+
+
+class Conversations:
+    """Blocking. `conversation=` of `responses.create` goes on from one and adds to it."""
+
+    def __init__(self, http: Http) -> None:
+        self._http, self._label = http, http.target.label
+
+    def create(self, items: list[Any] | None = None, *, metadata: Mapping[str, str] | None = None) -> Conversation:
+        body = _given(items=items, metadata=metadata)
+        return parsed(Conversation, self._http.json("POST", "/conversations", body, once=True), self._label)
+
+    def retrieve(self, id: str) -> Conversation:
+        return parsed(Conversation, self._http.json("GET", path_of("conversations", id)), self._label)
+
+    def update(self, id: str, metadata: Mapping[str, str] | None) -> Conversation:
+        body = {"metadata": metadata}
+        return parsed(Conversation, self._http.json("POST", path_of("conversations", id), body), self._label)
+
+    def delete(self, id: str) -> DeletedConversation:
+        return parsed(DeletedConversation, self._http.json("DELETE", path_of("conversations", id)), self._label)
+
+    def add_items(self, id: str, items: list[Any]) -> ItemList:
+        path = path_of("conversations", id, "items")
+        return parsed(ItemList, self._http.json("POST", path, {"items": items}, once=True), self._label)
+
+    def items(
+        self, id: str, *, after: str | None = None, limit: int | None = None, order: str | None = None
+    ) -> ItemList:
+        """One page, the newest first."""
+        path = path_of("conversations", id, "items", after=after, limit=limit, order=order)
+        return parsed(ItemList, self._http.json("GET", path), self._label)
+
+    def item(self, id: str, item_id: str) -> dict[str, Any]:
+        return dict(self._http.json("GET", path_of("conversations", id, "items", item_id)))
+
+    def delete_item(self, id: str, item_id: str) -> Conversation:
+        path = path_of("conversations", id, "items", item_id)
+        return parsed(Conversation, self._http.json("DELETE", path), self._label)
+
+
+class AsyncConversations:
+    """The same for asyncio."""
+
+    def __init__(self, http: AsyncHttp) -> None:
+        self._http, self._label = http, http.target.label
+
+    async def create(
+        self, items: list[Any] | None = None, *, metadata: Mapping[str, str] | None = None
+    ) -> Conversation:
+        body = _given(items=items, metadata=metadata)
+        return parsed(Conversation, await self._http.json("POST", "/conversations", body, once=True), self._label)
+
+    async def retrieve(self, id: str) -> Conversation:
+        return parsed(Conversation, await self._http.json("GET", path_of("conversations", id)), self._label)
+
+    async def update(self, id: str, metadata: Mapping[str, str] | None) -> Conversation:
+        body = {"metadata": metadata}
+        return parsed(Conversation, await self._http.json("POST", path_of("conversations", id), body), self._label)
+
+    async def delete(self, id: str) -> DeletedConversation:
+        return parsed(DeletedConversation, await self._http.json("DELETE", path_of("conversations", id)), self._label)
+
+    async def add_items(self, id: str, items: list[Any]) -> ItemList:
+        path = path_of("conversations", id, "items")
+        return parsed(ItemList, await self._http.json("POST", path, {"items": items}, once=True), self._label)
+
+    async def items(
+        self, id: str, *, after: str | None = None, limit: int | None = None, order: str | None = None
+    ) -> ItemList:
+        path = path_of("conversations", id, "items", after=after, limit=limit, order=order)
+        return parsed(ItemList, await self._http.json("GET", path), self._label)
+
+    async def item(self, id: str, item_id: str) -> dict[str, Any]:
+        return dict(await self._http.json("GET", path_of("conversations", id, "items", item_id)))
+
+    async def delete_item(self, id: str, item_id: str) -> Conversation:
+        path = path_of("conversations", id, "items", item_id)
+        return parsed(Conversation, await self._http.json("DELETE", path), self._label)

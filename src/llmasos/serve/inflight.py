@@ -17,6 +17,7 @@ from typing import Literal
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmasos.errors import LLMasOSError
+from llmasos.serve.access.routes import rule_for
 from llmasos.serve.caller import ANYONE, Caller
 from llmasos.serve.problems import CLIENT_CLOSED_REQUEST, StoppingError
 
@@ -63,13 +64,10 @@ class InFlight:
 
     @property
     def route(self) -> str:
-        """Method and path, with `{names}` in the place of values once the route is known: bounded in number."""
-        path = getattr(self.scope.get("route"), "path", None) or self.scope["path"]
-        return f"{self.scope['method']} {path}"
-
-    @property
-    def is_routed(self) -> bool:
-        return "route" in self.scope
+        """Method and path, with `{names}` in the place of values where there is such a route: bounded in number."""
+        method, path = self.scope["method"], self.scope["path"]
+        rule = rule_for(method, path)
+        return f"{method} {rule.path if rule else path}"
 
     @property
     def state(self) -> Literal["waiting", "running"]:

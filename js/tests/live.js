@@ -123,6 +123,24 @@ const checks = {
     }, sdk.APIError);
   },
 
+  async "files and batches"() {
+    const line = (content) => ({
+      custom_id: content,
+      method: "POST",
+      url: "/v1/chat/completions",
+      body: { model: "fake", messages: [{ role: "user", content }] },
+    });
+    const file = await client.files.upload([line("a"), line("b")].map((one) => JSON.stringify(one)).join("\n"));
+    assert.ok((await client.files.list({ limit: 5 })).data.some((one) => one.id === file.id));
+    const made = await client.batches.create({ input_file_id: file.id, endpoint: "/v1/chat/completions" });
+    const done = await client.batches.wait(made.id, { interval: 5 });
+    assert.deepEqual([done.status, done.request_counts.completed], ["completed", 2]);
+    const text = await (await client.files.content(done.output_file_id)).text();
+    const answers = text.trim().split("\n").map((answer) => JSON.parse(answer));
+    assert.deepEqual(answers.map((answer) => answer.custom_id).sort(), ["a", "b"]);
+    assert.equal((await client.files.delete(file.id)).deleted, true);
+  },
+
   async conversations() {
     const made = await client.conversations.create({ metadata: { team: "blue" } });
     await client.responses.create({ model: "fake", input: "Hello", conversation: made.id });

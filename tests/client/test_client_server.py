@@ -1,9 +1,11 @@
 """Both clients against our real server, over a socket."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from both_clients import KINDS, got, items
@@ -252,3 +254,54 @@ async def test_wrong_fields_of_a_key_are_refused_before_they_are_sent(kind: str)
     with pytest.raises(NetworkError):
         await got(client.access.create_key("x"))
     await got(client.close())
+
+
+async def test_files_are_sent_listed_fetched_and_deleted(client, tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    content = b"".join(b'{"line": %d}\n' % i for i in range(50_000))
+    path.write_bytes(content)
+    sent = await got(client.files.upload(path, purpose="user_data"))
+    assert (sent.filename, sent.bytes, sent.purpose) == ("in.jsonl", len(content), "user_data")
+    with path.open("rb") as file:
+        again = await got(client.files.upload(file, filename="again.jsonl", purpose="user_data"))
+    small = await got(client.files.upload(b"{}", filename="小.jsonl"))
+    assert (await got(client.files.retrieve(small.id))).filename == "小.jsonl"
+    page = await got(client.files.list(purpose="user_data", limit=1, order="asc"))
+    assert [f.id for f in page.data] == [sent.id] and page.has_more
+    rest = await got(client.files.list(purpose="user_data", after=page.last_id, order="asc"))
+    assert [f.id for f in rest.data] == [again.id] and not rest.has_more
+    assert await got(client.files.content(again.id)) == content
+    assert await got(client.files.download(sent.id, tmp_path / "out.jsonl")) == len(content)
+    assert (tmp_path / "out.jsonl").read_bytes() == content
+    assert (await got(client.files.delete(sent.id))).deleted
+    with pytest.raises(ProviderNotFoundError):
+        await got(client.files.content(sent.id))
+
+
+def batch_lines(model: str, texts: list[str]) -> bytes:
+    requests = (
+        {
+            "custom_id": text,
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {"model": model, "messages": [{"role": "user", "content": text}]},
+        }
+        for text in texts
+    )
+    return "\n".join(map(json.dumps, requests)).encode()
+
+
+async def test_a_batch_is_made_awaited_and_cancelled(client) -> None:
+    file = await got(client.files.upload(batch_lines("fake", ["a", "b"])))
+    made = await got(client.batches.create(file.id, endpoint="/v1/chat/completions", metadata={"team": "blue"}))
+    assert made.completion_window == "24h"
+    done = await got(client.batches.wait(made.id, interval=0.01))
+    assert done.status == "completed" and done.request_counts.completed == 2 and done.metadata == {"team": "blue"}
+    answers = [json.loads(line) for line in (await got(client.files.content(done.output_file_id))).splitlines()]
+    texts = {a["custom_id"]: a["response"]["body"]["choices"][0]["message"]["content"] for a in answers}
+    assert texts == {"a": "a!", "b": "b!"}
+    slow = await got(client.files.upload(batch_lines("slow", ["x" * 300])))
+    running = await got(client.batches.create(slow.id, endpoint="/v1/chat/completions"))
+    assert [b.id for b in (await got(client.batches.list(limit=1))).data] == [running.id]
+    await got(client.batches.cancel(running.id))
+    assert (await got(client.batches.wait(running.id, interval=0.01))).status == "cancelled"

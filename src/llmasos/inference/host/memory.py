@@ -21,6 +21,7 @@ import secrets
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -329,8 +330,9 @@ class Memory:
             file.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_text(text, encoding="utf-8")
             os.replace(temporary, file)
-        except OSError:
-            temporary.unlink(missing_ok=True)  # a full disk costs accuracy, not the model
+        except OSError:  # a full disk costs accuracy, not the model
+            with suppress(OSError):
+                temporary.unlink()
 
 
 def _key(options: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from typing import Literal
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmasos.errors import LLMasOSError
+from llmasos.serve.access.keys import redacted
 from llmasos.serve.access.routes import rule_for
 from llmasos.serve.caller import ANYONE, Caller
 from llmasos.serve.problems import CLIENT_CLOSED_REQUEST, StoppingError
@@ -67,7 +68,7 @@ class InFlight:
         """Method and path, with `{names}` in the place of values where there is such a route: bounded in number."""
         method, path = self.scope["method"], self.scope["path"]
         rule = rule_for(method, path)
-        return f"{method} {rule.path if rule else path}"
+        return f"{method} {rule.path if rule else redacted(path)}"
 
     @property
     def state(self) -> Literal["waiting", "running"]:
@@ -105,7 +106,7 @@ def current_id() -> str | None:
 def asks(model: str) -> None:
     """The request wants `model`, which may have to be loaded first."""
     if request := _current.get():
-        request.model = model
+        request.model = redacted(model)
 
 
 def begins(num_prompt_tokens: int) -> None:

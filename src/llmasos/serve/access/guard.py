@@ -15,7 +15,7 @@ from llmasos.errors import LLMasOSError
 from llmasos.serve import inflight
 from llmasos.serve.access.access import Access
 from llmasos.serve.access.errors import UnauthorizedError
-from llmasos.serve.access.keys import Key
+from llmasos.serve.access.keys import Key, redacted
 from llmasos.serve.access.limits import Meter
 from llmasos.serve.access.routes import Rule, methods_of, rule_for
 from llmasos.serve.access.usage import Counts
@@ -79,7 +79,7 @@ class Guard:
             return
         details = {"status": answer.status}
         id = scope["state"].get("request_id")
-        self.access.ledger.note(caller.actor, f"{rule.method} {rule.path}", scope["path"], details, id)
+        self.access.ledger.note(caller.actor, f"{rule.method} {rule.path}", redacted(scope["path"]), details, id)
 
 
 class _Answer:

@@ -25,6 +25,7 @@ _ID_LETTERS = string.ascii_lowercase + string.digits
 _SECRET_LETTERS = string.ascii_letters + string.digits
 _ID_LENGTH, _SECRET_LENGTH = 10, 43  # 62^43 > 2^256
 _TEXT = re.compile(rf"{PREFIX}([a-z0-9]{{{_ID_LENGTH}}})-([A-Za-z0-9]{{{_SECRET_LENGTH}}})")
+_ANYWHERE = re.compile(rf"({PREFIX}[a-z0-9]{{{_ID_LENGTH}}})-[A-Za-z0-9]+")
 
 KeyState = Literal["active", "expired", "revoked"]
 
@@ -98,6 +99,11 @@ def parts_of(text: str) -> tuple[str, str] | None:
     """ID and secret of a key's text; None if it is none."""
     found = _TEXT.fullmatch(text)
     return (found[1], found[2]) if found else None
+
+
+def redacted(text: str) -> str:
+    """`text` without the secrets of keys that somebody put where none belongs, such as a path."""
+    return _ANYWHERE.sub(r"\1-…", text) if PREFIX in text else text
 
 
 @cache

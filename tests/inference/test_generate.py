@@ -86,7 +86,7 @@ def test_streamed_text_is_the_completed_text(tiny_llm: LLM) -> None:
         assert tuple(i for c in mine for i in c.token_ids) == completion.token_ids
         assert [c.finish_reason for c in mine[:-1]] == [None] * (len(mine) - 1)
         assert mine[-1].finish_reason == completion.finish_reason
-        assert all(len(c.logprobs) == 1 for c in mine)
+        assert all(len(c.logprobs) == len(c.token_ids) for c in mine)
 
 
 def test_stop_strings_end_the_text_before_them(tiny_llm: LLM) -> None:

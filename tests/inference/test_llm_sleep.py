@@ -59,7 +59,7 @@ def test_a_model_that_slept_writes_the_same_and_remembers_no_pages(tiny_llm: LLM
 
 USES: dict[str, Any] = {
     "generate": lambda llm, tmp: llm.generate("The quick", max_tokens=8),
-    "stream": lambda llm, tmp: [c.text for c in llm.stream("The quick", max_tokens=8)],
+    "stream": lambda llm, tmp: "".join(c.text for c in llm.stream("The quick", max_tokens=8)),
     "score": lambda llm, tmp: llm.score("The quick brown"),
     "embed": lambda llm, tmp: llm.embed("The quick brown"),
     "save": lambda llm, tmp: (llm.save_pretrained(tmp), (tmp / "model.safetensors").read_bytes())[1],

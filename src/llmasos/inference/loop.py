@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from llmasos.errors import ServerError
 
 if TYPE_CHECKING:
+    from llmasos.inference.answer import Taker
     from llmasos.inference.engine import Engine
-    from llmasos.inference.state import Output, Request
+    from llmasos.inference.state import Request
 
 T = TypeVar("T")
-Listener = Callable[["Output"], None]
-"""Is called in the engine's thread with every output of one request."""
 
 
 class EngineLoop:
@@ -35,7 +34,7 @@ class EngineLoop:
         self._build, self._name = build, name
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._passes: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        self._listeners: dict[Request, Listener] = {}
+        self._listeners: dict[Request, Taker] = {}
         self._engine: Engine | None = None
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
@@ -43,8 +42,9 @@ class EngineLoop:
         self.after_step: Callable[[], None] = lambda: None
         """Is called in the engine's thread when all outputs of a step have been given to their listeners."""
 
-    def submit(self, request: Request, listener: Listener, home: object = None) -> Future[None]:
-        """Queue a request; its outputs go to `listener`. The future fails for a request that can't run here."""
+    def submit(self, request: Request, listener: Taker, home: object = None) -> Future[None]:
+        """Queue a request; its outputs go to `listener`, in the engine's thread. The future fails for a request that
+        can't run here."""
         return self.run(lambda: self._add(request, listener))
 
     def abort(self, request: Request) -> None:
@@ -108,7 +108,7 @@ class EngineLoop:
                 self._thread.start()
             self._inbox.put(command)
 
-    def _add(self, request: Request, listener: Listener) -> None:
+    def _add(self, request: Request, listener: Taker) -> None:
         self.engine().add(request)
         self._listeners[request] = listener
 
@@ -137,7 +137,7 @@ class EngineLoop:
             if output.last:
                 self._listeners.pop(output.request, None)
             if listener is not None:
-                listener(output)
+                listener.take(output)
         self.after_step()
 
     def _fail(self, cause: Exception) -> None:
@@ -147,7 +147,7 @@ class EngineLoop:
         self._engine = None
         listeners, self._listeners = self._listeners, {}
         for request, listener in listeners.items():
-            listener(failed_output(request, cause))
+            listener.take(failed_output(request, cause))
         self.after_step()
 
     def _end(self) -> None:

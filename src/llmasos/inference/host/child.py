@@ -118,7 +118,7 @@ class Child:
             return
         asked = _Asked(order.id, request)
         self._asked[order.id] = self._by_request[request] = asked
-        future = self.llm._loop.submit(request, self._take)
+        future = self.llm._loop.submit(request, self)
         future.add_done_callback(lambda done: self._submitted(asked, done))
 
     def _submitted(self, asked: _Asked, done: Future[None]) -> None:
@@ -150,7 +150,7 @@ class Child:
         if self._asked.pop(asked.id, None) is not None:
             del self._by_request[asked.request]
 
-    def _take(self, output: Output) -> None:
+    def take(self, output: Output) -> None:
         """In the engine's thread."""
         asked = self._by_request.get(output.request)
         if asked is None:

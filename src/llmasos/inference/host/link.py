@@ -6,7 +6,6 @@ token costs no switch of threads; readers without a loop are served by the readi
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 import shutil
@@ -25,11 +24,9 @@ from typing import Any
 import zmq
 
 from llmasos.errors import LLMasOSError
+from llmasos.inference.answer import Home, Listener
 from llmasos.inference.host import messages as wire
 from llmasos.inference.state import AdapterInfo, EngineStats, Output, Request, RequestState
-
-Home = asyncio.AbstractEventLoop | None
-Listener = Callable[[Output], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -267,7 +264,7 @@ class Link:
                 state = entry.state
                 state.last_token = now
                 state.num_tokens += 1
-                entry.listener(Output(state, 0, [token]))
+                entry.listener.take_token(token)
         for part in step.parts:
             entry = entries.get(part.id)
             if entry is not None and entry.home is home:
@@ -307,7 +304,7 @@ class Link:
             None if part.problem is None else wire.error_of(part.problem),
             beams,
         )
-        entry.listener(output)
+        entry.listener.take(output)
 
     def _fail_all(self) -> None:
         with self._lock:
@@ -327,4 +324,4 @@ class Link:
             if entry.home is home:
                 with self._lock:
                     self._forget(entry)
-                entry.listener(Output(entry.state, 0, last=True, error=self._end()))
+                entry.listener.take(Output(entry.state, 0, last=True, error=self._end()))

@@ -106,12 +106,18 @@ def create_router(models: Models) -> APIRouter:
 
     @theirs.get("/models", include_in_schema=False)
     async def list_models(
-        limit: Annotated[int, Query(ge=1, le=1000)] = 20, after_id: str | None = None, before_id: str | None = None
+        request: Request,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 20,
+        after_id: str | None = None,
+        before_id: str | None = None,
     ) -> Response:
-        return json_response(_page(models, limit, after_id, before_id))
+        caller = caller_of(request)
+        names = [name for name in models.names if caller.may_use(name)]
+        return json_response(_page(models, names, limit, after_id, before_id))
 
     @theirs.get("/models/{model:path}", include_in_schema=False)
-    async def retrieve_model(model: str) -> Response:
+    async def retrieve_model(model: str, request: Request) -> Response:
+        models.check(model, caller_of(request))
         return json_response(_describe(models, model))
 
     router.include_router(theirs)
@@ -188,8 +194,9 @@ def _describe(models: Models, name: str) -> AnthropicModel:
     )
 
 
-def _page(models: Models, limit: int, after_id: str | None, before_id: str | None) -> AnthropicModelList:
-    names = models.names
+def _page(
+    models: Models, names: list[str], limit: int, after_id: str | None, before_id: str | None
+) -> AnthropicModelList:
     for name, value in (("after_id", after_id), ("before_id", before_id)):
         if value is not None and value not in names:
             raise InvalidInputError(f"{name} names {value!r}, which is not served here.", param=name)

@@ -138,8 +138,8 @@ def create_router(models: Models, residents: Residents) -> APIRouter:
     @router.post("/api/show", summary="Describe a model", responses=_responses(400, 404))
     async def show(body: OllamaShowRequest, request: Request) -> OllamaShowResponse:
         name = served_name(models, body.model)
-        caller_of(request).check_model(name)
-        facts = await asyncio.to_thread(shelf.facts_of, name)
+        base, _ = models.check(name, caller_of(request))
+        facts = await asyncio.to_thread(shelf.facts_of, base)
         return shelf.show(name, models[name].model, facts, models.created)
 
     @router.post(

@@ -17,7 +17,7 @@ from llmasos.client.types.ollama import (
     OllamaEmbedResponse,
     OllamaGenerateRequest,
 )
-from llmasos.errors import ContextOverflowError, InvalidInputError, UnsupportedError
+from llmasos.errors import ContextOverflowError, InvalidInputError
 from llmasos.serve import prepare, render
 from llmasos.serve.caller import Caller
 from llmasos.serve.models import Models, Served
@@ -25,6 +25,7 @@ from llmasos.serve.native.residents import InProcess, Residents
 from llmasos.serve.ollama.names import served_name
 from llmasos.serve.ollama.reply import Clock, Line, Writer, add_up
 from llmasos.serve.ollama.request import Asked, Generating, apply_model, check_room, keep_alive_of, read
+from llmasos.serve.openai.embeddings import cut
 from llmasos.serve.respond import json_response
 from llmasos.serve.turn import TurnDelta, TurnEnd, TurnEvent, TurnStart, TurnUsage, turn
 from llmasos.text.reply import TextDelta
@@ -92,10 +93,10 @@ async def _raw_turn(served: Served, asked: Asked) -> AsyncGenerator[TurnEvent, N
 async def _loaded(models: Models, residents: Residents, caller: Caller, body: Generating, asked: Asked) -> Line:
     """Nothing was asked: the model is loaded, or with keep_alive 0 unloaded."""
     writer = Writer(body.model, isinstance(body, OllamaChatRequest), Clock(), asked.warnings)
-    caller.check_model(asked.name)
+    base, _ = models.check(asked.name, caller)
     if asked.keep_alive == 0:
         caller.check_scope("manage")
-        await residents.unload(asked.name, force=False)
+        await residents.unload(base, force=False)
         return writer.last("unload")
     stay = _stay(asked.keep_alive, residents, caller, asked.warnings)
     async with models.lease(asked.name, caller, keep_alive=stay):
@@ -132,10 +133,7 @@ async def embed(models: Models, residents: Residents, caller: Caller, body: Olla
         clock.load_ends()
         if any(texts):  # without any, the model is loaded, and that is all
             vectors, num_tokens = await _vectors(served, texts, body.truncate is True, warnings)
-    if vectors and body.dimensions not in (None, 0, len(vectors[0])):
-        raise UnsupportedError(
-            f"{body.model} makes embeddings of {len(vectors[0])} dimensions, not {body.dimensions}.", param="dimensions"
-        )
+            vectors = cut(vectors, body.dimensions or None, served.model.matryoshka, name)
     took = clock.end()
     return json_response(
         OllamaEmbedResponse(

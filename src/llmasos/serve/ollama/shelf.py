@@ -194,7 +194,7 @@ def show(name: str, model: ServedModel, facts: Facts, created: int) -> OllamaSho
 def _parameters(model: ServedModel) -> dict[str, Any]:
     """What holds where a request says nothing."""
     found: dict[str, Any] = {"num_ctx": model.context_length}
-    if model.is_encoder:
+    if model.is_encoder or not hasattr(model, "params"):  # one that is not loaded does not tell
         return found
     params = model.params()
     if params.temperature:

@@ -15,7 +15,7 @@ async def embed(models: Models, caller: Caller, body: EmbeddingRequest) -> Embed
     async with models.lease(body.model, caller) as served:
         ids = await asyncio.to_thread(prepare.embedding_inputs, served.model, body)
         vectors = await served.embed(ids)
-        vectors = _cut(vectors, body.dimensions, served.model.matryoshka, body.model)
+        vectors = cut(vectors, body.dimensions, served.model.matryoshka, body.model)
     as_base64 = body.encoding_format == "base64"
     data = [
         Embedding(object="embedding", index=i, embedding=render.embedding_base64(vector) if as_base64 else vector)
@@ -25,7 +25,7 @@ async def embed(models: Models, caller: Caller, body: EmbeddingRequest) -> Embed
     return EmbeddingList(object="list", data=data, model=body.model, usage=usage)
 
 
-def _cut(
+def cut(
     vectors: list[list[float]], dimensions: int | None, allowed: bool | tuple[int, ...], name: str
 ) -> list[list[float]]:
     """The first `dimensions` numbers, at unit length again. That keeps a vector's meaning only for models that were

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+from datetime import UTC, datetime
 
 import httpx
 import ollama
@@ -11,13 +12,18 @@ from fake_llm import FakeLLM, live_server
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llmasos.client.types.native import ModelStatus
 from llmasos.client.types.ollama import OllamaChatRequest
 from llmasos.errors import InvalidInputError, LLMasOSError, NetworkError
 from llmasos.inference.request import Chunk, RequestMetrics, StructuredOutput
 from llmasos.serve import create_app
+from llmasos.serve.backing import InProcess
+from llmasos.serve.caller import ANYONE, Caller
+from llmasos.serve.models import Models
 from llmasos.serve.native import worker
 from llmasos.serve.ollama.names import seconds, spellings
 from llmasos.serve.ollama.request import read
+from llmasos.serve.server import assemble
 from llmasos.store import Library, import_model
 
 HI = [{"role": "user", "content": "hi"}]
@@ -427,6 +433,91 @@ async def test_a_model_that_is_deleted_is_gone_from_the_disk(tiny_model, home) -
         import_model(tiny_model, name="fake")
         kept = await client.request("DELETE", "/api/delete", json={"model": "fake"})
         assert "belongs to the program" in error(kept)["error"] and Library().has("fake")
+
+
+# --- models that come and go
+
+
+class Coming(InProcess):
+    """Notes how long requests want their model to stay."""
+
+    def __init__(self, llms):
+        super().__init__(llms)
+        self.stays = []
+
+    def lease(self, name, *, keep_alive, sticky):
+        self.stays.append(keep_alive)
+        return super().lease(name, keep_alive=keep_alive, sticky=sticky)
+
+
+class Residents:
+    """Knows of one model in memory."""
+
+    def __init__(self):
+        self.unloaded = []
+
+    def status(self):
+        bytes_ = {"cpu": 100, "cuda:0": 1000}
+        until = datetime(2031, 2, 3, 4, 5, 6, tzinfo=UTC)
+        loaded = {"state": "ready", "measured_bytes": bytes_, "context_length": 64, "expires_at": until}
+        return [
+            ModelStatus(name="fake", reference="fake", **loaded),
+            ModelStatus(name="other", reference="other", state="absent"),
+        ]
+
+    async def unload(self, name, *, force):
+        self.unloaded.append((name, force))
+
+
+def hosted(caller=ANYONE):
+    """A client in the name of `caller`, the backing, the residents."""
+    backing, residents = Coming({"fake": FakeLLM()}), Residents()
+    app = assemble(Models(backing), residents=residents)
+
+    async def as_caller(scope, receive, send):
+        scope["state"] = {"caller": caller}
+        await app(scope, receive, send)
+
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(as_caller), base_url="http://127.0.0.1")
+    return client, backing, residents
+
+
+async def test_keep_alive_goes_to_the_lease() -> None:
+    client, backing, residents = hosted()
+    async with client:
+        for keep_alive in ("5m", -1, 0, None):
+            body = {"model": "fake", "messages": HI, "keep_alive": keep_alive}
+            assert "warnings" not in lines(await client.post("/api/chat", json=body))[-1]
+        for path, more in (("generate", {}), ("embed", {"input": "a"}), ("embeddings", {"prompt": "a"})):
+            assert (await client.post(f"/api/{path}", json={"model": "fake", "keep_alive": 7, **more})).is_success
+        assert backing.stays == [300, math.inf, 0, None, 7, 7, 7] and residents.unloaded == []
+        [line] = lines(await client.post("/api/generate", json={"model": "fake:latest", "keep_alive": 0}))
+    assert line["done_reason"] == "unload" and residents.unloaded == [("fake", False)]
+
+
+async def test_only_who_manages_the_server_has_a_say_in_what_stays() -> None:
+    client, backing, residents = hosted(Caller(key_id="k", scopes=frozenset({"inference"})))
+    async with client:
+        answer = lines(await client.post("/api/chat", json={"model": "fake", "messages": HI, "keep_alive": -1}))
+        assert "scope manage" in answer[-1]["warnings"][0] and backing.stays == [None]
+        refused = await client.post("/api/generate", json={"model": "fake", "keep_alive": 0})
+        assert "'manage'" in error(refused, 403)["error"] and residents.unloaded == []
+
+
+async def test_keys_see_and_use_their_own_models() -> None:
+    client, _, _ = hosted(Caller(key_id="k", models=("other-*",)))
+    async with client:
+        assert (await client.get("/api/tags")).json() == (await client.get("/api/ps")).json() == {"models": []}
+        for path in ("chat", "generate", "show"):
+            assert error(await client.post(f"/api/{path}", json={"model": "fake"}), 403)
+
+
+async def test_ps_tells_memory_and_how_long() -> None:
+    client, _, _ = hosted()
+    async with client:
+        [running] = (await client.get("/api/ps")).json()["models"]
+    assert (running["size"], running["size_vram"], running["context_length"]) == (1100, 1000, 64)
+    assert running["expires_at"] == "2031-02-03T04:05:06Z"
 
 
 # --- pulls

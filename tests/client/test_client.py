@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -255,3 +256,86 @@ def test_what_a_server_refuses_or_lacks_is_caught_like_what_a_local_model_does()
     for status, kind in ((400, InvalidInputError), (404, NotFoundError)):
         with pytest.raises(kind):
             Server((status, {}, b'{"error": {"message": "no"}}')).client().chat("?", model="m")
+
+
+RESPONSE = {"id": "r1", "object": "response", "created_at": 1, "status": "completed", "model": "m", "output": []}
+
+
+async def test_what_makes_something_is_asked_again_only_where_nothing_was_begun(pauses: list[float]) -> None:
+    for status, count in ((500, 1), (502, 1), (504, 1), (503, 3), (429, 3)):
+        server = Server((status, {}, b"no"))
+        for make in (
+            lambda c: c.responses.create("x", model="m"),
+            lambda c: c.batches.create("f1", endpoint="/v1/completions"),
+            lambda c: c.files.upload(b"x"),
+            lambda c: c.access.create_key("x"),
+            lambda c: list(c.responses.stream("x", model="m")),
+        ):
+            server.requests.clear()
+            with pytest.raises(ProviderError):
+                make(server.client())
+            assert len(server.requests) == count, status
+        server.requests.clear()
+        with pytest.raises(ProviderError):
+            await server.async_client().batches.create("f1", endpoint="/v1/completions")
+        assert len(server.requests) == count, status
+    server = Server((500, {}, b"no"), RESPONSE)
+    assert server.client().responses.retrieve("r1").id == "r1"
+
+
+async def test_an_upload_that_is_sent_again_is_whole(pauses: list[float], tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"line\n" * 100_000)
+    file = {"id": "f1", "object": "file", "bytes": 5, "created_at": 1, "filename": "a.jsonl", "purpose": "batch"}
+
+    def server() -> Server:
+        return Server((503, {}, b""), file)
+
+    for sent in (path, str(path), path.read_bytes()):
+        one = server()
+        assert one.client().files.upload(sent).id == "f1"
+        assert [request.content.count(b"line\n") for request in one.requests] == [100_000, 100_000]
+    one = server()
+    assert (await one.async_client().files.upload(path)).id == "f1"
+    assert [request.content.count(b"line\n") for request in one.requests] == [100_000, 100_000]
+
+
+def test_a_stream_is_asked_for_again_before_it_has_begun_and_never_after(pauses: list[float]) -> None:
+    server = Server((503, {}, b""), (200, {}, events(chunk("Pa"))))
+    stream = server.client().stream_chat("?", model="m")
+    assert next(stream).choices[0].delta.content == "Pa"
+    with pytest.raises(NetworkError):
+        next(stream)
+    assert len(server.requests) == 2
+
+
+def test_a_model_that_dies_within_a_stream_is_told_from_other_errors() -> None:
+    for code, kind in (("model_crashed", UnavailableError), ("internal_error", ProviderError)):
+        error = {"error": {"message": "gone", "type": "server_error", "code": code, "param": None}}
+        server = Server((200, {}, events(chunk("Pa"), error)))
+        with pytest.raises(ProviderError, match="gone") as caught:
+            list(server.client().stream_chat("?", model="m"))
+        assert type(caught.value) is kind and caught.value.server_code == code
+
+
+def test_ids_that_hold_anything_stay_one_part_of_the_path() -> None:
+    server = Server((404, {}, b""))
+    for ask in (
+        lambda c: c.files.retrieve("../batches?x=1#"),
+        lambda c: c.responses.delete("../batches?x=1#"),
+        lambda c: c.access.revoke_key("../batches?x=1#"),
+        lambda c: c.native.model("../batches?x=1#"),
+    ):
+        with pytest.raises(ProviderNotFoundError):
+            ask(server.client())
+    assert all(request.url.raw_path.endswith(b"/..%2Fbatches%3Fx%3D1%23") for request in server.requests)
+
+
+def test_the_namespaces_ask_the_same_server_over_the_same_connections() -> None:
+    server = Server({"object": "list", "data": []})
+    with Client("http://127.0.0.1:1/base/v1/", api_key="k", transport=httpx.MockTransport(server)) as client:
+        client.native.status(), client.access.keys(), client.files.list()
+        assert client.native is client.native
+    paths = [request.url.path for request in server.requests]
+    assert paths == ["/base/llmasos/v1/status", "/base/llmasos/v1/keys", "/base/v1/files"]
+    assert {request.headers["authorization"] for request in server.requests} == {"Bearer k"}

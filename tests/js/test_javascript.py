@@ -38,6 +38,13 @@ def test_its_own_tests_pass_in_chromium() -> None:
         pytest.skip(reason[1])
 
 
+@pytest.mark.skipif(shutil.which("deno") is None, reason="deno is not installed")
+def test_its_own_tests_pass_in_deno() -> None:
+    done = subprocess.run(["deno", "run", "-A", "tests/deno.js"], cwd=JS, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert done.stdout.count("\nok: ") > 10
+
+
 def test_the_declarations_fit_a_program() -> None:
     compiler = JS / "node_modules" / "typescript" / "bin" / "tsc"
     if not compiler.exists():
@@ -90,6 +97,7 @@ def test_both_readmes_have_the_same_code_and_structure() -> None:
 def test_the_lock_file_names_no_registry_and_the_version_is_ours() -> None:
     assert "resolved" not in (JS / "package-lock.json").read_text(encoding="utf-8")
     assert json.loads((JS / "package.json").read_text(encoding="utf-8"))["version"] == __version__
+    assert (JS / "LICENSE").read_bytes() == (JS.parent / "LICENSE").read_bytes()
 
 
 def test_it_has_the_methods_of_the_python_client_in_camel_case() -> None:

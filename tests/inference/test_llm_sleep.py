@@ -11,6 +11,7 @@ import torch
 
 from llmasos.errors import BusyError
 from llmasos.formats import save_safetensors
+from llmasos.inference.config import SpeculativeConfig
 from llmasos.inference.llm import LLM
 from llmasos.models.encoder import Encoder
 from llmasos.models.families import config_from_hf, family_of
@@ -55,6 +56,22 @@ def test_a_model_that_slept_writes_the_same_and_remembers_no_pages(tiny_llm: LLM
     assert (output.text, output.metrics.num_cached_tokens) == (before, 0)
     [output] = tiny_llm.complete(prompt, tiny_llm.params(max_tokens=20))
     assert (output.text, output.metrics.num_cached_tokens > 0) == (before, True)
+
+
+def test_a_draft_model_sleeps_and_wakes_with_its_target(tiny_llm: LLM) -> None:
+    prompt = "The quick brown fox"
+    expected, folder = tiny_llm.generate(prompt, max_tokens=20), str(tiny_llm.model.path)
+    config = SpeculativeConfig(method="draft", model=folder, num_speculative_tokens=3)
+    with LLM(load_model(folder, device="cpu", dtype="float32"), name="m", speculative=config) as llm:
+        assert llm.generate(prompt, max_tokens=20) == expected
+        drafts = llm._loop.current_engine.speculator.proposer
+        weights = sum(p.nbytes for p in drafts.module.parameters())
+        with LLM(load_model(folder, device="cpu", dtype="float32"), name="alone") as alone:
+            alone.generate(prompt, max_tokens=20)
+            assert llm.sleep() > alone.sleep() + weights
+        assert is_asleep(drafts.module) and drafts.sleep() == 0
+        assert llm.generate(prompt, max_tokens=20) == expected
+        assert not is_asleep(drafts.module) and llm.stats.num_accepted_tokens > 0
 
 
 USES: dict[str, Any] = {

@@ -227,8 +227,8 @@ class Engine:
             seq.paused = paused
 
     def sleep(self) -> int:
-        """Give back the memory of weights and pages; the weights stay on the CPU. Returns the bytes. Raises BusyError
-        while requests run or wait."""
+        """Give back the memory of weights and pages, a draft model's too; the weights stay on the CPU. Returns the
+        bytes. Raises BusyError while requests run or wait."""
         if self._states:
             raise BusyError(
                 f"{len(self._states)} requests are on their way.", hint="Sleep when they are done, or cancel them."
@@ -237,13 +237,16 @@ class Engine:
         self._land()
         self.scheduler.cache.reset_prefixes()
         self.is_sleeping = True
-        return self._rank.sleep()
+        drafts = self.speculator.proposer.sleep() if self.speculator is not None else 0
+        return drafts + self._rank.sleep()
 
     def wake_up(self) -> None:
         """Bring the weights back. Nothing to do for an engine that is awake."""
         if self.is_sleeping:
             assert self._rank is not None
             self._rank.wake()
+            if self.speculator is not None:
+                self.speculator.proposer.wake()
             self.is_sleeping = False
 
     @property

@@ -23,6 +23,7 @@ from llmasos.errors import UnsupportedError
 from llmasos.inference.config import SpeculativeConfig as SpeculativeConfig  # a name that was here first
 from llmasos.inference.sampler import uniform
 from llmasos.models.attention import ContiguousCache
+from llmasos.models.weights import is_asleep, sleep, wake
 
 if TYPE_CHECKING:
     from llmasos.inference.scheduler import Item as Planned
@@ -54,6 +55,11 @@ class Proposer(Protocol):
     def forget(self, id: int) -> None:
         """The sequence ended. Unknown ids are fine."""
 
+    def sleep(self) -> int:
+        """Give back memory until `wake`; returns the bytes. All sequences have ended."""
+
+    def wake(self) -> None: ...
+
 
 class NGramProposer:
     """Prompt lookup: the last tokens, longest run first, are looked for earlier in the same sequence; the draft is what
@@ -68,6 +74,12 @@ class NGramProposer:
 
     def forget(self, id: int) -> None:
         self._indexes.pop(id, None)
+
+    def sleep(self) -> int:
+        return 0
+
+    def wake(self) -> None:
+        pass
 
     def _draft(self, wanted: Wanted) -> list[int]:
         index = self._indexes.setdefault(wanted.id, _Index({}))
@@ -124,13 +136,31 @@ class DraftModel:
         self.module, self.config = model.module, model.config
         self.vocab_size = vocab_size
         """Of the model that checks: drafts stay below it."""
-        self._cache = ContiguousCache(model.config, num_rows, device=self.module.device, dtype=self.module.dtype)
-        self._free = list(range(num_rows))[::-1]
+        self._num_rows = num_rows
         self._rows: dict[int, _Row] = {}
+        self._renew()
+
+    def _renew(self) -> None:
+        device, dtype = self.module.device, self.module.dtype
+        self._cache = ContiguousCache(self.config, self._num_rows, device=device, dtype=dtype)
+        self._free = list(range(self._num_rows))[::-1]
 
     def forget(self, id: int) -> None:
         if (row := self._rows.pop(id, None)) is not None:
             self._free.append(row.number)
+
+    def sleep(self) -> int:
+        if is_asleep(self.module):
+            return 0
+        freed = self._cache.num_bytes
+        self._rows.clear()
+        del self._cache
+        return freed + sleep(self.module)
+
+    def wake(self) -> None:
+        if is_asleep(self.module):
+            wake(self.module)
+            self._renew()
 
     @torch.inference_mode()
     def propose(self, wanted: Sequence[Wanted]) -> list[list[int]]:

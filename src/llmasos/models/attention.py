@@ -212,6 +212,10 @@ class ContiguousCache:
         heads, width = self._shape
         return torch.zeros(num_rows, heads, self._capacity, width, device=self._device, dtype=self._dtype)
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (*self._keys, *self._values))
+
     def plan(self, rows: Sequence[int], num_new: Sequence[int]) -> Tensor:
         """Announce which rows the packed tokens belong to. Returns the positions of the new tokens, [T]."""
         self._rows, self._new = list(rows), list(num_new)

@@ -87,6 +87,7 @@ class ModelProcess:
     ) -> None:
         self.spec, self.memory_limit = spec, memory_limit
         self._config = EngineConfig.of(**spec.engine)
+        self._has_children = self._config.tensor_parallel_size > 1
         self._on_progress = on_progress
         self.memory = MemoryUse()
         self.pid = 0
@@ -239,7 +240,7 @@ class ModelProcess:
         return process
 
     def _look(self, process: subprocess.Popen[bytes]) -> None:
-        use = memory_of(process.pid)
+        use = memory_of(process.pid, with_children=self._has_children)
         if use is None:
             return
         rss, kept = use
@@ -265,8 +266,8 @@ class ModelProcess:
         """The exit code, when all that the child has started has ended too."""
         if os.name == "posix":
             end = time.monotonic() + ORPHANS_S
-            while _group_lives(process.pid) and time.monotonic() < end:
-                time.sleep(0.02)
+            while self._has_children and _group_lives(process.pid) and time.monotonic() < end:
+                time.sleep(0.05)
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
         code = process.wait()
@@ -354,12 +355,12 @@ def tokenizer_of(path: Path, *, needed: bool) -> Tokenizer | None:
         return None
 
 
-def memory_of(pid: int) -> tuple[int, int] | None:
-    """Bytes of main memory that a process and its children hold: all, and those that could not be read from a file
+def memory_of(pid: int, *, with_children: bool) -> tuple[int, int] | None:
+    """Bytes of main memory that a process holds, and its children: all, and those that could not be read from a file
     again. None if it has ended. Pages that several of them share count once for each."""
     try:
         process = psutil.Process(pid)
-        family = [process, *process.children(recursive=True)]
+        family = [process, *(process.children(recursive=True) if with_children else ())]
     except psutil.Error:
         return None
     rss = kept = 0
@@ -367,15 +368,16 @@ def memory_of(pid: int) -> tuple[int, int] | None:
         with suppress(psutil.Error):
             memory = one.memory_info()
             rss += memory.rss
-            kept += memory.rss - (_mapped(one.pid) if sys.platform == "linux" else 0)
+            kept += memory.rss - _mapped(one.pid)
     return rss, kept
 
 
 def _mapped(pid: int) -> int:
-    """Bytes of files that lie in the process's memory."""
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("RssFile:")).split()[1])
+    """Bytes of files that lie in the process's memory, where the system tells (Linux)."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssFile:"):
+                return 1024 * int(line.split()[1])
     return 0
 
 

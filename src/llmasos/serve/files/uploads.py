@@ -22,6 +22,8 @@ from llmasos.store.database import utc_now
 
 SECONDS = 3600
 """How long an upload waits for its parts (OpenAI's)."""
+KEPT = timedelta(days=1)
+"""How long it is known what became of an upload."""
 MAX_PART_BYTES = 64 * 2**20
 MAX_PARTS = 10_000
 
@@ -140,6 +142,9 @@ class Uploads:
             rows = session.scalars(late).all()
             for row in rows:
                 row.status = "expired"
+            session.execute(
+                delete(UploadRow).where(UploadRow.expires <= utc_now() - KEPT, UploadRow.status != "pending")
+            )
             return _forget_parts(session, [row.id for row in rows])
 
         await asyncio.to_thread(self._remove, await self.storage.run(work))

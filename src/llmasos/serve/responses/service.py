@@ -122,7 +122,6 @@ class Responses:
 
     async def start(self) -> None:
         self._stopping = False
-        await self.clean()
         for id, key_id, request in await self.storage.run(store.unfinished, read_only=True):
             if id in self._runs:
                 continue

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -50,6 +50,9 @@ class Backing(Protocol):
     def status(self) -> list[ModelStatus]:
         """What a host tells; empty without one."""
 
+    def adapters(self) -> Iterator[tuple[str, str]]:
+        """Every adapter, with the own name of its model."""
+
     async def load_adapter(self, name: str, adapter: str, path: str | None) -> None: ...
     async def unload_adapter(self, name: str, adapter: str) -> None: ...
 
@@ -86,6 +89,9 @@ class InProcess:
     def status(self) -> list[ModelStatus]:
         return []
 
+    def adapters(self) -> Iterator[tuple[str, str]]:
+        return ((info.name, name) for name in self._own.values() for info in self._llms[name].adapters)
+
     async def load_adapter(self, name: str, adapter: str, path: str | None) -> None:
         await asyncio.to_thread(self._llms[name].load_adapter, adapter, path)
 
@@ -94,9 +100,12 @@ class InProcess:
 
 
 class Hosted:
-    """A host's models. With `installed`, those of the library too: it makes a model's spec of its name and path."""
+    """A host's models. With `installed`, those of the library too: it makes a model's spec of its name and path, and
+    the options of `Host.add`."""
 
-    def __init__(self, host: Host, *, installed: Callable[[str, Path], ModelSpec] | None = None) -> None:
+    def __init__(
+        self, host: Host, *, installed: Callable[[str, Path], tuple[ModelSpec, Mapping[str, Any]]] | None = None
+    ) -> None:
         self.host, self._installed = host, installed
         self._given = set(host.names)
 
@@ -128,7 +137,8 @@ class Hosted:
         except (NotFoundError, InvalidInputError):
             return None
         if own not in self.host:
-            self.host.add(self._installed(own, path))
+            spec, options = self._installed(own, path)
+            self.host.add(spec, **options)
         return own
 
     def describe(self, name: str) -> ServedModel:
@@ -150,6 +160,9 @@ class Hosted:
 
     def status(self) -> list[ModelStatus]:
         return self.host.status()
+
+    def adapters(self) -> Iterator[tuple[str, str]]:
+        return ((adapter, name) for name in self.host.names for adapter in self.host.spec(name).adapters)
 
     async def load_adapter(self, name: str, adapter: str, path: str | None) -> None:
         """Into every copy, and with every load from now on."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -132,10 +132,10 @@ class Served:
                         watch.measure(chunk.metrics)
                     yield index, chunk
 
-    async def embed(self, texts: Sequence[str] | Sequence[list[int]], **options: Any) -> list[list[float]]:
+    async def embed(self, texts: list[str] | list[list[int]], **options: Any) -> list[list[float]]:
         """`options`: those of `LLM.embed`."""
         async with self._pass("embeddings are"):
-            return await self.model.aembed(list(texts), **options)
+            return await self.model.aembed(texts, **options)
 
     async def score_pairs(self, query: str, texts: Sequence[str]) -> list[float]:
         async with self._pass("scores are"):
@@ -176,7 +176,7 @@ class Models:
 
     @property
     def names(self) -> list[str]:
-        return list(dict.fromkeys([*self.backing.names, *(adapter for adapter, _ in self._adapters())]))
+        return list(dict.fromkeys([*self.backing.names, *(adapter for adapter, _ in self.backing.adapters())]))
 
     def __getitem__(self, name: str) -> Served:
         """For its facts: only a leased one may be asked. Raises ModelNotFoundError that lists the served names."""
@@ -218,18 +218,12 @@ class Models:
         """The model's own name, and the adapter's if that is what was named."""
         if (base := self.backing.find(self._aliases.get(name, name))) is not None:
             return base, None
-        for adapter, base in self._adapters():
+        for adapter, base in self.backing.adapters():
             if adapter == name:
                 return base, adapter
         raise ModelNotFoundError(
             f"The model {name!r} is not served here.", hint=f"Served: {', '.join(self.names) or 'none'}."
         )
-
-    def _adapters(self) -> Iterator[tuple[str, str]]:
-        """Every adapter with the model that it belongs to."""
-        for base in self._bases():
-            for info in self.backing.describe(base).adapters:
-                yield info.name, base
 
     def _bases(self) -> list[str]:
         own = (self.backing.find(name) for name in self.backing.names)

@@ -211,10 +211,10 @@ class Host:
 
     def loaded(self) -> dict[str, list[Any]]:
         """The models that are ready, by name: the `llm` of each replica."""
-        return {name: lives for name, hosted in self._models.items() if (lives := self._llms(hosted))}
+        return {name: lives for name, hosted in list(self._models.items()) if (lives := self._llms(hosted))}
 
     def _llms(self, hosted: _Hosted) -> list[Any]:
-        lives = hosted.lives.values()
+        lives = list(hosted.lives.values())  # other threads may ask
         return [one.process.llm for one in lives if one.process and one.replica.state is State.READY]
 
     def _hosted(self, name: str) -> _Hosted:

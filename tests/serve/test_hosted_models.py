@@ -1,0 +1,224 @@
+"""`Models` on a host: names, facts of models that are not in memory, leases, adapters, numbers. Processes are faked."""
+
+import asyncio
+import json
+import math
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+
+import pytest
+from fake_llm import FakeLLM
+from prometheus_client.parser import text_string_to_metric_families
+
+from llmasos.errors import FormatError, InvalidInputError
+from llmasos.inference.host.forecast import Forecast
+from llmasos.inference.host.host import Host
+from llmasos.inference.host.memory import Budgets, Prediction, Seen
+from llmasos.inference.host.process import ModelSpec
+from llmasos.inference.host.residency import Place
+from llmasos.inference.request import SamplingParams
+from llmasos.serve.access.errors import ForbiddenError
+from llmasos.serve.backing import Hosted
+from llmasos.serve.caller import Caller
+from llmasos.serve.models import ModelNotFoundError, Models
+from llmasos.store import import_model
+from tiny import write_tiny_model
+
+SHORT = SamplingParams(max_tokens=4)
+
+
+class Process:
+    def __init__(self, spec):
+        self.spec, self.pid, self.load_seconds = spec, 42, 1.5
+        self.llm = FakeLLM(spec.name)
+        self.llm.adapters = [SimpleNamespace(name=name) for name in spec.adapters]
+        self.llm.load_adapter = lambda name, path: self.llm.adapters.append(SimpleNamespace(name=name))
+        self.llm.unload_adapter = lambda name: self.llm.adapters.clear()
+        self.memory = SimpleNamespace(rss_bytes=90, peak_rss_bytes=95, device_bytes=0, peak_device_bytes=0)
+        self.ended = asyncio.get_running_loop().create_future()
+
+    async def wait(self):
+        return await asyncio.shield(self.ended)
+
+    async def stop(self, grace):
+        if not self.ended.done():
+            self.ended.set_result(0)
+
+
+class Memory:
+    budgets = Budgets({"cpu": 250})
+
+    async def predict(self, spec):
+        told = Forecast("cpu", 1, 100, 0, 0, 0, 0, 0, 10, {}, {})
+        return Prediction(spec.name, told, None, (Place("cpu", {"cpu": 100}),), 1.0)
+
+    def loaded(self, prediction, use, *, pages, load_seconds):
+        return Seen(90, 95, 0, 0, load_seconds, 0.0)
+
+    def error(self, prediction, use, *, pages):
+        return 0.1
+
+    def lived(self, prediction, seen, use, *, pages):
+        pass
+
+
+@asynccontextmanager
+async def world(*specs, installed=None, **options):
+    started = []
+
+    async def start(spec, **_):
+        if spec.reference == "broken":
+            raise FormatError("The file is damaged.")
+        started.append(Process(spec))
+        return started[-1]
+
+    host = Host(memory=Memory(), start=start)
+    for spec in specs:
+        host.add(spec)
+    models = Models(Hosted(host, installed=installed), {"nick": "a"}, **options)
+    models.started = started
+    try:
+        yield models
+    finally:
+        await host.close()
+
+
+async def ask(models, name, caller=Caller(), **options):  # noqa: B008  # frozen
+    async with models.lease(name, caller, **options) as served:
+        [output] = await served.complete([list(b"hello")], SHORT)
+        return output.outputs[0].text
+
+
+def status(models, name):
+    return next(one for one in models.backing.status() if one.name == name)
+
+
+def spec(name, **options):
+    return ModelSpec(name, f"/models/{name}", **options)
+
+
+async def test_a_lease_loads_the_model_and_aliases_mean_the_same_one() -> None:
+    async with world(spec("a"), spec("b")) as models:
+        assert models.names == ["a", "b"] and not models.started
+        assert await ask(models, "nick") == "hell" and await ask(models, "a") == "hell"
+        assert [one.spec.name for one in models.started] == ["a"]
+        with pytest.raises(ModelNotFoundError, match=r"'c' is not served here. Served: a, b."):
+            await ask(models, "c")
+
+
+async def test_how_long_a_model_stays_is_said_with_the_lease() -> None:
+    async with world(spec("a")) as models:
+        await ask(models, "a", keep_alive=math.inf)
+        assert status(models, "a").expires_at is None
+        await ask(models, "a", keep_alive=60)
+        assert status(models, "a").expires_at is not None
+        await ask(models, "a", keep_alive=0)
+        while status(models, "a").state != "absent":
+            await asyncio.sleep(0)
+
+
+async def test_a_key_reaches_its_models_only_by_whatever_name() -> None:
+    async with world(spec("a"), spec("b")) as models:
+        caller = Caller(key_id="k", models=("b", "nick"))
+        assert await ask(models, "b", caller) == "hell" and await ask(models, "nick", Caller(models=("a",))) == "hell"
+        for name in ("a", "c"):
+            with pytest.raises(ForbiddenError):
+                await ask(models, name, caller)
+
+
+async def test_a_failed_load_is_an_error_with_its_own_status_and_retry_after() -> None:
+    async with world(ModelSpec("x", "broken")) as models:
+        with pytest.raises(Exception, match="x could not be loaded: The file is damaged") as caught:
+            await ask(models, "x")
+        assert caught.value.http_status == 422 and caught.value.retry_after == 10
+
+
+async def test_what_a_model_in_the_library_is_can_be_told_before_it_is_loaded(tmp_path) -> None:
+    import_model(write_tiny_model(tmp_path / "m"), name="tiny")
+    damaged = tmp_path / "home" / "models" / "damaged"
+    damaged.mkdir()
+    (damaged / "config.json").write_text(json.dumps({"architectures": ["Nothing"]}))
+
+    def installed(name, path):
+        return ModelSpec(name, str(path), engine={"max_model_len": 64}), {"keep_alive": 7.0}
+
+    async with world(installed=installed) as models:
+        assert models.names == ["tiny"] and models.backing.host.names == []
+        facts = models["tiny"].model
+        assert (facts.name, facts.context_length, facts.is_encoder) == ("tiny", 64, False)
+        assert "<|end|>" in facts.chat_template and facts.adapters == [] and facts.stats.num_running == 0
+        assert facts.engine_config.max_model_len == 64 and not models.started
+        assert await ask(models, "TINY") == "hell" and models["tiny"].model is models.started[0].llm
+        for name in ("damaged", "none", "../tiny", "", "/etc"):
+            with pytest.raises((ModelNotFoundError, FormatError)):
+                await ask(models, name)
+
+
+async def test_files_that_cannot_be_read_say_nothing_until_they_are_loaded(tmp_path) -> None:
+    async with world(ModelSpec("x", str(tmp_path / "none"))) as models:
+        facts = models["x"].model
+        assert (facts.context_length, facts.is_encoder, facts.chat_template) == (0, False, None)
+
+
+async def test_adapters_outlive_the_process_that_they_were_loaded_into() -> None:
+    async with world(spec("a", adapters={"first": "/adapters/first"})) as models:
+        assert models.names == ["a", "first"] and models["first"].adapter == "first"
+        await models.load_adapter("second", "/adapters/second", None)
+        with pytest.raises(InvalidInputError, match="'second' is served already"):
+            await models.load_adapter("second", "/x", None)
+        async with models.lease("second") as served:
+            await served.complete([list(b"hello")], SHORT)
+            assert (served.base, served.adapter) == ("a", "second")
+        assert models.started[0].llm.requests[-1]["adapter"] == "second"
+        await models.backing.host.unload("a")
+        assert models.names == ["a", "first", "second"]
+        await ask(models, "second")
+        assert models.started[1].spec.adapters == {"first": "/adapters/first", "second": "/adapters/second"}
+        await models.unload_adapter("second")
+        assert models.names == ["a", "first"]
+        with pytest.raises(ModelNotFoundError, match="'a' is a model, not an adapter"):
+            await models.unload_adapter("a")
+
+
+async def test_a_new_adapter_names_its_model_where_there_are_several() -> None:
+    async with world(spec("a"), spec("b")) as models:
+        with pytest.raises(InvalidInputError, match="Several models are served"):
+            await models.load_adapter("x", None, None)
+        await models.load_adapter("x", None, "b")
+        assert models["x"].base == "b"
+        with pytest.raises(InvalidInputError, match="'x' is an adapter itself"):
+            await models.load_adapter("y", None, "x")
+
+
+async def test_numbers_of_the_host_are_told_of_models_that_were_asked_for() -> None:
+    async with world(spec("a"), spec("b"), spec("c"), ModelSpec("x", "broken")) as models:
+        await ask(models, "a")
+        await ask(models, "b")
+        held = models.lease("b")
+        await held.__aenter__()
+        await ask(models, "a")
+        await models.backing.host.unload("a")
+        with pytest.raises(Exception, match="damaged"):
+            await ask(models, "x")
+        found = {}
+        for family in text_string_to_metric_families(models.metrics.text().decode()):
+            for sample in family.samples:
+                labels = sorted(sample.labels.items(), key=lambda item: item[0] != "model_name")
+                found[(sample.name.removeprefix("llmasos:"), *(value for _, value in labels))] = sample.value
+        await held.__aexit__(None, None, None)
+    assert found["models_loaded",] == 1
+    for name, a, b in (
+        ("model_loads_total", 1, 1),
+        ("model_restarts_total", 0, 0),
+        ("model_busy", 0, 1),
+        ("model_replicas", 0, 1),
+        ("model_queue_depth", 0, 0),
+        ("model_load_seconds", 1.5, 1.5),
+        ("model_plan_error_ratio", 0.1, 0.1),
+    ):
+        assert (found[name, "a"], found[name, "b"]) == (a, b)
+    assert found["model_evictions_total", "a", "unloaded"] == 1
+    assert found["model_memory_predicted_bytes", "b", "cpu"] == 100
+    assert found["model_memory_measured_bytes", "b", "cpu"] == 90
+    assert found["num_requests_running", "b"] == 0 and ("num_requests_running", "a") not in found
+    assert found["model_loads_total", "x"] == 0 and not any("c" in labels for labels in found)

@@ -261,7 +261,8 @@ async def test_every_parameter_reaches_the_model() -> None:
         "cache_control": {"type": "ephemeral"},
         "speed": "standard",
         "container": None,
-        "context_management": {"edits": []},
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        "tool_choice": {"type": "none"},
         "mcp_servers": [],
         "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}},
     }

@@ -357,7 +357,8 @@ async def test_bodies_are_json_whatever_their_content_type_but_not_from_web_page
 async def test_what_clients_look_for_first() -> None:
     async with client_of(PLAIN) as client:
         assert (await client.get("/")).text == "Ollama is running"
-        assert (await client.head("/")).status_code == 200
+        for path in ("/", "/api/version", "/api/tags"):
+            assert (await client.head(path)).status_code == 200
         version = (await client.get("/api/version")).json()
         assert [int(part) for part in version["version"].split(".")] >= [0, 6, 4] and version["llmasos"]
         for path in ("/api/create", "/api/copy", "/api/push", "/api/blobs/sha256:00"):

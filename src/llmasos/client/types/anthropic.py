@@ -220,7 +220,7 @@ class CountTokensRequest(WireRequest):
     """Body of POST /v1/messages/count_tokens."""
 
     UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "context_management": ({"edits": []},),
+        "context_management": ({"edits": []}, {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}),
         "mcp_servers": ([],),
         "speed": ("standard",),
         "user_profile_id": (),

@@ -112,7 +112,7 @@ def _system(system: str | list[TextBlockParam]) -> Content:
 def _tools(body: CountTokensRequest) -> dict[str, Any]:
     choice = body.tool_choice
     if not body.tools:
-        if choice is not None:
+        if choice is not None and choice.type in ("any", "tool"):
             raise InvalidInputError("tool_choice is given without tools.", param="tool_choice")
         return {}
     fields: dict[str, Any] = {"tools": [_tool(tool) for tool in body.tools], "tool_choice": "auto"}

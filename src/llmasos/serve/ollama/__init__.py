@@ -174,6 +174,8 @@ def create_router(models: Models, residents: Residents) -> APIRouter:
         """What clients look for to see whether a server is there."""
         return PlainTextResponse("Ollama is running")
 
+    router.add_api_route("/api/tags", tags, methods=["HEAD"], include_in_schema=False)
+    router.add_api_route("/api/version", version, methods=["HEAD"], include_in_schema=False)
     for path, instead in (
         ("/api/create", "`llmasos import` installs a model from its files."),
         ("/api/copy", "Give the model a second name where it is served."),

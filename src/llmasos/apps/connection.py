@@ -43,14 +43,17 @@ class BoundedHttp(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if not (self._in_head or self._in_body):
-            # the next request, be it with an empty line that the parser passes over
-            self._in_head, self._head_bytes = True, 0
-            self._await_head()
+            self._begin_head()  # the next request, be it with an empty line that the parser passes over
         if self._in_head:
             self._head_bytes += len(data)
         super().data_received(data)
         if self._in_head and self._head_bytes > HEAD_BYTES:
             self._refuse(b"431 Request Header Fields Too Large")
+
+    def on_message_begin(self) -> None:
+        if not self._in_head:
+            self._begin_head()  # a request right behind another
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._in_head, self._in_body = False, True
@@ -78,6 +81,10 @@ class BoundedHttp(HttpToolsProtocol):
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
+
+    def _begin_head(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        self._await_head()
 
     def _await_head(self) -> None:
         if self._head_timer is None:

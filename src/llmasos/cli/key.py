@@ -73,7 +73,7 @@ def key(
         )
     )
     made = {**rights, **limits, "priority": priority, "share_cache": share_cache}
-    chosen = {field: value for field, value in made.items() if value not in (None, False, [])}
+    chosen = {field: value for field, value in made.items() if not (value is None or value is False or value == [])}
     days = {field: value for field, value in {"since": since, "until": until}.items() if value is not None}
     _check(action, name, chosen, days)
     with_keys: Callable[[], Keys] = (lambda: _Remote(url)) if url is not None else _Local

@@ -134,23 +134,28 @@ class Served:
 
     async def embed(self, texts: list[str] | list[list[int]], **options: Any) -> list[list[float]]:
         """`options`: those of `LLM.embed`."""
-        async with self._pass("embeddings are"):
+        async with self._pass("embeddings are", texts):
             return await self.model.aembed(texts, **options)
 
     async def score_pairs(self, query: str, texts: Sequence[str]) -> list[float]:
-        async with self._pass("scores are"):
+        async with self._pass("scores are", [query] * len(texts) + list(texts)):
             return await self.model.ascore_pairs(query, texts)
 
     @asynccontextmanager
-    async def _pass(self, what: str) -> AsyncIterator[None]:
-        """Admission for one request that is no completion."""
+    async def _pass(self, what: str, texts: Sequence[str] | Sequence[list[int]]) -> AsyncIterator[None]:
+        """Admission for one request that is no completion and reads `texts`."""
         if self.adapter is not None:
             raise UnsupportedError(
                 f"{self.adapter} is an adapter, and {what} made without.", hint=f"Ask {self.base}.", param="model"
             )
         with self._admission.admit(1, self._caller):
             async with self._admission.embeddings:
+                inflight.begins(await asyncio.to_thread(self._num_tokens, texts))
                 yield
+
+    def _num_tokens(self, texts: Sequence[str] | Sequence[list[int]]) -> int:
+        encode = self.model.tokenizer.encode
+        return sum(len(encode(text) if isinstance(text, str) else text) for text in texts)
 
 
 class Models:
@@ -196,6 +201,7 @@ class Models:
         """
         inflight.asks(name)
         base, adapter = self.check(name, caller)
+        inflight.asks(adapter or base)  # an alias is none of the names that usage is told by
         own = caller.key_id if sticky is None else sticky
         async with self.backing.lease(base, keep_alive=keep_alive, sticky=own) as model:
             yield self._served(base, model, adapter).for_caller(caller)

@@ -102,7 +102,7 @@ def _used(status: int) -> tuple[str, Counts]:
     up would fill the table."""
     request = inflight.current()
     counts = Counts(requests=1, errors=int(not 200 <= status < 400))
-    if request is None or not (request.num_prompt_tokens or request.num_output_tokens):
+    if request is None or not request.is_begun:
         return "", counts
     counts.prompt_tokens = request.num_prompt_tokens
     counts.cached_tokens = request.num_cached_tokens

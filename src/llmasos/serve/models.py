@@ -6,6 +6,7 @@ name on with each request for it, and measures them.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Mapping, Sequence
@@ -134,23 +135,26 @@ class Served:
 
     async def embed(self, texts: list[str] | list[list[int]], **options: Any) -> list[list[float]]:
         """`options`: those of `LLM.embed`."""
-        async with self._pass("embeddings are", texts):
-            return await self.model.aembed(texts, **options)
+        async with self._pass("embeddings are"):
+            vectors = await self.model.aembed(texts, **options)
+        inflight.begins(await asyncio.to_thread(self._num_tokens, texts))
+        return vectors
 
     async def score_pairs(self, query: str, texts: Sequence[str]) -> list[float]:
-        async with self._pass("scores are", [query] * len(texts) + list(texts)):
-            return await self.model.ascore_pairs(query, texts)
+        async with self._pass("scores are"):
+            scores = await self.model.ascore_pairs(query, texts)
+        inflight.begins(await asyncio.to_thread(lambda: self._num_tokens([query]) * len(texts) + self._num_tokens(texts)))
+        return scores
 
     @asynccontextmanager
-    async def _pass(self, what: str, texts: Sequence[str] | Sequence[list[int]]) -> AsyncIterator[None]:
-        """Admission for one request that is no completion and reads `texts`."""
+    async def _pass(self, what: str) -> AsyncIterator[None]:
+        """Admission for one request that is no completion."""
         if self.adapter is not None:
             raise UnsupportedError(
                 f"{self.adapter} is an adapter, and {what} made without.", hint=f"Ask {self.base}.", param="model"
             )
         with self._admission.admit(1, self._caller):
             async with self._admission.embeddings:
-                inflight.begins(await asyncio.to_thread(self._num_tokens, texts))
                 yield
 
     def _num_tokens(self, texts: Sequence[str] | Sequence[list[int]]) -> int:

@@ -143,7 +143,8 @@ class Served:
     async def score_pairs(self, query: str, texts: Sequence[str]) -> list[float]:
         async with self._pass("scores are"):
             scores = await self.model.ascore_pairs(query, texts)
-        inflight.begins(await asyncio.to_thread(lambda: self._num_tokens([query]) * len(texts) + self._num_tokens(texts)))
+        counts = await asyncio.to_thread(lambda: (self._num_tokens([query]), self._num_tokens(texts)))
+        inflight.begins(len(texts) * counts[0] + counts[1])
         return scores
 
     @asynccontextmanager

@@ -51,11 +51,13 @@ def _openai(models: Models) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
     @router.get("/models", summary="List the served models")
-    async def list_models() -> ModelList:
-        return ModelList(data=[describe(models, name) for name in models.names])
+    async def list_models(request: Request) -> ModelList:
+        caller = caller_of(request)
+        return ModelList(data=[describe(models, name) for name in models.names if caller.may_use(name)])
 
     @router.get("/models/{model:path}", summary="Describe one model", responses={404: responses()[404]})
-    async def retrieve_model(model: str) -> Model:
+    async def retrieve_model(model: str, request: Request) -> Model:
+        models.check(model, caller_of(request))
         return describe(models, model)
 
     @router.post(

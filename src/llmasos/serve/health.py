@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from llmasos import __version__
 from llmasos.errors import LLMasOSError
+from llmasos.serve.caller import caller_of
 from llmasos.serve.models import Models
 
 Check = Callable[[], Awaitable[str | None]]
@@ -92,8 +93,9 @@ def create_router(models: Models, readiness: Readiness) -> APIRouter:
     router = APIRouter(tags=["Server"])
 
     @router.get("/healthz", summary="Is the server up?")
-    async def healthz() -> Health:
-        return Health(models=models.names)
+    async def healthz(request: Request) -> Health:
+        caller = caller_of(request)  # this is open to everybody; which models there are is not
+        return Health(models=[name for name in models.names if caller.may_use(name)])
 
     @router.get(
         "/readyz",

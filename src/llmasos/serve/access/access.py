@@ -13,7 +13,7 @@ from llmasos.serve.access.directory import Directory
 from llmasos.serve.access.errors import ForbiddenError, UnauthorizedError
 from llmasos.serve.access.keys import PREFIX, Key
 from llmasos.serve.access.limits import Meter
-from llmasos.serve.access.policy import Policy, address_of, is_local, key_in
+from llmasos.serve.access.policy import NOBODY, Policy, address_of, is_local, key_in
 from llmasos.serve.access.routes import Rule
 from llmasos.serve.access.usage import Counts, Ledger
 from llmasos.serve.caller import ANYONE, Caller
@@ -40,7 +40,7 @@ class Access:
     async def caller(self, connection: Connection, rule: Rule) -> tuple[Caller, Key | None]:
         """Who sends this request, and that it may. Raises UnauthorizedError, ForbiddenError, LimitError."""
         if rule.access == "open":
-            return ANYONE, None
+            return self.policy.without_key(connection) or NOBODY, None
         text = key_in(Headers(scope=connection))
         # Clients of open servers send any word for a key; one of ours is meant, and its limits hold.
         if text is not None and (self.policy.require_key or text.startswith(PREFIX)):

@@ -15,6 +15,8 @@ from llmasos.serve.caller import ANYONE, Caller
 
 STRANGER = Caller(scopes=frozenset({"inference"}))
 """Somebody without a key from elsewhere, on a server that was opened to everyone: may ask models, not manage."""
+NOBODY = Caller(name="nobody", scopes=frozenset(), models=(), apps=())
+"""Whoever asks for what is open to everybody, where everything else needs a key."""
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
 
 

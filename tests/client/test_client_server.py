@@ -1,5 +1,6 @@
 """Both clients against our real server, over a socket."""
 
+import asyncio
 import json
 import threading
 import time
@@ -21,6 +22,7 @@ from llmasos.errors import (
 )
 from llmasos.serve.access import registry
 from llmasos.serve.access.open import open_access
+from llmasos.serve.native import worker
 from llmasos.store.database import Database
 
 
@@ -305,3 +307,37 @@ async def test_a_batch_is_made_awaited_and_cancelled(client) -> None:
     assert [b.id for b in (await got(client.batches.list(limit=1))).data] == [running.id]
     await got(client.batches.cancel(running.id))
     assert (await got(client.batches.wait(running.id, interval=0.01))).status == "cancelled"
+
+
+@pytest.fixture
+def worker_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process of its own would do is done by this one, which has torch already."""
+
+    async def run(task, options, on_progress=lambda _: None):
+        return await asyncio.to_thread(worker.TASKS[task], options, on_progress)
+
+    monkeypatch.setattr(worker, "run", run)
+
+
+async def test_models_are_sent_planned_and_removed(client, tiny_model: Path, worker_here: None) -> None:
+    sent = await got(client.native.upload(tiny_model, name="mine"))
+    assert (sent.name, sent.format) == ("mine", "safetensors")
+    assert [m.name for m in await got(client.native.models())] == ["mine"]
+    assert (await got(client.native.model("mine"))).size == sent.size
+    assert (await got(client.native.plan("mine", context=64))).context == 64
+    assert (await got(client.native.remove("mine"))).freed_bytes > 0
+    with pytest.raises(ProviderNotFoundError):
+        await got(client.native.plan("mine"))
+
+
+async def test_models_of_a_program_stay_as_they_are(client) -> None:
+    assert (await got(client.native.load("fake"))).state == "ready"
+    with pytest.raises(BadRequestError):
+        await got(client.native.unload("fake"))
+    with pytest.raises(BadRequestError):
+        await got(client.native.pin("fake", False))
+
+
+async def test_a_pull_that_fails_says_why(client) -> None:
+    with pytest.raises(ProviderError, match="none-of-this-name"):
+        await items(client.native.pull("none-of-this-name"))

@@ -130,7 +130,7 @@ class Uploads:
                 format=facts["format"],
                 architecture=facts["architecture"],
                 family=facts["family"],
-                source="upload",
+                source=f"file:{Library().root / name}",
                 files=[CardFile(**known[path].model_dump()) for path in facts["files"]],
             )
             await asyncio.to_thread(self._install, id, folder, card)

@@ -1,11 +1,14 @@
 """Replies read out of text: every format, every split, everything malformed."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmasos.errors import InvalidInputError
 from llmasos.text.reply import (
     ReasoningDelta,
     ReplyParser,
@@ -14,6 +17,7 @@ from llmasos.text.reply import (
     ToolCallStart,
     reply_form,
 )
+from llmasos.text.template import render
 
 TOOLS = [
     {
@@ -153,6 +157,10 @@ FORMATS = {
         "<|python_start|>",
         f'<|python_start|>[get_weather(city={CITY!r}, days=3, tags=["a", {{"b": null}}]), now()]<|python_end|>',
     ),
+    "lfm2": (
+        "<|tool_list_start|>",
+        f'<|tool_call_start|>[get_weather(city={CITY!r}, days=3, tags=["a", {{"b": None}}]), now()]<|tool_call_end|>',
+    ),
     "unknown": (
         "{{ tools }}",
         f'[{{"name": "get_weather", "arguments": {JSON}}}, {{"name": "now", "arguments": {{}}}}]',
@@ -164,6 +172,30 @@ FORMATS = {
     ),
 }
 MARKED = [name for name in FORMATS if FORMATS[name][1].startswith(reply_form(FORMATS[name][0]).calls.begins or "\0")]
+PUBLISHED = [
+    "ByteDance-Seed-OSS",
+    "CohereForAI-c4ai-command-r7b-12-2024-tool_use",
+    "GLM-4.6",
+    "GLM-4.7-Flash",
+    "LFM2.5-8B-A1B",
+    "MiniMax-M2",
+    "Mistral-Small-3.2-24B-Instruct-2506",
+    "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16",
+    "Qwen-Qwen2.5-7B-Instruct",
+    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use",
+    "Qwen-Qwen3-0.6B",
+    "Qwen3-Coder",
+    "Qwen3.5-4B",
+    "deepseek-ai-DeepSeek-V3.1",
+    "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B",
+    "deepseek-ai-DeepSeek-V3.2",
+    "ibm-granite-granite-4.0",
+    "moonshotai-Kimi-K2",
+    "meta-llama-Llama-3.1-8B-Instruct",
+    "meta-llama-Llama-3.3-70B-Instruct",
+    "mistralai-Mistral-Nemo-Instruct-2407",
+    "meetkai-functionary-medium-v3.1",
+]
 REASONING = {
     "<think>": ("<think>", "</think>"),
     "[THINK]": ("[THINK]", "[/THINK]"),
@@ -421,6 +453,36 @@ def test_harmony_has_reasoning_text_and_calls() -> None:
     assert read("<|channel|>commentary<|message|>First,<|end|>", template) == [TextDelta("First,")]
     calling = read(head + " to=functions.now<|channel|>commentary json<|message|>{}<|call|>", template)
     assert calling == [ReasoningDelta("Hm."), ToolCallStart(0, "id0", "now"), ToolCallDelta(0, "{}")]
+
+
+@pytest.mark.shared
+def test_calls_that_published_templates_write_are_read() -> None:
+    """Each template writes two past calls of an assistant (or one, where it takes no more); they are read back."""
+    folder = os.environ.get("LLMASOS_TEST_DATA")
+    paths = sorted(path for path in Path(folder).rglob("*.jinja") if path.stem in PUBLISHED) if folder else []
+    if not paths:
+        pytest.skip("LLMASOS_TEST_DATA has no chat templates")
+    for path in paths:
+        source, marks = path.read_text(encoding="utf-8"), {"bos_token": "<BOS>", "eos_token": "<EOS>"}
+        for count in (2, 1):
+            ids = [f"abcdefgh{i}" for i in range(count)]
+            function = {"name": "get_weather", "arguments": {"city": "x", "days": 3}}
+            calls = [{"id": id, "type": "function", "function": function} for id in ids]
+            results = [{"role": "tool", "content": "y", "tool_call_id": id, "name": "get_weather"} for id in ids]
+            asked = [{"role": "user", "content": "Q?"}]
+            told = [*asked, {"role": "assistant", "content": "", "tool_calls": calls}, *results]
+            tools = [{**TOOLS[0], "function": {**TOOLS[0]["function"], "description": "Says the weather."}}]
+            try:
+                prompt = render(source, asked, tools=tools, variables=marks)
+                text = render(source, told, tools=tools, variables=marks)
+            except InvalidInputError:
+                continue
+            same = next((at for at, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), len(prompt))
+            events = read([text[same:]], source, prompt=text[:same])
+            assert calls_of(events) == [("get_weather", function["arguments"])] * count, path.stem
+            break
+        else:
+            raise AssertionError(f"{path.stem} can't be rendered")
 
 
 def test_plain_text_passes_through_at_once() -> None:

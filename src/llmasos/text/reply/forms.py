@@ -33,6 +33,7 @@ class ReplyForm:
 
 
 HERMES = JsonCalls({"<tool_call>": "</tool_call>"}, space="\n")
+_LFM = PythonicCalls("<|tool_call_start|>", "<|tool_call_end|>")
 _BARE = JsonCalls({}, at_start="{[")
 _DSML = "｜DSML｜"
 
@@ -119,7 +120,9 @@ _CALLS: tuple[tuple[tuple[str, ...], CallForm], ...] = (
         JsonCalls({"<|START_ACTION|>": "<|END_ACTION|>"}, listed=True, name="tool_name", arguments="parameters"),
     ),
     (("<TOOLCALL>",), JsonCalls({"<TOOLCALL>": "</TOOLCALL>"}, listed=True)),
-    (("<|tool_call_start|>",), PythonicCalls("<|tool_call_start|>", "<|tool_call_end|>")),
+    (("<|tool_call_start|>",), _LFM),
+    (("<|tool_response_start|>",), _LFM),  # LFM2 shows what tools gave, and no calls
+    (("<|tool_list_start|>",), _LFM),
     (("<|python_start|>",), PythonicCalls("<|python_start|>", "<|python_end|>")),
     (("<|tool_call|>",), JsonCalls({"<|tool_call|>": "<|/tool_call|>"}, listed=True)),
     (("<|tool_calls|>",), JsonCalls({"<|tool_calls|>": "<|/tool_calls|>", "functools": ""}, listed=True)),
@@ -127,8 +130,9 @@ _CALLS: tuple[tuple[tuple[str, ...], CallForm], ...] = (
     (("<|function_call|>",), JsonCalls({"<|function_call|>": ""})),
     (("<tool_calls>",), JsonCalls({"<tool_calls>": "</tool_calls>"}, listed=True)),
     (("<tool_call>",), HERMES),
-    (("<|python_tag|>",), LlamaCalls()),
+    (("xml_tools",), HERMES),  # SmolLM3 shows no calls
     (("<function=",), NamedCalls("<function=", ">", "</function>")),
+    (("<|python_tag|>",), LlamaCalls()),
     (("<|start_header_id|>", '"parameters"'), LlamaCalls()),
     (("[func_name1(",), PythonicCalls()),
 )

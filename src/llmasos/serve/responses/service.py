@@ -14,7 +14,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
 
 from llmasos.client.types import ChatCompletionRequest
@@ -129,7 +129,7 @@ class Responses:
                 caller = await self._aside.caller(key_id)
                 body = ResponseRequest.model_validate(request)
                 plan = await self.plan(caller, body, id=id)
-            except LLMasOSError as e:
+            except (LLMasOSError, ValidationError) as e:  # the latter: another version took the request
                 await self.storage.run(partial(_give_up, id=id, key_id=key_id, reason=_reason(e, id)))
             else:
                 plan.response.status = "queued"

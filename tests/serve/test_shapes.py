@@ -1,10 +1,19 @@
 """Errors come in the shape of the wire format that the request speaks."""
 
-import pytest
-from fake_llm import FakeLLM, asgi_client
+import contextlib
+from pathlib import Path
 
+import anthropic
+import ollama
+import pytest
+from access_world import make_key
+from fake_llm import FakeLLM, asgi_client, live_server
+
+from llmasos.serve.access.access import Access
+from llmasos.serve.access.policy import Policy
 from llmasos.serve.problems import error_response
 from llmasos.serve.shapes import ANTHROPIC, OLLAMA, OPENAI, Problem, shape_of
+from llmasos.store.database import Database
 
 VERSION = [(b"anthropic-version", b"2023-06-01")]
 
@@ -65,3 +74,34 @@ async def test_what_the_gate_refuses_is_said_in_the_requests_own_words() -> None
         answer = await client.get("/v1/chat/completions", headers=foreign)
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
         assert "request-id" not in answer.headers
+
+
+def test_keys_that_are_missing_weak_or_spent_are_the_official_clients_usual_exceptions(tmp_path: Path) -> None:
+    hi = [{"role": "user", "content": "hi"}]
+    with contextlib.ExitStack() as stack:
+        database = stack.enter_context(Database.open(f"sqlite:///{tmp_path / 'keys.db'}"))
+        one, many = make_key(database, requests_per_minute=1), make_key(database, "bob", models=["fake"])
+        access = Access(database, Policy(require_key=True, exposed=True))
+        url = stack.enter_context(live_server(FakeLLM(), access=access))
+        base = url.removesuffix("/v1")
+
+        def ask(key):
+            with anthropic.Anthropic(base_url=base, api_key=key, max_retries=0) as client:
+                return client.messages.create(model="fake", messages=hi, max_tokens=5)
+
+        with pytest.raises(anthropic.AuthenticationError) as missing:
+            ask("none")
+        assert missing.value.type == "authentication_error" and missing.value.error_code == "invalid_api_key"
+        assert ask(one).content[0].text == "hi!"
+        with pytest.raises(anthropic.RateLimitError) as spent:
+            ask(one)
+        assert spent.value.type == "rate_limit_error" and int(spent.value.response.headers["retry-after"]) > 0
+        with ollama.Client(base) as client, pytest.raises(ollama.ResponseError) as missing:
+            client.chat("fake", hi)
+        assert missing.value.status_code == 401
+        with ollama.Client(base, headers={"authorization": f"Bearer {many}"}) as client:
+            assert client.chat("fake:latest", hi).message.content == "hi!"
+            for refused in (lambda: client.delete("fake"), lambda: client.pull("smollm2-135m-instruct")):
+                with pytest.raises(ollama.ResponseError, match="manage") as weak:
+                    refused()
+                assert weak.value.status_code == 403

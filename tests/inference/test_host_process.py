@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import zmq
 from hosting import hosted, spec_of, until, until_async
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -147,6 +148,7 @@ async def test_embeddings_of_texts_and_ids_are_the_same(here: LLM, there: Hosted
     assert there.embed(PROMPTS) == here.embed(PROMPTS)
     ids = here.tokenizer.encode("What")
     assert await there.aembed([ids, ids]) == here.embed(["What"] * 2)  # type: ignore[list-item]
+    assert there.embed(ids) == there.embed("What") == await there.aembed(ids)
     assert there.embed("What", pooling="mean", normalize=False) == here.embed("What", pooling="mean", normalize=False)
     with pytest.raises(UnsupportedError, match="pooling='middle'") as caught:
         there.embed("What", pooling="middle")
@@ -359,6 +361,20 @@ sys.exit("torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_where_there_are_no_local_sockets_tcp_is_encrypted(
+    tiny_model: Path, here: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmasos.inference.host.link.zmq.has", lambda what: what != "ipc")
+    with hosted(spec_of(tiny_model)) as process:
+        addresses = process.link.addresses
+        assert all(address.startswith("tcp://127.0.0.1:") for address in addresses) and process.link.server_key
+        with zmq.Context() as context, context.socket(zmq.PUSH) as stranger:
+            stranger.setsockopt(zmq.LINGER, 0)
+            stranger.connect(addresses[1])
+            stranger.send(b"nonsense")  # never arrives: it does not know the key
+            assert process.llm.generate("The", max_tokens=30) == here.generate("The", max_tokens=30)
 
 
 def test_models_start_with_adapters_and_engine_options(tiny_model: Path, here: LLM, tmp_path: Path) -> None:

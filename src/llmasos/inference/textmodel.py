@@ -205,17 +205,23 @@ class TextModel(ABC):
     ) -> list[float]: ...
     @overload
     def embed(
-        self, texts: list[str], *, pooling: str | None = None, normalize: bool = True, truncate: bool = False
-    ) -> list[list[float]]: ...
-    def embed(
         self,
-        texts: str | list[str],
+        texts: Prompt | Sequence[Prompt],
         *,
         pooling: str | None = None,
         normalize: bool = True,
         truncate: bool = False,
-    ) -> list[float] | list[list[float]]:
-        """Embeddings as lists of floats: one for a string, one each for a list.
+    ) -> Any: ...
+    def embed(
+        self,
+        texts: Prompt | Sequence[Prompt],
+        *,
+        pooling: str | None = None,
+        normalize: bool = True,
+        truncate: bool = False,
+    ) -> Any:
+        """Embeddings as lists of floats: one for a text (a string, or its token ids), one each for a
+        list of texts.
 
         `pooling`: mean, cls, last or max; default: what the model's folder says, else mean (encoders), last token
         (decoders). `normalize` gives unit length. A text beyond the context is an error with the counts; `truncate`
@@ -224,7 +230,7 @@ class TextModel(ABC):
         many = as_prompts(texts)
         ids = [self.prompts.whole(text, truncate=truncate) for text in many]
         vectors = self._embed(ids, pooling, normalize)
-        return vectors[0] if isinstance(texts, str) else vectors
+        return vectors[0] if len(many) == 1 and many[0] is texts else vectors
 
     @overload
     def score(self, texts: str, *, prompt: str = "") -> Score: ...
@@ -270,6 +276,11 @@ class TextModel(ABC):
     def score_pairs(self, query: str, texts: Sequence[str]) -> list[float]:
         """How well each text answers a query, between 0 and 1, by a cross-encoder: a classification head of one label.
         Raises UnsupportedError for a model without one, ContextOverflowError for a text that is too long."""
+        ids, types = self._pairs(query, texts)
+        return [row[0] for row in self._classify(ids, types)]
+
+    def _pairs(self, query: str, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
+        """Query and text as one input each, and which of the two each token is of."""
         if self.prompts.model.config.num_labels != 1:
             raise UnsupportedError(
                 f"{self.name} has no head that scores pairs of texts.",
@@ -277,7 +288,7 @@ class TextModel(ABC):
                 param="model",
             )
         pairs = [self.prompts.pair(query, text) for text in texts]
-        return [row[0] for row in self._classify([ids for ids, _ in pairs], [types for _, types in pairs])]
+        return [ids for ids, _ in pairs], [types for _, types in pairs]
 
     # asynchronous twins
 
@@ -338,7 +349,8 @@ class TextModel(ABC):
     ) -> AsyncGenerator[Chunk, None]:
         return self._astream(self.prompts.encode(prompt), params or self.params(), **request)
 
-    async def aembed(self, texts: str | list[str], **options: Any) -> list[float] | list[list[float]]:
+    async def aembed(self, texts: Prompt | Sequence[Prompt], **options: Any) -> Any:
+        """As `embed`: a vector for one text, a list of them for several."""
         return await asyncio.to_thread(lambda: self.embed(texts, **options))
 
     async def ascore(self, texts: str | list[str], *, prompt: str = "") -> Score | list[Score]:

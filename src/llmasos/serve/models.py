@@ -45,9 +45,10 @@ class ServedModel(Protocol):
     next token when they are cancelled or closed."""
 
     name: str
-    is_encoder: bool
     engine_config: EngineConfig
 
+    @property
+    def is_encoder(self) -> bool: ...
     @property
     def context_length(self) -> int: ...
     @property

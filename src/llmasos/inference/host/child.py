@@ -302,7 +302,8 @@ def load(setup: wire.Setup, report: Callable[[wire.News], None]) -> LLM:
     config = EngineConfig.of(**setup.engine)
     path = ensure(setup.reference, on_progress=lambda progress: report(wire.Working(progress)))
     report(wire.Located(str(path)))
-    report(wire.Working(Progress("load")))
+    total = weight_bytes(path)
+    report(wire.Working(Progress("load", total=total)))
     from llmasos.inference.llm import LLM
 
     llm = LLM.load(
@@ -317,7 +318,15 @@ def load(setup: wire.Setup, report: Callable[[wire.News], None]) -> LLM:
     llm.start()
     for name, folder in setup.adapters.items():
         llm.load_adapter(name, Path(folder))
+    report(wire.Working(Progress("load", done=total, total=total)))
     return llm
+
+
+def weight_bytes(path: Path) -> int:
+    """Of a model's files with weights."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.iterdir() if file.suffix in (".safetensors", ".gguf"))
 
 
 def main() -> None:

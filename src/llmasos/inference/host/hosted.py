@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmasos.inference.host import messages as wire
+from llmasos.inference.prompts import Prompt, as_prompts
 from llmasos.inference.textmodel import TextModel
 
 if TYPE_CHECKING:
@@ -76,6 +78,29 @@ class HostedLLM(TextModel):
     def _embed(self, ids: list[list[int]], pooling: str | None, normalize: bool) -> list[list[float]]:
         vectors: list[list[float]] = self._link.call(lambda id: wire.Embed(id, ids, pooling, normalize)).result()
         return vectors
+
+    async def aembed(self, texts: Prompt | Sequence[Prompt], **options: Any) -> Any:
+        """See `embed`. No thread waits for the other process: there are few of them, for all models."""
+        return await self._aembed(texts, **options)
+
+    async def _aembed(
+        self,
+        texts: Prompt | Sequence[Prompt],
+        *,
+        pooling: str | None = None,
+        normalize: bool = True,
+        truncate: bool = False,
+    ) -> Any:
+        many = as_prompts(texts)
+        ids = await asyncio.to_thread(lambda: [self.prompts.whole(text, truncate=truncate) for text in many])
+        vectors = await asyncio.wrap_future(self._link.call(lambda id: wire.Embed(id, ids, pooling, normalize)))
+        return vectors[0] if len(many) == 1 and many[0] is texts else vectors
+
+    async def ascore_pairs(self, query: str, texts: Sequence[str]) -> list[float]:
+        """See `score_pairs`."""
+        ids, types = await asyncio.to_thread(self._pairs, query, texts)
+        rows = await asyncio.wrap_future(self._link.call(lambda id: wire.Classify(id, ids, types)))
+        return [row[0] for row in rows]
 
     def _fill_mask(self, ids: list[int], top_k: int) -> list[tuple[list[int], list[float]]]:
         found: list[list[Any]] = self._link.call(lambda id: wire.FillMask(id, ids, top_k)).result()

@@ -28,6 +28,9 @@ from llmasos.inference.answer import Home, Listener
 from llmasos.inference.host import messages as wire
 from llmasos.inference.state import AdapterInfo, EngineStats, Output, Request, RequestState
 
+LAST_MS = 50
+"""What a process said before it ended may still be in ZeroMQ's hands for so long."""
+
 
 @dataclass(slots=True, eq=False)
 class _Entry:
@@ -197,7 +200,10 @@ class Link:
         over = broken = False
         while not over:
             poller.poll()
-            over = self._end is not None  # asked before the last look into the socket
+            if self._end is not None:
+                over = True
+                poller.unregister(self._bell)
+                poller.poll(LAST_MS)
             while not broken and (frame := self._next()) is not None:
                 try:
                     self._take(wire.decode_news(frame))

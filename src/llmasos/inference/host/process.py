@@ -187,10 +187,10 @@ class ModelProcess:
     def _live(self) -> None:
         try:
             process = self._spawn()
-        except OSError as error:
-            self._reason = ServerError(f"No process for {self.spec.name} could be started: {error}.")
-            self.link.end(self._crash)
-            self._loaded.set_exception(self._reason)
+        except (OSError, LLMasOSError) as error:
+            what = f"No process for {self.spec.name} could be started: {error}"
+            self._reason = error if isinstance(error, LLMasOSError) else ServerError(what)
+            self._report_end(1)
             self._ended.set_result(1)
             return
         reader = threading.Thread(target=self._read_stderr, args=(process,), name="llmasos-stderr", daemon=True)

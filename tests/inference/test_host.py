@@ -239,6 +239,27 @@ async def test_a_known_model_gets_new_options_with_its_next_load() -> None:
     await host.close()
 
 
+async def test_new_options_given_while_a_model_is_looked_at_hold_for_the_load_that_follows() -> None:
+    world = World(100, a=40)
+    host = world.host()
+    looked_at = []
+    predict, go_on = host._memory.predict, asyncio.Event()
+
+    async def slow(spec):
+        looked_at.append(spec.dtype)
+        await go_on.wait()
+        return await predict(spec)
+
+    host._memory.predict = slow
+    asking = asyncio.ensure_future(ask(host, "a"))
+    await until(lambda: looked_at == ["auto"])
+    host.add(type(host.spec("a"))("a", dtype="bfloat16"))
+    await until(lambda: looked_at == ["auto", "bfloat16"])
+    go_on.set()
+    assert await asking == ["abc"] and [one.dtype for one in world.starts] == ["bfloat16"]
+    await host.close()
+
+
 # replicas
 
 

@@ -11,11 +11,11 @@ import asyncio
 import logging
 import math
 import time
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from llmasos.errors import (
     BusyError,
@@ -26,9 +26,21 @@ from llmasos.errors import (
     ServerError,
 )
 from llmasos.inference.host.lending import ClosingError, LentModel, LoadFailedError, QueueFullError
-from llmasos.inference.host.memory import Budgets, Memory, MemoryUse, Prediction, Seen
+from llmasos.inference.host.memory import Budgets, Memory
+from llmasos.inference.host.records import (
+    STOP_GRACE,
+    Clock,
+    Hosted,
+    Lease,
+    Life,
+    Process,
+    Start,
+    Timer,
+    status_of,
+    used,
+)
 from llmasos.inference.host.residency import Load, Place, Refuse, Replica, Residency, State, Stop
-from llmasos.inference.host.status import ModelState, ModelStatus, ReplicaStatus
+from llmasos.inference.host.status import ModelStatus
 
 if TYPE_CHECKING:
     from llmasos.inference.host.process import ModelSpec
@@ -44,97 +56,11 @@ MOST_CRASHES = 5
 """In a row; then it counts as a failed load."""
 STABLE = 60.0
 """Seconds after which a model's earlier crashes are forgotten."""
-STOP_GRACE = 5.0
-"""Seconds that an idle process has to end by itself."""
 STICKY = 4
 """Leases that a replica may have more than the idlest one and still be chosen for what its cache holds."""
-RETRIES = 2
-"""Times that a request which had not begun is sent to another process."""
-
-
-class Process(Protocol):
-    """What is needed of a ModelProcess."""
-
-    @property
-    def llm(self) -> Any: ...
-    @property
-    def pid(self) -> int: ...
-    @property
-    def memory(self) -> MemoryUse: ...
-    @property
-    def load_seconds(self) -> float: ...
-    async def wait(self) -> int: ...
-    async def stop(self, grace: float) -> None: ...
-
-
-class Timer(Protocol):
-    def cancel(self) -> None: ...
-
-
-class Clock(Protocol):
-    """An event loop has both."""
-
-    def time(self) -> float: ...
-    def call_at(self, when: float, callback: Callable[[], None], /) -> Timer: ...
-
-
-Start = Callable[..., Awaitable[Process]]
-"""ModelProcess.start."""
-
-
-@dataclass(eq=False)
-class _Life:
-    """One replica's process."""
-
-    replica: Replica
-    place: Place
-    prediction: Prediction
-    began: float
-    task: asyncio.Task[None] | None = None
-    process: Process | None = None
-    seen: Seen | None = None
-    grace: float = STOP_GRACE
-
-
-@dataclass(eq=False)
-class _Hosted:
-    spec: ModelSpec
-    num_replicas: int
-    keep_alive: float
-    pinned: bool
-    waiting: deque[_Lease] = field(default_factory=deque)
-    lives: dict[int, _Life] = field(default_factory=dict)
-    prediction: Prediction | None = None
-    stale: bool = True
-    """What a load took since the prediction was made is not in it."""
-    predicting: asyncio.Task[None] | None = None
-    restart: bool = False
-    crashes: int = 0
-    failures: int = 0
-    failure: BaseException | None = None
-    retry_at: float = -math.inf
-    last_error: str | None = None
-    last_used: float | None = None
-    why_evicted: str | None = None
-    load_seconds: float | None = None
-    plan_error: float | None = None
-    loads: int = 0
-    restarts: int = 0
-    evictions: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def name(self) -> str:
-        return str(self.spec.name)
-
-
-@dataclass(eq=False)
-class _Lease:
-    hosted: _Hosted
-    keep_alive: float
-    sticky: Hashable
-    replica: Replica | None = None
-    given: asyncio.Future[None] | None = None
-    retries: int = 0
+RETRIES = 1
+"""Times that a request of which nothing was given yet is sent to another process. More would let one that ends every
+process end many."""
 
 
 class Host:
@@ -162,8 +88,8 @@ class Host:
         self._keep_alive, self._max_waiting = keep_alive, max_waiting
         self._given_clock = clock
         self._residency = Residency(page_share)
-        self._models: dict[str, _Hosted] = {}
-        self._lined: dict[_Hosted, None] = {}
+        self._models: dict[str, Hosted] = {}
+        self._lined: dict[Hosted, None] = {}
         """Models with leases in line."""
         self._budgets: dict[str, int] = {}
         self._timer: Timer | None = None
@@ -178,7 +104,7 @@ class Host:
         """Make a model known; nothing is loaded. One that is known gets the new options with its next load."""
         keep = self._keep_alive if keep_alive is None else keep_alive
         if (known := self._models.get(spec.name)) is None:
-            self._models[spec.name] = _Hosted(spec, replicas, keep, pinned)
+            self._models[spec.name] = Hosted(spec, replicas, keep, pinned)
             return
         self.amend(spec)
         known.num_replicas, known.keep_alive = replicas, keep
@@ -193,6 +119,7 @@ class Host:
         if hosted.predicting is not None:
             hosted.predicting.cancel()
             hosted.predicting = None
+        self._step()
 
     async def remove(self, name: str) -> None:
         """Forget a model that nobody uses. Raises BusyError, NotFoundError."""
@@ -213,11 +140,11 @@ class Host:
         """The models that are ready, by name: the `llm` of each replica."""
         return {name: lives for name, hosted in list(self._models.items()) if (lives := self._llms(hosted))}
 
-    def _llms(self, hosted: _Hosted) -> list[Any]:
+    def _llms(self, hosted: Hosted) -> list[Any]:
         lives = list(hosted.lives.values())  # other threads may ask
         return [one.process.llm for one in lives if one.process and one.replica.state is State.READY]
 
-    def _hosted(self, name: str) -> _Hosted:
+    def _hosted(self, name: str) -> Hosted:
         if name not in self._models:
             raise NotFoundError(f"There is no model {name!r} here.", hint=f"There are: {', '.join(self._models)}.")
         return self._models[name]
@@ -232,7 +159,7 @@ class Host:
 
         `keep_alive`: seconds that it stays afterwards (0: not at all), if no lease beside this one says otherwise
         later. Leases of equal `sticky` share a replica while it is not much busier than others. A request of the llm
-        that its process had not begun to answer when it died is sent again, to the process that takes its place.
+        of which nothing was given yet when its process died is sent again, to the process that takes its place.
         Raises NotFoundError, QueueFullError, LoadFailedError, InsufficientMemoryError, ClosingError.
         """
         if not isinstance(model, str):
@@ -240,14 +167,14 @@ class Host:
                 self.add(model)
             model = model.name
         hosted = self._hosted(model)
-        lease = _Lease(hosted, hosted.keep_alive if keep_alive is None else keep_alive, sticky)
+        lease = Lease(hosted, hosted.keep_alive if keep_alive is None else keep_alive, sticky)
         await self._take(lease)
         try:
             yield LentModel(lambda: self._llm(lease), lambda: self._again(lease))
         finally:
             self._give_back(lease)
 
-    async def _take(self, lease: _Lease) -> None:
+    async def _take(self, lease: Lease) -> None:
         hosted, now = lease.hosted, self._clock.time()
         if self._closed:
             raise ClosingError
@@ -274,9 +201,11 @@ class Host:
                 self._give_back(lease)
             else:
                 self._leave_line(lease)
+                if not lease.given.cancelled() and lease.given.done():
+                    lease.given.exception()  # nobody else will look at it
             raise
 
-    def _pick(self, lease: _Lease) -> Replica | None:
+    def _pick(self, lease: Lease) -> Replica | None:
         """The idlest replica, or one that is hardly busier and has answered requests of the same kind before."""
         usable = [r for r in self._residency.of(lease.hosted.name) if self._residency.takes(r)]
         if not usable:
@@ -288,14 +217,14 @@ class Host:
                 return liked
         return next(r for r in usable if r.busy == least)
 
-    def _begin(self, lease: _Lease, replica: Replica) -> None:
+    def _begin(self, lease: Lease, replica: Replica) -> None:
         self._residency.begin(replica, self._clock.time())
         lease.replica = replica
         lease.hosted.last_used = time.time()
         self._num_leases += 1
         self._empty.clear()
 
-    def _give_back(self, lease: _Lease) -> None:
+    def _give_back(self, lease: Lease) -> None:
         if (replica := lease.replica) is None:
             return
         lease.replica = None
@@ -307,7 +236,7 @@ class Host:
             self._empty.set()
         self._step()
 
-    def _leave_line(self, lease: _Lease) -> None:
+    def _leave_line(self, lease: Lease) -> None:
         hosted = lease.hosted
         with suppress(ValueError):
             hosted.waiting.remove(lease)
@@ -317,7 +246,7 @@ class Host:
                 self._residency.withdraw(hosted.name)
         self._step()
 
-    async def _again(self, lease: _Lease) -> bool:
+    async def _again(self, lease: Lease) -> bool:
         """After a crash: another process for a request that had not begun. False if it was tried often enough."""
         dead = lease.replica
         if lease.retries >= RETRIES or dead is None or dead.state is State.STOPPING or self._closed:
@@ -329,7 +258,7 @@ class Host:
         await self._take(lease)
         return True
 
-    def _llm(self, lease: _Lease) -> Any:
+    def _llm(self, lease: Lease) -> Any:
         assert lease.replica is not None, "the lease has ended"
         life = lease.hosted.lives.get(lease.replica.id)
         if life is None or life.process is None:
@@ -398,53 +327,8 @@ class Host:
 
     def status(self) -> list[ModelStatus]:
         """Every known model, by name."""
-        return [self._status(self._models[name]) for name in sorted(self._models)]
-
-    def _status(self, hosted: _Hosted) -> ModelStatus:
-        now, unix = self._clock.time(), time.time()
-        replicas = [life.replica for life in hosted.lives.values()]
-        states = {replica.state for replica in replicas}
-        waits = hosted.failure is not None or hosted.crashes > 0
-        retry_at = unix + hosted.retry_at - now if waits and hosted.retry_at > now else None
-        ready = [r for r in replicas if r.state is State.READY]
-        expiries = [r.expires_at for r in ready if not r.busy and not r.pinned and r.expires_at < math.inf]
-        state: ModelState = "absent"
-        if State.READY in states:
-            state = "ready"
-        elif State.LOADING in states or hosted.waiting or hosted.restart:
-            state = "loading"
-        elif states:
-            state = "stopping"
-        elif hosted.failure is not None:
-            state = "failed"
-        predicted, measured = Counter[str](), Counter[str]()
-        for life in hosted.lives.values():
-            predicted.update(life.replica.memory)
-            measured.update(_used(life))
-        if not replicas and hosted.prediction is not None:
-            predicted.update(hosted.prediction.places[0].least)
-        return ModelStatus(
-            name=hosted.name,
-            reference=hosted.spec.reference,
-            state=state,
-            replicas=tuple(_replica_status(life) for life in hosted.lives.values()),
-            num_replicas=hosted.num_replicas,
-            predicted_bytes=dict(predicted),
-            measured_bytes=dict(measured),
-            plan_error=hosted.plan_error,
-            busy=sum(r.busy for r in replicas),
-            waiting=len(hosted.waiting),
-            last_used=hosted.last_used,
-            expires_at=unix + max(expiries) - now if len(expiries) == len(ready) and expiries else None,
-            pinned=hosted.pinned,
-            load_seconds=hosted.load_seconds,
-            loads=hosted.loads,
-            restarts=hosted.restarts,
-            evictions=dict(hosted.evictions),
-            why_evicted=hosted.why_evicted,
-            last_error=hosted.last_error,
-            retry_at=retry_at,
-        )
+        now = self._clock.time()
+        return [status_of(self._models[name], now) for name in sorted(self._models)]
 
     # the one place where things are set going
 
@@ -486,7 +370,7 @@ class Host:
             if not hosted.waiting:
                 self._lined.pop(hosted)
 
-    def _want(self, hosted: _Hosted, now: float) -> None:
+    def _want(self, hosted: Hosted, now: float) -> None:
         if not (hosted.waiting or hosted.restart) or now < hosted.retry_at:
             return
         if hosted.prediction is None or hosted.stale:
@@ -502,25 +386,25 @@ class Host:
             pinned=hosted.pinned,
         )
 
-    async def _predict(self, hosted: _Hosted) -> None:
+    async def _predict(self, hosted: Hosted) -> None:
         try:
-            hosted.prediction = await self._memory.predict(hosted.spec)
-            hosted.stale = False
+            prediction = await self._memory.predict(hosted.spec)
         except Exception as e:
-            self._fail(hosted, e)
-        finally:
             hosted.predicting = None
+            self._fail(hosted, e)
+        else:
+            hosted.prediction, hosted.stale, hosted.predicting = prediction, False, None
         self._step()
 
     def _budgets_now(self) -> dict[str, int]:
         """While a process begins or ends, what it uses is not known: what was free before then holds."""
         settled = all(r.state is State.READY for r in self._residency.replicas.values())
         if settled or any(device not in self._budgets for device in self.budget.limits):
-            used = Counter[str]()
+            now_used = Counter[str]()
             for hosted in self._models.values():
                 for life in hosted.lives.values():
-                    used.update(_used(life))
-            fresh = self.budget.now(used)
+                    now_used.update(used(life))
+            fresh = self.budget.now(now_used)
             self._budgets = fresh if settled else fresh | self._budgets
         return self._budgets
 
@@ -539,11 +423,11 @@ class Host:
     def _load(self, replica: Replica, place: Place) -> None:
         hosted = self._models[replica.model]
         assert hosted.prediction is not None
-        life = _Life(replica, place, hosted.prediction, self._clock.time())
+        life = Life(replica, place, hosted.prediction, self._clock.time())
         hosted.lives[replica.id] = life
         life.task = asyncio.create_task(self._live(hosted, life))
 
-    async def _live(self, hosted: _Hosted, life: _Life) -> None:
+    async def _live(self, hosted: Hosted, life: Life) -> None:
         """A replica from its start to its end."""
         replica = life.replica
         try:
@@ -560,7 +444,7 @@ class Host:
             self._ended(hosted, life)
         self._step()
 
-    async def _bring_up(self, hosted: _Hosted, life: _Life) -> None:
+    async def _bring_up(self, hosted: Hosted, life: Life) -> None:
         replica, prediction = life.replica, life.prediction
         engine = dict(hosted.spec.engine)
         if life.place.paged:
@@ -608,19 +492,19 @@ class Host:
             _background.add(ending)
             ending.add_done_callback(_background.discard)
 
-    async def _end(self, life: _Life, process: Process) -> None:
+    async def _end(self, life: Life, process: Process) -> None:
         await asyncio.to_thread(self._remember, life)
         await process.stop(life.grace)
 
-    def _remember(self, life: _Life) -> None:
+    def _remember(self, life: Life) -> None:
         if life.process is not None and life.seen is not None:
             self._memory.lived(life.prediction, life.seen, life.process.memory, pages=life.replica.pages)
 
-    def _bury(self, hosted: _Hosted, life: _Life) -> None:
+    def _bury(self, hosted: Hosted, life: Life) -> None:
         hosted.lives.pop(life.replica.id, None)
         self._residency.gone(life.replica)
 
-    def _ended(self, hosted: _Hosted, life: _Life) -> None:
+    def _ended(self, hosted: Hosted, life: Life) -> None:
         """A process that was ready is no more. Called a second time, it does nothing."""
         if life.replica.id not in hosted.lives:
             return
@@ -640,7 +524,7 @@ class Host:
             hosted.restart = True
             hosted.restarts += 1
 
-    def _fail(self, hosted: _Hosted, cause: BaseException) -> None:
+    def _fail(self, hosted: Hosted, cause: BaseException) -> None:
         hosted.failure, hosted.restart = cause, False
         hosted.retry_at = self._clock.time() + min(COOL_DOWN[0] * 2**hosted.failures, COOL_DOWN[1])
         hosted.failures += 1
@@ -651,15 +535,15 @@ class Host:
         if not any(r.state is State.LOADING for r in self._residency.of(hosted.name)):
             self._refuse(hosted, lambda: self._failed(hosted))
 
-    def _failed(self, hosted: _Hosted) -> LoadFailedError:
+    def _failed(self, hosted: Hosted) -> LoadFailedError:
         assert hosted.failure is not None
         return LoadFailedError(hosted.name, hosted.failure, _seconds(hosted.retry_at - self._clock.time()))
 
-    def _refuse_for_memory(self, hosted: _Hosted, error: InsufficientMemoryError) -> None:
+    def _refuse_for_memory(self, hosted: Hosted, error: InsufficientMemoryError) -> None:
         hosted.last_error, hosted.restart = str(error), False
         self._refuse(hosted, lambda: InsufficientMemoryError(error.message, hint=error.hint))
 
-    def _refuse(self, hosted: _Hosted, error: Callable[[], Exception]) -> None:
+    def _refuse(self, hosted: Hosted, error: Callable[[], Exception]) -> None:
         """Everybody in line for the model gets an error of their own."""
         while hosted.waiting:
             given = hosted.waiting.popleft().given
@@ -667,7 +551,7 @@ class Host:
                 given.set_exception(error())
         self._lined.pop(hosted, None)
 
-    def _seconds_to_load(self, hosted: _Hosted) -> int:
+    def _seconds_to_load(self, hosted: Hosted) -> int:
         whole = hosted.load_seconds or (hosted.prediction.load_seconds if hosted.prediction else 10.0)
         began = [life.began for life in hosted.lives.values() if life.replica.state is State.LOADING]
         return _seconds(whole - (self._clock.time() - min(began)) if began else whole)
@@ -675,32 +559,6 @@ class Host:
 
 _background: set[asyncio.Task[None]] = set()
 """Held here, or they might be collected."""
-
-
-def _used(life: _Life) -> dict[str, int]:
-    """What a process has now, by device."""
-    if life.process is None:
-        return {}
-    memory, device = life.process.memory, life.place.device
-    used = {"cpu": memory.rss_bytes}
-    if device != "cpu":
-        ranks = [d for d in life.place.paged if d != "cpu"] or [device]
-        used |= dict.fromkeys(ranks, memory.device_bytes + life.prediction.forecast.context)
-    return used
-
-
-def _replica_status(life: _Life) -> ReplicaStatus:
-    replica, process = life.replica, life.process
-    return ReplicaStatus(
-        pid=process.pid if process else None,
-        device=replica.device,
-        state=replica.state.value,
-        memory=dict(replica.memory),
-        measured=process.memory.rss_bytes if process else None,
-        measured_device=process.memory.device_bytes if process else None,
-        busy=replica.busy,
-        draining=replica.draining,
-    )
 
 
 def _seconds(seconds: float) -> int:

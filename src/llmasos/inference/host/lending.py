@@ -42,7 +42,8 @@ class ClosingError(ServerError):
 
 
 class LentModel:
-    """A leased model: its process's `llm`, whose requests outlive the process until they have begun."""
+    """A leased model: its process's `llm`, whose requests outlive the process as long as nothing of their answers has
+    been given."""
 
     def __init__(self, llm: Callable[[], Any], again: Callable[[], Awaitable[bool]]) -> None:
         """`llm`: the process's that the lease is on now. `again`: moves the lease to another; False if it may not."""
@@ -60,8 +61,8 @@ class LentModel:
                         begun = True
                         yield chunk
                 return
-            except ModelCrashedError as e:
-                if begun or getattr(e, "begun", False) or not await self._again():
+            except ModelCrashedError:
+                if begun or not await self._again():
                     raise
 
     async def acomplete(self, *args: Any, **request: Any) -> Any:
@@ -74,6 +75,6 @@ class LentModel:
         while True:
             try:
                 return await getattr(self._llm(), method)(*args, **request)
-            except ModelCrashedError as e:
-                if getattr(e, "begun", False) or not await self._again():
+            except ModelCrashedError:
+                if not await self._again():
                     raise

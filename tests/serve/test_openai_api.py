@@ -156,6 +156,24 @@ async def test_every_parameter_reaches_the_model() -> None:
     assert (params.stop, params.stop_token_ids, params.logit_bias, params.max_tokens) == (("X",), (1,), {65: -100.0}, 9)
 
 
+async def test_labels_are_taken_and_change_nothing() -> None:
+    llm = FakeLLM()
+    labels = {"user": "u", "metadata": {"a": "b"}, "safety_identifier": "s", "prompt_cache_key": "k", "store": False}
+    assert (await chat(llm, **labels)).json()["choices"] == (await chat(llm)).json()["choices"]
+    assert llm.params_seen[0] == llm.params_seen[1] and llm.requests == [{}, {}]
+    assert (await complete(llm, user="u", best_of=1, suffix="")).status_code == 200
+    options = {"include_usage": False, "include_obfuscation": False}
+    assert len(events(await chat(llm, stream=True, stream_options=options))) == 6
+    found = error(await chat(llm, stream=True, stream_options={"include_obfuscation": True}))
+    assert found["param"] == "include_obfuscation"
+
+
+async def test_a_stop_string_is_named_where_the_stream_ends() -> None:
+    *_, end, _ = events(await chat(stream=True, stop=["i"]))
+    assert json.loads(end)["choices"][0]["finish_reason"] == "stop"
+    assert json.loads(end)["choices"][0]["stop_reason"] == "i"
+
+
 async def test_what_concerns_the_request_reaches_the_model_too() -> None:
     llm = FakeLLM()
     for fields in ({}, {"priority": -3, "cache_salt": "tenant"}, {"stream": True, "priority": 0}):

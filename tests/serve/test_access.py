@@ -645,3 +645,50 @@ async def test_without_access_control_an_application_asks_nobody() -> None:
     ) as client:
         assert (await ask(client)).status_code == 200
         assert (await client.get("/llmasos/v1/keys")).status_code == 404
+
+
+async def test_lists_hold_only_what_a_key_may_use(memory: Database) -> None:
+    key, every = make_key(memory, models=["small-*"]), make_key(memory, "all")
+    access, client = guarded(memory, llms={name: FakeLLM(name) for name in ("small-1", "big")})
+
+    async def names(path: str, text_: str, **headers: str) -> str:
+        return (await client.get(path, headers=bearer(text_) | headers)).text
+
+    async with client:
+        for path, headers in (
+            ("/v1/models", {}),
+            ("/v1/models", {"anthropic-version": "2023-06-01"}),
+            ("/api/tags", {}),
+        ):
+            assert "small-1" in await names(path, key, **headers) and "big" not in await names(path, key, **headers)
+            assert "small-1" in await names(path, every, **headers) and "big" in await names(path, every, **headers)
+        assert (await client.get("/v1/models/big", headers=bearer(key))).status_code == 403
+        assert (await client.get("/v1/models/small-1", headers=bearer(key))).status_code == 200
+        assert (await client.get("/healthz")).json()["models"] == []  # keys are required, and none was sent
+    await access.close()
+
+
+async def test_embeddings_and_scores_use_tokens_too(memory: Database) -> None:
+    key = make_key(memory, tokens_per_day=100)
+    access, client = guarded(memory)
+    async with client:
+        made = await client.post(
+            "/v1/embeddings", json={"model": "fake", "input": ["x" * 60, "y" * 50]}, headers=bearer(key)
+        )
+        assert made.status_code == 200
+        again = await client.post("/v1/embeddings", json={"model": "fake", "input": "x"}, headers=bearer(key))
+        assert error(again) == (429, "insufficient_quota")
+        usage_ = (await client.get("/llmasos/v1/usage", headers=bearer(key))).json()["data"]
+        assert [(one["model"], one["requests"], one["prompt_tokens"]) for one in usage_] == [("fake", 1, 110)]
+    await access.close()
+
+
+async def test_usage_is_told_under_the_models_own_name(memory: Database) -> None:
+    key = make_key(memory)
+    access, client = guarded(memory, aliases={"other": "fake"})
+    async with client:
+        for name in ("fake", "other"):
+            assert (await ask(client, key, model=name)).status_code == 200
+        usage_ = (await client.get("/llmasos/v1/usage", headers=bearer(key))).json()["data"]
+        assert [(one["model"], one["requests"]) for one in usage_] == [("fake", 2)]
+    await access.close()

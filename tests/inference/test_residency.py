@@ -168,6 +168,24 @@ def test_busy_models_drain_when_only_they_can_make_room_but_run_a_while_first() 
     assert stops(machine.step()) == [("busy", "room")]
 
 
+def test_who_drains_goes_on_draining_though_another_would_cost_less_by_now() -> None:
+    machine = Machine(cpu=100)
+    first = machine.load("first", cpu(60), load_seconds=8)
+    machine.residency.begin(first, machine.now)
+    machine.now = 8.0
+    second = machine.load("second", cpu(40), load_seconds=1)
+    machine.residency.begin(second, machine.now)
+    machine.want("new", cpu(40))
+    machine.step()
+    assert first.draining and not second.draining  # the second has not had its time yet
+    machine.now = 100.0
+    assert second.cost(machine.now) < first.cost(machine.now)
+    machine.step()
+    assert first.draining and not second.draining
+    machine.residency.end(second, machine.now, keep_alive=FOREVER)
+    assert stops(machine.step()) == [("second", "room")] and not first.draining  # it can go at once
+
+
 def test_draining_ends_when_nobody_waits_any_more() -> None:
     machine = Machine(cpu=100)
     busy = machine.load("busy", cpu(60))

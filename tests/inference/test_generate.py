@@ -277,3 +277,12 @@ def test_tokens_without_embedding_are_refused(tmp_path: Path) -> None:
         for call in (llm.generate, llm.embed, llm.chat):
             with pytest.raises(InvalidInputError, match="its ids end at 269"):
                 call("The quick brown fox")
+
+
+def test_special_tokens_that_are_asked_for_are_written_out(tiny_llm: LLM) -> None:
+    user, other = (tiny_llm.tokenizer.id(token) for token in ("<|user|>", "<|assistant|>"))
+    params = SamplingParams(temperature=0, max_tokens=3, logit_bias={user: 100.0})
+    for shown, text in (((), ""), ((other,), ""), ((other, user), "<|user|>" * 3)):
+        asked = replace(params, shown_token_ids=shown)
+        assert tiny_llm.complete("fox", asked)[0].text == text
+        assert "".join(chunk.text for chunk in tiny_llm.stream_complete("fox", asked)) == text

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
-from llmasos.inference.request import Chunk, FinishReason, RequestMetrics, TokenLogprob
+from llmasos.inference.request import Chunk, FinishReason, RequestMetrics, SamplingParams, TokenLogprob
 from llmasos.inference.stopping import StopStrings
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ class Loop(Protocol):
 class _Text:
     """One completion: how its tokens become text, and what of it has not been read."""
 
-    def __init__(self, tokenizer: Tokenizer | None, stops: StopStrings | None) -> None:
-        self.decoder = tokenizer.stream() if tokenizer is not None else None
-        self.stops = stops
+    def __init__(self, tokenizer: Tokenizer | None, params: SamplingParams) -> None:
+        self.decoder = tokenizer.stream(shown=params.shown_token_ids) if tokenizer is not None else None
+        self.stops = StopStrings(params.stop, include=params.include_stop) if params.stop else None
         self.ended = False
         self.unread = ""
         self.ids: list[int] = []
@@ -118,10 +118,7 @@ class Answer:
         params = request.params
         self.request, self._loop = request, loop
         self._name = token_names(tokenizer)
-        self._texts = [
-            _Text(tokenizer, StopStrings(params.stop, include=params.include_stop) if params.stop else None)
-            for _ in range(params.n)
-        ]
+        self._texts = [_Text(tokenizer, params) for _ in range(params.n)]
         self._lock = threading.Lock()
         self._ready = threading.Condition(self._lock)
         self._unread: deque[int] = deque()

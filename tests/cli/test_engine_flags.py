@@ -12,6 +12,8 @@ from cli_runner import Cli
 from llmasos.cli.engine import engine_types, take_engine
 from llmasos.cli.messages import LANGUAGES, table
 from llmasos.inference.config import EngineConfig
+from llmasos.inference.host.host import Host
+from llmasos.inference.host.process import ModelSpec
 from llmasos.inference.llm import LLM
 from tiny import write_tiny_adapter
 
@@ -35,7 +37,12 @@ def test_every_field_of_the_config_has_a_flag_that_sets_it(
         seen.append(self.engine_config)
         raise KeyboardInterrupt  # it need not answer
 
+    def add(self: Host, spec: ModelSpec, **options: Any) -> None:
+        seen.append(EngineConfig.of(**spec.engine))
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(LLM, "__init__", init)
+    monkeypatch.setattr(Host, "add", add)
     for command in ("run", "chat", "serve"):
         more = ("--port=0",) if command == "serve" else ()
         assert cli(command, str(tiny_model), *FLAGS, *more, stdin="hi").code == 130

@@ -69,7 +69,10 @@ def test_every_command_and_flag_has_help_in_both_languages(
 
 def test_every_message_is_used() -> None:
     source = "".join(path.read_text(encoding="utf-8") for path in Path(messages.__file__).parent.parent.glob("*.py"))
-    built = ("command.", "details.", "option.", "group.", "phase.", "config.", "head.", "chat.help.", "verify.", "state.")
+    built = (
+        *("command.", "details.", "option.", "group.", "phase.", "config.", "head.", "chat.help.", "verify."),
+        *("state.", "key.active", "key.expired", "key.revoked"),
+    )
     named = set(re.findall(r"""["']([\w.]+)["']""", source))
     unused = [key for key in messages.table("en") if not key.startswith(built) and key not in named]
     assert unused == []

@@ -190,8 +190,16 @@ def test_every_option_is_a_flag_explained_in_both_languages() -> None:
     assert found == {f.name for f in dataclasses.fields(ServeConfig)} - in_file_only - {"models"}
     for flag in flags():
         assert flag.help["en"] and any("\u4e00" <= c <= "\u9fff" or c == "、" for c in flag.help["zh"]), flag.name
-    assert flag_of("adapters") == "--adapter" and default_text("keep_alive") == "5m"
-    assert default_text("max_body") == "32MiB"
+    assert flag_of("adapters") == "--adapter" and default_text("drain") == "10s"
+    assert default_text("max_body") == "32MiB" and default_text("keep_alive") == ""
+
+
+def test_models_named_at_the_start_stay_unless_it_is_said_otherwise() -> None:
+    config = ServeConfig.of(models=["a", "b"], model={"b": {"keep_alive": "1m"}})
+    assert [config.keep_alive_of(name) for name in "abc"] == [math.inf, 60.0, 300.0]
+    assert ServeConfig.of(models=["a"], keep_alive=7).keep_alive_of("a") == 7.0
+    with pytest.raises(InvalidInputError, match="unknown key 'colour'"):
+        ServeConfig.of(colour=1)
 
 
 @given(st.integers(min_value=0, max_value=2**50))

@@ -9,7 +9,7 @@ from fake_llm import FakeLLM, asgi_client
 from llmasos.errors import InvalidInputError
 from llmasos.inference.llm import LLM
 from llmasos.models.load import load_model
-from llmasos.serve.server import serve
+from llmasos.serve import serve
 from tiny import write_tiny_adapter
 
 

@@ -17,17 +17,16 @@ from fake_llm import FakeLLM, asgi_client, live_server
 
 from llmasos.apps.hosting import listen
 from llmasos.errors import InvalidInputError, ServerError, UnsupportedError
-from llmasos.serve.server import serve
+from llmasos.serve import serve
 
 BODY = {"model": "fake", "prompt": "hi"}
 SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
 from fake_llm import FakeLLM
-from llmasos.serve import serve, server
-server.SHUTDOWN_SECONDS = {seconds}
+from llmasos.serve import serve
 load = lambda name: FakeLLM(name, delay=0.01, context_length=100_000)
-serve(["a", "b"], port=0, load=load, on_ready=lambda url: print(url, flush=True))
+serve(["a", "b"], port=0, drain={seconds}, load=load, on_ready=lambda url: print(url, flush=True))
 print("stopped", flush=True)
 """
 
@@ -54,7 +53,7 @@ def test_a_port_in_use_is_said_before_a_model_is_loaded() -> None:
 
 def test_no_model_two_of_one_name_and_remote_ones_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="No model"):
-        serve([])
+        serve([], port=0, load=FakeLLM)
     with pytest.raises(InvalidInputError, match="'same'"):
         serve(["same", "same"], port=0, load=FakeLLM)
     with pytest.raises(UnsupportedError, match="already behind an API"):

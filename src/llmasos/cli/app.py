@@ -3,7 +3,7 @@
 A parameter's name and type make its flag; its text comes from the message table (`option.run.model`, else
 `option.model`). `**engine` in a signature stands for the fields of EngineConfig, `**sampling` for those of both
 EngineConfig and SamplingParams, so those flags are written in one place only. All are optional: what nobody typed is
-left to the model.
+left to the model. `**server` stands for the options of the server, whose help lies beside them, and the engine's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import difflib
 import inspect
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import exceptions
@@ -26,7 +26,9 @@ from llmasos.cli.render import cell_width
 from llmasos.errors import InvalidInputError
 from llmasos.inference.request import SamplingParams
 
-NOT_FLAGS = frozenset({"logit_bias", "logits_processors", "logprobs", "prompt_logprobs", "structured"})
+NOT_FLAGS = frozenset(
+    {"logit_bias", "logits_processors", "logprobs", "prompt_logprobs", "shown_token_ids", "structured"}
+)
 """Fields of SamplingParams for programs only: a line of text has no room for what they take or give."""
 STDIN = "\0-"
 """Stands for a lone `-` while the line is parsed: to the parser it would be an option without a name."""
@@ -41,8 +43,24 @@ def sampling_types() -> dict[str, Any]:
     return {f.name: hints[f.name] for f in dataclasses.fields(SamplingParams) if f.name not in NOT_FLAGS}
 
 
+def server_types() -> dict[str, Any]:
+    """The server's flags and the types of their values."""
+    from llmasos.serve.config import flags
+
+    kinds: dict[str, Any] = {"number": int, "switch": bool}
+    return {
+        flag.name: tuple[str, ...]
+        if flag.is_repeated
+        else Literal[flag.choices]
+        if flag.choices
+        else kinds.get(flag.kind, str)
+        for flag in flags()
+    }
+
+
 _STANDS_FOR: dict[str, Callable[[], dict[str, Any]]] = {
     "engine": engine_types,
+    "server": lambda: server_types() | engine_types(),
     "sampling": lambda: sampling_types() | engine_types(),
 }
 
@@ -108,10 +126,21 @@ def _stdin_back(value: Any) -> Any:
 
 def _about(command: Command, name: str, kind: Any) -> cyclopts.Parameter:
     own = f"option.{command.name}.{name}"
-    text = t(own if messages.has(own) else f"option.{name}")
+    text = _server_help(name) if command.name == "serve" else None
+    text = text or t(own if messages.has(own) else f"option.{name}")
     return cyclopts.Parameter(
         help=text, negative=(), alias=_SHORT.get(name), converter=_whole if _metavar(kind) == "N" else None
     )
+
+
+def _server_help(name: str) -> str | None:
+    """The help of an option of the server stands beside the option, with its default."""
+    from llmasos.serve.config import flags
+
+    found = next((flag for flag in flags() if flag.name == name), None)
+    if found is None:
+        return None
+    return found.help[messages.language()] + (f" [{found.default}]" if found.default else "")
 
 
 def _whole(kind: Any, tokens: Sequence[Any]) -> Any:

@@ -152,7 +152,7 @@ def _load(ref: str, device: str, dtype: str, quantization: str, engine: dict[str
         return LLM.from_pretrained(ref, device=device, dtype=dtype, quantization=quantization, **engine)
     with working(t("load.working", ref=ref)):
         _check_placement(device, dtype, quantization)
-    fetched = _needs_fetching(ref)
+    fetched = needs_fetching(ref)
     if fetched:
         fetch(ref)
     with working(t("load.working", ref=ref)):
@@ -179,7 +179,8 @@ def _check_placement(device: str, dtype: str, quantization: str) -> None:
         )
 
 
-def _needs_fetching(ref: str) -> bool:
+def needs_fetching(ref: str) -> bool:
+    """Whether `ref` is neither installed nor on this machine. Raises NotFoundError for an unknown name."""
     from llmasos.store import Library
     from llmasos.store.catalog import local_path, looks_like_model
 

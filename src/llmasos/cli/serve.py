@@ -1,70 +1,47 @@
-"""`llmasos serve`: models behind OpenAI's API."""
+"""`llmasos serve`: models behind HTTP. Its flags are the options of ServeConfig and the engine's."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
 
 from llmasos.cli.engine import take_engine
 from llmasos.cli.messages import t
 from llmasos.cli.render import say
-from llmasos.errors import InvalidInputError, UnsupportedError
+from llmasos.serve.config import ServeConfig, flags
 
-if TYPE_CHECKING:
-    from llmasos.inference.llm import LLM
+PULLED_BY = (sys.executable, "-m", "llmasos", "pull")
 
 
-def serve(
-    *models: str,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    insecure: bool = False,
-    device: str = "auto",
-    dtype: str = "auto",
-    quantization: str = "auto",
-    adapter: tuple[str, ...] = (),
-    enable_lora_loading: bool = False,
-    **engine: Any,
-) -> None:
-    """`llmasos serve`: returns after Ctrl-C or SIGTERM."""
-    from llmasos.client.providers import is_remote
-    from llmasos.inference.llm import LLM
-    from llmasos.serve import serve
-    from llmasos.store import DEFAULT_MODEL
+def serve(*models: str, config: str | None = None, **server: Any) -> int:
+    """Returns after Ctrl-C or SIGTERM."""
+    engine = take_engine(server)
+    typed = {flag.field: server[flag.name] for flag in flags() if flag.name in server}
+    if models:
+        typed["models"] = models
+    options = ServeConfig.read(typed, path=config)
+    options = replace(options, engine={**options.engine, **engine})
+    from llmasos.serve.service import named_models, serve_config
 
-    options = take_engine(engine)
-    adapters = dict(map(_named, adapter))
-
-    def load(ref: str) -> LLM:
-        from llmasos.cli.fetch import load
-
-        if is_remote(ref):
-            raise UnsupportedError(t("serve.remote", model=ref), hint=t("serve.remote.hint"))
-        llm = load(ref, device=device, dtype=dtype, quantization=quantization, **options)
-        assert isinstance(llm, LLM)
-        return llm
-
-    names = models or (DEFAULT_MODEL,)
+    named = named_models(options)
+    for model in named.values():
+        if code := _fetch(model.reference):
+            return code
 
     def ready(url: str) -> None:
-        say(t("serve.ready", models=", ".join([*names, *adapters]), url=url))
+        names = ", ".join([*named, *options.adapters])
+        say(t("serve.ready", models=names, url=url) if named else t("serve.ready_all", url=url))
 
-    serve(
-        names,
-        host=host,
-        port=port,
-        insecure=insecure,
-        adapters=adapters,
-        load=load,
-        on_ready=ready,
-        enable_lora_loading=enable_lora_loading,
-    )
+    serve_config(options, on_ready=ready)
+    return 0
 
 
-def _named(adapter: str) -> tuple[str, str]:
-    """The two sides of `name=path`."""
-    name, _, path = adapter.partition("=")
-    if not name or not path:
-        raise InvalidInputError(
-            t("serve.adapter", value=adapter), hint="llmasos serve MODEL --adapter poems=./poems-lora", param="adapter"
-        )
-    return name, path
+def _fetch(reference: str) -> int:
+    """Pull a model that is not here, in a process of its own: what pulls loads torch, and this one serves for weeks."""
+    from llmasos.cli.fetch import needs_fetching
+
+    if not needs_fetching(reference):
+        return 0
+    return subprocess.run([*PULLED_BY, reference]).returncode

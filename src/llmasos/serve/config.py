@@ -23,6 +23,7 @@ from llmasos.settings import LOG_LEVELS, serve_variables, settings
 
 FILE_NAME = "serve.toml"
 DEFAULT_PORT = 8000
+KEEP_ALIVE = 300.0
 _VARIABLE = "LLMASOS_SERVE_"
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]i?)?b?", re.IGNORECASE)
 _SIZE_UNITS = {
@@ -115,11 +116,12 @@ class ServeConfig:
         "device=size that models may take together, such as cpu=16GiB; several times; default: what is free",
         "各设备上模型合计可用的内存，例如 cpu=16GiB；可多次给出；默认：空闲内存",
     )
-    keep_alive: float = _option(
-        300.0,
+    keep_alive: float | None = _option(
+        None,
         "span",
-        "unload a model this long after its last request: 5m, 2h, forever",
-        "模型最后一次请求之后多久卸载：5m、2h、forever",
+        "unload a model this long after its last request: 90s, 5m, forever; default: 5m, but never the models named at "
+        "the start",
+        "模型最后一次请求之后多久卸载：90s、5m、forever；默认 5m，但启动时指名的模型一直保留",
     )
     replicas: int = _option(
         1, "number", "how many copies of each model run", "每个模型同时运行的份数", least=1, most=64
@@ -182,6 +184,12 @@ class ServeConfig:
     model: Mapping[str, ModelOptions] = _option({}, "models", "options of one model, by name", "单个模型的选项，按名称")
 
     @classmethod
+    def of(cls, **options: Any) -> ServeConfig:
+        """From a program's values, by field; neither file nor variables are read. Raises InvalidInputError."""
+        _check_keys(options, set(_FIELDS), "serve()")
+        return cls(**{name: _value(_FIELDS[name].metadata, raw, name) for name, raw in options.items()})
+
+    @classmethod
     def read(
         cls,
         flags: Mapping[str, Any] | None = None,
@@ -212,6 +220,13 @@ class ServeConfig:
             values[name] = _value(metadata, raw, flag_of(name))
         return cls(**values)
 
+    def keep_alive_of(self, name: str) -> float:
+        """Seconds that the model stays after its last request."""
+        own = self.model[name].keep_alive if name in self.model else None
+        if own is None:
+            own = self.keep_alive
+        return own if own is not None else math.inf if name in self.models else KEEP_ALIVE
+
     def options_of(self, name: str) -> ModelOptions:
         """What holds for the model served as `name`: its own options over those for all."""
         own = self.model.get(name, ModelOptions())
@@ -222,8 +237,8 @@ class ServeConfig:
             quantization=own.quantization or self.quantization,
             replicas=own.replicas or self.replicas,
             pin=own.pin,
-            keep_alive=self.keep_alive if own.keep_alive is None else own.keep_alive,
-            adapters={**self.adapters, **own.adapters},
+            keep_alive=self.keep_alive_of(name),
+            adapters={**(self.adapters if name in self.models else {}), **own.adapters},
             engine={**self.engine, **own.engine},
         )
 
@@ -278,6 +293,8 @@ def default_text(name: str) -> str:
     option = _FIELDS[name]
     kind, value = option.metadata["kind"], cast(Any, option.default)
     if kind in ("words", "sizes", "names", "switch", *_IN_FILE_ONLY):
+        return ""
+    if value is None:
         return ""
     return size_text(value) if kind == "size" else span_text(value) if kind == "span" else str(value)
 
@@ -392,9 +409,9 @@ def _value(metadata: Mapping[str, Any], raw: Any, where: str) -> Any:
         case "names":
             table = _table(raw, where, "name=path")
             for name, path in table.items():
-                if not isinstance(path, str) or not path:
+                if not isinstance(path, str | Path) or not str(path):
                     raise _wrong(f"{where}: {name}", path, "a path")
-            return table
+            return {name: str(path) for name, path in table.items()}
         case "engine":
             return _engine(raw, where)
         case "models":

@@ -25,7 +25,13 @@ KEPT_LINES = 2000
 QUEUED_LINES = 1000
 """What a follower may lag behind before lines are left out for it."""
 LOGGERS = ("llmasos", "uvicorn.error")
-_QUIET = frozenset({"GET /healthz", "GET /readyz", "GET /metrics"})
+_QUIET = frozenset(
+    f"GET {path}"
+    for path in (
+        *("/healthz", "/readyz", "/metrics"),
+        *(f"/llmasos/v1/{name}" for name in ("status", "system", "requests", "logs")),
+    )
+)
 """Asked every few seconds by machines: their lines are for `debug`."""
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}

@@ -103,6 +103,10 @@ class Budgets:
         if isinstance(self._free, _Free):
             self._free.uuids.update(uuids)
 
+    def free(self, device: str) -> int | None:
+        """Bytes that a device has left now; None where that is not known."""
+        return self._free(device)
+
     def now(self, used: Bytes) -> dict[str, int]:
         """What models may take together now; `used`: what they are using of each device at the moment."""
         found = {}

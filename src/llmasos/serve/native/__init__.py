@@ -12,11 +12,11 @@ from llmasos.serve.inflight import Requests
 from llmasos.serve.log import Journal
 from llmasos.serve.native import library, logs, pulls, requests, residents, system, uploads
 from llmasos.serve.native.pulls import Pulls
-from llmasos.serve.native.residents import InProcess, Residents
+from llmasos.serve.native.residents import InHost, InProcess, Residents
 from llmasos.serve.native.system import Machine
 from llmasos.serve.native.uploads import Uploads
 
-__all__ = ["InProcess", "Machine", "Pulls", "Residents", "Uploads", "create_router"]
+__all__ = ["InHost", "InProcess", "Machine", "Pulls", "Residents", "Uploads", "create_router"]
 
 
 def create_router(

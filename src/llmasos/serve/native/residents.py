@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Protocol
 
 from fastapi import APIRouter, Request
 
-from llmasos.client.types.native import LoadRequest, ModelStatus, ModelStatusList, PinRequest, UnloadRequest
+from llmasos.client.types.native import (
+    LoadRequest,
+    ModelStatus,
+    ModelStatusList,
+    PinRequest,
+    ReplicaInfo,
+    UnloadRequest,
+)
 from llmasos.errors import UnsupportedError
+from llmasos.inference.host.status import ModelStatus as HostStatus
+from llmasos.serve.backing import Hosted
 from llmasos.serve.caller import caller_of
-from llmasos.serve.models import Models
+from llmasos.serve.models import ModelNotFoundError, Models, ServedModel
 from llmasos.serve.native.common import responses
 
 
@@ -29,22 +42,10 @@ class InProcess:
         self._models = models
 
     def status(self) -> list[ModelStatus]:
-        return [self._describe(name) for name in self._models.names if self._models[name].adapter is None]
+        return [self._describe(name, copies) for name, copies in self._models.backing.loaded().items()]
 
-    def _describe(self, name: str) -> ModelStatus:
-        model = self._models[name].model
-        stats = model.stats
-        return ModelStatus(
-            name=name,
-            reference=name,
-            state="ready",
-            pinned=True,
-            context_length=model.context_length,
-            num_running=stats.num_running,
-            num_waiting=stats.num_waiting,
-            num_generated_tokens=stats.num_generated_tokens,
-            kv_cache_usage=stats.kv_cache_usage,
-        )
+    def _describe(self, name: str, copies: Sequence[ServedModel]) -> ModelStatus:
+        return ModelStatus(name=name, reference=name, state="ready", pinned=True, **_engine_facts(copies))
 
     async def load(self, name: str, *, pin: bool | None) -> None:
         self._models[name]
@@ -64,12 +65,88 @@ class InProcess:
         )
 
 
+class InHost:
+    """Models of a host, in processes of their own. `install` makes an installed model known to it."""
+
+    def __init__(self, backing: Hosted, install: Callable[[str], Awaitable[str | None]]) -> None:
+        self._backing, self._host, self._install = backing, backing.host, install
+
+    def status(self) -> list[ModelStatus]:
+        """Those that were asked for since the start."""
+        loaded = self._host.loaded()
+        known = self._host.status()
+        return [_wire(one, loaded.get(one.name, ())) for one in known if one.loads or one.state != "absent"]
+
+    async def load(self, name: str, *, pin: bool | None) -> None:
+        await self._host.load(await self._own_name(name), pin=pin)
+
+    async def unload(self, name: str, *, force: bool) -> None:
+        own = await self._own_name(name)
+        if own in self._host:
+            await self._host.unload(own, force=force)
+
+    async def pin(self, name: str, pinned: bool) -> None:
+        self._host.pin(await self._own_name(name), pinned)
+
+    async def _own_name(self, name: str) -> str:
+        own = await asyncio.to_thread(self._backing.find, name) or await self._install(name)
+        if own is None:
+            raise ModelNotFoundError(
+                f"{name} is not installed here.", hint=f"`llmasos pull {name}`, or POST /llmasos/v1/pulls."
+            )
+        return own
+
+
+def _engine_facts(copies: Sequence[ServedModel]) -> dict[str, Any]:
+    """What the engines of a model's copies tell together."""
+    stats = [llm.stats for llm in copies]
+    return {
+        "context_length": copies[0].context_length if copies else None,
+        "num_running": sum(one.num_running for one in stats),
+        "num_waiting": sum(one.num_waiting for one in stats),
+        "num_generated_tokens": sum(one.num_generated_tokens for one in stats),
+        "kv_cache_usage": max((one.kv_cache_usage for one in stats), default=0.0),
+    }
+
+
+def _wire(one: HostStatus, copies: Sequence[ServedModel]) -> ModelStatus:
+    return ModelStatus(
+        name=one.name,
+        reference=one.reference,
+        state=one.state,
+        pinned=one.pinned,
+        replicas=[
+            ReplicaInfo(pid=replica.pid, device=replica.device, state=replica.state, busy=replica.busy)
+            for replica in one.replicas
+        ],
+        num_replicas=one.num_replicas,
+        predicted_bytes=dict(one.predicted_bytes),
+        measured_bytes=dict(one.measured_bytes),
+        busy=one.busy,
+        waiting=one.waiting,
+        load_seconds=one.load_seconds,
+        last_used=_moment(one.last_used),
+        expires_at=_moment(one.expires_at),
+        loads=one.loads,
+        restarts=one.restarts,
+        evictions=dict(one.evictions),
+        why_evicted=one.why_evicted,
+        last_error=one.last_error,
+        retry_at=_moment(one.retry_at),
+        **_engine_facts(copies),
+    )
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None or math.isinf(seconds) else datetime.fromtimestamp(seconds, UTC)
+
+
 def create_router(residents: Residents) -> APIRouter:
     router = APIRouter()
 
     def found(name: str) -> ModelStatus:
         absent = ModelStatus(name=name, reference=name, state="absent")
-        return next((one for one in residents.status() if one.name == name), absent)
+        return next((one for one in residents.status() if one.name.lower() == name.lower()), absent)
 
     @router.get("/status", summary="The models that are loaded, loading, failed or unloaded, with why")
     async def status() -> ModelStatusList:

@@ -341,6 +341,21 @@ async def test_after_a_crash_those_in_flight_fail_and_those_that_had_not_begun_d
     await host.close()
 
 
+async def test_what_a_process_took_is_remembered_however_it_ended() -> None:
+    world = World(100, a=40)
+    host = world.host()
+    remembered = []
+    host._memory.lived = lambda prediction, seen, use, *, pages: remembered.append(use.peak_rss_bytes)
+    await host.load("a")
+    world.process("a").end()
+    await until(lambda: remembered == [40])
+    world.clock.advance(5)
+    await until(lambda: status(host, "a").state == "ready")
+    await host.unload("a")
+    assert remembered == [40, 40]
+    await host.close()
+
+
 async def test_a_request_that_ends_every_process_is_given_up() -> None:
     world = World(100, a=40)
     host = world.host()

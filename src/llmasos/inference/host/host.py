@@ -442,6 +442,9 @@ class Host:
             assert life.process is not None
             await life.process.wait()
             self._ended(hosted, life)
+            self._step()
+            if replica.state is not State.STOPPING:  # else that is done
+                await asyncio.to_thread(self._remember, life)
         self._step()
 
     async def _bring_up(self, hosted: Hosted, life: Life) -> None:

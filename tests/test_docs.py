@@ -43,6 +43,8 @@ from llmasos.inference.config import EngineConfig
 from llmasos.inference.request import SamplingParams
 from llmasos.models.families import known_architectures
 from llmasos.models.families.gguf import known_gguf_architectures
+from llmasos.serve.config import ServeConfig, flag_of
+from llmasos.serve.config import flags as server_flags
 from llmasos.settings import Settings, settings
 from llmasos.store import import_model, resolve
 from tiny import write_tiny_adapter
@@ -242,6 +244,22 @@ def test_the_table_of_engine_options_is_that_of_the_code(language: str) -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
+def test_the_table_of_server_options_is_that_of_the_code(language: str) -> None:
+    section = page(language, "cli.md").partition("\n## serve\n")[2].partition("\n## ")[0]
+    told = [[f"`{flag_of(flag.field)}`", flag.default, flag.help[language]] for flag in server_flags()]
+    assert rows(section)[2:-1] == told
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_example_of_server_options_is_understood(language: str, tmp_path: Path) -> None:
+    [example] = blocks(page(language, "cli.md"), "toml")
+    file = tmp_path / "serve.toml"
+    file.write_text(example.text, encoding="utf-8")
+    config = ServeConfig.read(path=file, environ={})
+    assert config.options_of("helper").reference == "all-minilm-l6-v2" and config.memory == {"cpu": 16 * 2**30}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_the_table_of_metrics_is_that_of_the_server(language: str) -> None:
     from llmasos.serve.metrics import Metrics
 
@@ -277,6 +295,7 @@ def test_every_environment_variable_exists(path: Path) -> None:
     found = set(re.findall(r"\b(?:[A-Z]+|LLMasOS)(?:_[A-Z]+)+\b", text))
     keys = {f"{name.upper()}_API_KEY" for name in (*PROVIDERS, "llmasos")}
     others = {"HF_ENDPOINT"}  # huggingface_hub's own
+    others |= {f"LLMASOS_SERVE_{option.name.upper()}" for option in dataclasses.fields(ServeConfig)} & found
     assert found <= variables() | keys | others
     if path.name == "configuration.md":
         assert found == variables() | keys | others

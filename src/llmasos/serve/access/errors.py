@@ -12,6 +12,16 @@ class UnauthorizedError(LLMasOSError):
     code = "invalid_api_key"
 
 
+class AccessUnavailableError(LLMasOSError):
+    """Who asks can't be found out just now. The cause is in the log; it is nothing for strangers."""
+
+    http_status = 503
+    retry_after = 5
+
+    def __init__(self) -> None:
+        super().__init__("Keys can't be checked at the moment.", hint="Try again in a moment.")
+
+
 class ForbiddenError(LLMasOSError):
     """The key is known and may not do this."""
 

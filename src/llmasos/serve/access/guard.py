@@ -6,21 +6,24 @@ It stands inside the gate, which gives each request its id, and CORS, whose ques
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmasos.errors import LLMasOSError
+from llmasos.errors import LLMasOSError, StoreError
 from llmasos.serve import inflight
 from llmasos.serve.access.access import Access
-from llmasos.serve.access.errors import UnauthorizedError
+from llmasos.serve.access.errors import AccessUnavailableError, UnauthorizedError
 from llmasos.serve.access.keys import Key, redacted
 from llmasos.serve.access.limits import Meter
 from llmasos.serve.access.routes import Rule, methods_of, rule_for
 from llmasos.serve.access.usage import Counts
 from llmasos.serve.caller import Caller
 from llmasos.serve.problems import error_response, problem_of
+
+log = logging.getLogger("llmasos.serve.access")
 
 _ANY_KEY = Rule("", "", "any")
 _UNCHANGING = ("GET", "HEAD", "OPTIONS")
@@ -113,6 +116,9 @@ def _used(status: int) -> tuple[str, Counts]:
 async def _refuse(
     e: LLMasOSError, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str] | None = None
 ) -> None:
+    if isinstance(e, StoreError):
+        log.error("a request could not be checked: %s", e)
+        e = AccessUnavailableError()
     problem = problem_of(e)
     problem["headers"] = {**problem["headers"], **(headers or {})}
     if isinstance(e, UnauthorizedError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import Scope as Connection
 
-from llmasos.apps.hosting import Spelling, as_flag, foreign_host
+from llmasos.apps.hosting import foreign_host
 from llmasos.client.http import is_loopback
 from llmasos.errors import ServerError
 from llmasos.serve.caller import ANYONE, Caller
@@ -38,7 +38,6 @@ class Policy:
         require_key: bool = False,
         insecure: bool = False,
         origins: tuple[str, ...] = (),
-        spelling: Spelling = as_flag,
     ) -> Policy:
         """What holds for a server that listens on `host`. `num_keys`: keys that open something now.
 
@@ -51,8 +50,7 @@ class Policy:
             why, ways = "Keys are required, and there is none.", ["Make one: llmasos key create NAME."]
             if exposed and not require_key:
                 why = f"host {host!r} can be reached from other machines, so keys are required, and there is none."
-                loopback, all_ = spelling("host", "127.0.0.1"), spelling("insecure", True)
-                ways.append(f"Or use {loopback}, or {all_} if everyone who can reach it may use it.")
+                ways.append("Or use --host 127.0.0.1, or --insecure if everyone who can reach it may use it.")
             raise ServerError(why, hint=" ".join(ways))
         return cls(required, exposed, origins)
 

@@ -128,12 +128,12 @@ async def test_what_can_not_be_asked_of_tools_is_named(fields, param) -> None:
     assert error(await post(FakeLLM(), **fields))["param"] == param
 
 
-async def test_a_template_without_a_place_for_tools_is_helped_only_if_tool_choice_asks() -> None:
+async def test_a_template_without_a_place_for_tools_gets_them_in_the_system_message() -> None:
     def plain(*answers):
         return FakeLLM(takes_tools=False, chat_template="{{ messages }}", answers=answers)
 
-    refused = error(await post(plain(), tools=TOOLS))
-    assert refused["param"] == "tools" and "tool_choice" in refused["message"]
+    [call] = (await chat(plain(CALL), tools=TOOLS))["choices"][0]["message"]["tool_calls"]  # tool_choice is auto
+    assert call["function"] == ADD
     llm = plain(CALL, "3.")
     messages = [{"role": "system", "content": "Be brief."}, *HI]
     first = await chat(llm, messages=messages, tools=TOOLS, tool_choice="required")

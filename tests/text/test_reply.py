@@ -339,6 +339,17 @@ def test_arguments_that_break_off_are_handed_on_as_they_are() -> None:
     assert wrong == [ToolCallStart(0, "id0", "now"), ToolCallDelta(0, '{"a": ]}}\n'), TextDelta("ok")]
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_mark_that_ends_calls_is_no_text_when_it_is_cut(name: str) -> None:
+    template, written = FORMATS[name]
+    for end in range(len(written), 0, -1):
+        events = read([written[:end]], template)
+        if sum(isinstance(event, ToolCallStart) for event in events) < 2:
+            break
+        assert text_of(events) == "", written[:end]
+    assert end < len(written)
+
+
 def test_what_stands_behind_the_arguments_and_fits_nothing_is_text() -> None:
     events = read('<tool_call>{"name": "now", "arguments": {oops}", "x"</tool_call>', "<tool_call>")
     assert events[:2] == [ToolCallStart(0, "id0", "now"), ToolCallDelta(0, "{oops}")]

@@ -123,8 +123,8 @@ def _chosen(tools: list[dict[str, Any]], names: Iterable[str]) -> list[dict[str,
 
 
 def _prompt(model: ServedModel, request: ChatCompletionRequest, tools: Tools, form: ReplyForm) -> tuple[str, ReplyForm]:
-    """The prompt, and how its reply is written: in the model's own form, or, where the template has no place for tools
-    and `tool_choice` asks for them all the same, in the form that the prompt then teaches."""
+    """The prompt, and how its reply is written: in the model's own form, or, where the template has no place for tools,
+    in the form that the prompt then teaches."""
     prepare.check_generates(model)
     messages = [prepare.template_message(message, i) for i, message in enumerate(request.messages)]
     options: dict[str, Any] = {}
@@ -141,13 +141,6 @@ def _prompt(model: ServedModel, request: ChatCompletionRequest, tools: Tools, fo
     except UnsupportedError as e:
         if e.param != "tools":
             raise
-        if request.tool_choice is None:
-            raise UnsupportedError(
-                e.message,
-                hint='Choose a model trained to use tools, or set tool_choice ("auto", "required" or a function): the '
-                "tools are then listed in the system message.",
-                param="tools",
-            ) from None
     listed = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools.offered)
     messages = _as_text(messages, _INSTRUCTION.format(tools=listed))
     return model.chat_prompt(messages, None, **options), replace(form, calls=HERMES, channels=False)

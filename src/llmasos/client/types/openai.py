@@ -201,7 +201,7 @@ class ChatCompletionRequest(SamplingRequest):
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | AllowedToolsChoice | None = Field(
         None,
         description="auto (the default, with tools), none, required, a named function, or some of the tools. Where the "
-        "model's template has no place for tools, they are listed in the system message if this is set.",
+        "model's template has no place for tools, they are listed in the system message.",
     )
     parallel_tool_calls: bool | None = Field(None, description="false: one call at most.")
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(

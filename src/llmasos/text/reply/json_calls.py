@@ -55,7 +55,7 @@ class JsonCalls(CallForm):
             yield from source.take("]")
         if end:
             yield from source.skip_space()
-            yield from source.take(end)
+            yield from source.close(end)
         calls.end(source)
 
     def _call(self, source: Source, calls: Calls, end: str, *, known_only: bool) -> Reading[bool]:

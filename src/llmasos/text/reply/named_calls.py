@@ -36,7 +36,7 @@ class NamedCalls(CallForm):
             yield from source.skip_space()
             if not (yield from source.take(self.begin)):
                 break
-        yield from source.take(self.section[1])
+        yield from source.close(self.section[1])
         calls.end(source)
 
     def _call(self, source: Source, calls: Calls) -> Reading[None]:
@@ -58,7 +58,7 @@ class NamedCalls(CallForm):
         for line in self.after.split("\n"):
             yield from source.skip_space()
             if line:
-                yield from source.take(line)
+                yield from source.close(line)
 
     def layout(self, tools: Tools) -> CallLayout:
         calls = []

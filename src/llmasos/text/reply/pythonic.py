@@ -54,7 +54,7 @@ class PythonicCalls(CallForm):
         yield from source.take("]")
         if self.stop:
             yield from source.skip_space()
-            yield from source.take(self.stop)
+            yield from source.close(self.stop)
         calls.end(source)
 
     def layout(self, tools: Tools) -> CallLayout:

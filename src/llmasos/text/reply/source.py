@@ -75,6 +75,14 @@ class Source:
                 return literal
         return ""
 
+    def close(self, *ends: str) -> Reading[str]:
+        """`take` for marks that end something: one that the end of the text cuts is read as well, and gives nothing."""
+        found = yield from self.take(*ends)
+        left = self.text[self.at :]
+        if not found and self.is_over and left and any(end.startswith(left) for end in ends):
+            self.at = len(self.text)
+        return found
+
     def expect(self, *literals: str) -> Reading[str]:
         found = yield from self.take(*literals)
         if not found:

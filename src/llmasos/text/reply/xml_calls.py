@@ -134,7 +134,7 @@ class XmlCalls(CallForm):
             if not closed:
                 return
             yield from source.skip_space()
-            if end and (yield from source.take(end)):
+            if end and (yield from source.close(end)):
                 calls.end(source)
                 return
             if not (yield from source.take(self.call)):
@@ -146,7 +146,7 @@ class XmlCalls(CallForm):
         name = named(name)
         yield from source.skip_space()
         stops = (self.argument, self.close, *((end,) if end else ()))
-        found = yield from source.take(*stops)
+        found = yield from source.close(*stops)
         if not found:
             raise Malformed
         calls.begin(name)
@@ -155,7 +155,7 @@ class XmlCalls(CallForm):
             if not (yield from self._argument(source, arguments)):
                 return False
             yield from source.skip_space()
-            found = yield from source.take(*stops)
+            found = yield from source.close(*stops)
         if found or not source.is_over:
             arguments.close()
         return found == self.close
@@ -206,7 +206,7 @@ class TaggedCalls(CallForm):
         name = named(name)
         if end == "\n":
             yield from source.skip_space()
-            end = yield from source.take("<arg_key>", "</tool_call>")
+            end = yield from source.close("<arg_key>", "</tool_call>")
         if not end:
             raise Malformed
         calls.begin(name)
@@ -222,7 +222,7 @@ class TaggedCalls(CallForm):
             if not (yield from arguments.value(source, key.strip(), ("</arg_value>",))):
                 break
             yield from source.skip_space()
-            end = yield from source.take("<arg_key>", "</tool_call>")
+            end = yield from source.close("<arg_key>", "</tool_call>")
         if end == "</tool_call>" or not source.is_over:
             arguments.close()
         calls.end(source)

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llmasos import errors
@@ -130,6 +130,8 @@ def test_parameters_are_the_same_after_the_way(params: SamplingParams) -> None:
 
 
 @given(st.dictionaries(st.sampled_from([*vars(SamplingParams()), "other"]), VALUES, max_size=3))
+@example({"top_k": ""})
+@example({"seed": "9" * 5000})
 def test_parameters_that_are_none_are_refused(params: dict[str, Any]) -> None:
     try:
         wire.request_of(wire.Submit(1, [1], params, 1))

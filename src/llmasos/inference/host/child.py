@@ -113,7 +113,7 @@ class Child:
     def _submit(self, order: wire.Submit) -> None:
         try:
             request = wire.request_of(order)
-        except LLMasOSError as error:
+        except Exception as error:  # one request's fault is not the model's
             self._refuse(order.id, error)
             return
         asked = _Asked(order.id, request)

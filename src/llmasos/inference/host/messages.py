@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -372,7 +373,8 @@ def _params_in(sent: dict[str, Any]) -> SamplingParams:
     params = dict(sent)
     for name in ("seed", "max_tokens", "top_k"):
         if isinstance(params.get(name), str):
-            params[name] = int(params[name])
+            with suppress(ValueError):  # what is no number is refused with the other parameters
+                params[name] = int(params[name])
     if isinstance(given := params.get("structured"), dict):
         if unknown := set(given) - set(_STRUCTURED):
             raise InvalidInputError(f"{sorted(unknown)[0]!r} is no form of output.", param="structured")

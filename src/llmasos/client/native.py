@@ -42,6 +42,8 @@ from llmasos.errors import NetworkError, ProviderError
 
 T = TypeVar("T", bound=BaseModel)
 PREFIX = "/llmasos/v1"
+_SENT = frozenset({".gguf", ".safetensors", ".json", ".txt", ".model", ".jinja", ".md"})
+_PAPERS = frozenset({"LICENSE", "LICENCE", "NOTICE"})
 
 
 def native_target(target: Target) -> Target:
@@ -101,12 +103,17 @@ def _log_query(follow: bool, level: LogLevel | None, request_id: str | None, lim
 
 
 def upload_files(path: str | Path) -> Mapping[str, Path]:
-    """The files of a model at `path` (a folder, or one .gguf file) by the names that they will have."""
+    """The files of a model at `path` (a folder, or one .gguf file) by the names that they will have. What else lies in
+    the folder (other formats, code) stays here."""
     path = Path(path)
-    if path.is_dir():
-        found = (file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith("."))
-        return {file.relative_to(path).as_posix(): file for file in found}
-    return {path.name: path}
+    if not path.is_dir():
+        return {path.name: path}
+    found = [*path.glob("*"), *path.glob("*/*")]
+    return {
+        file.relative_to(path).as_posix(): file
+        for file in sorted(found)
+        if file.is_file() and not file.name.startswith(".") and (file.suffix in _SENT or file.name in _PAPERS)
+    }
 
 
 class Native(_Calls):

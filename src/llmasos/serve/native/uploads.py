@@ -40,6 +40,8 @@ MOST_FILES = 2000
 _STATE = "upload.json"
 _ID = re.compile(r"upload_[0-9a-f]{16}")
 _FLUSH = 4 << 20
+_TEXTS = (".json", ".txt", ".md", ".model", ".jinja")
+"""Files that may be sent beside those of a model, and are left out of it."""
 
 
 class UploadNotFoundError(NotFoundError):
@@ -207,7 +209,8 @@ def check_file(path: str) -> None:
             f"{path} would be a pickle, which can run any code when it is loaded.",
             hint="Send .safetensors or .gguf files: transformers' `save_pretrained` writes them.",
         )
-    if not belongs_to_model(path):
+    harmless = path.count("/") <= 1 and path.lower().endswith(_TEXTS)
+    if not belongs_to_model(path) and not harmless:
         raise InvalidInputError(
             f"{path} is no part of a model.",
             hint="Send .safetensors with config.json and the tokenizer's files, or .gguf.",

@@ -147,6 +147,19 @@ async def test_stop_without_patience_fails_what_runs(tiny_model: Path) -> None:
     assert not family(process.pid)
 
 
+async def test_without_the_kernels_help_an_end_is_noticed_too(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "pidfd_open", raising=False)
+    process = await ModelProcess.start(spec_of(tiny_model))
+    task = asyncio.create_task(process.llm.acomplete("a", SamplingParams(**LONG)))
+    await until_async(lambda: process.llm.stats.num_running == 1)
+    os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(ModelCrashedError):
+        await task
+    assert await process.wait() == -signal.SIGKILL
+
+
 async def test_a_process_that_does_not_listen_is_killed(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llmasos.inference.host.process.TERM_S", 0.2)
     process = await ModelProcess.start(spec_of(tiny_model))

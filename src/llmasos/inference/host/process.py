@@ -21,9 +21,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -187,7 +187,7 @@ class ModelProcess:
     def _live(self) -> None:
         try:
             process = self._spawn()
-        except (OSError, LLMasOSError) as error:
+        except Exception as error:  # whatever it is, somebody waits to hear of it
             what = f"No process for {self.spec.name} could be started: {error}"
             self._reason = error if isinstance(error, LLMasOSError) else ServerError(what)
             self._report_end(1)
@@ -197,8 +197,9 @@ class ModelProcess:
         reader.start()
         if self._stopping:  # before there was a process to stop
             process.kill()
-        while not _wait(process, LOOK_S):
-            self._look(process)
+        with _waiting(process) as ended:
+            while not ended(LOOK_S):
+                self._look(process)
         reader.join(0.2)  # its last words; its own children may hold the pipe longer
         self._report_end(_exit_code(process))
         self._ended.set_result(self._reap(process))
@@ -361,11 +362,11 @@ def memory_of(pid: int, *, with_children: bool) -> tuple[int, int] | None:
     try:
         process = psutil.Process(pid)
         family = [process, *(process.children(recursive=True) if with_children else ())]
-    except psutil.Error:
+    except (psutil.Error, OSError):  # the latter: no file descriptor is left; another look may succeed
         return None
     rss = kept = 0
     for one in family:
-        with suppress(psutil.Error):
+        with suppress(psutil.Error, OSError):
             memory = one.memory_info()
             rss += memory.rss
             kept += memory.rss - _mapped(one.pid)
@@ -381,21 +382,28 @@ def _mapped(pid: int) -> int:
     return 0
 
 
-def _wait(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Whether the child has ended, or does so within that time. It is not reaped: its group's number stays its own."""
-    if hasattr(os, "pidfd_open"):
-        import select
+@contextmanager
+def _waiting(process: subprocess.Popen[bytes]) -> Iterator[Callable[[float], bool]]:
+    """A function that waits for up to so many seconds and says whether the child has ended. Where the system can, it is
+    not reaped: the number of its group stays its own."""
+    try:
+        fd = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None
+    except OSError:  # an old kernel
+        fd = None
+    if fd is None:
+        yield lambda seconds: _reaped(process, seconds)
+        return
+    import select
 
-        try:
-            fd = os.pidfd_open(process.pid)
-        except OSError:
-            return True
-        try:
-            poll = select.poll()
-            poll.register(fd, select.POLLIN)
-            return bool(poll.poll(seconds * 1000))
-        finally:
-            os.close(fd)
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    try:
+        yield lambda seconds: bool(poll.poll(seconds * 1000))
+    finally:
+        os.close(fd)
+
+
+def _reaped(process: subprocess.Popen[bytes], seconds: float) -> bool:
     with suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
         return True

@@ -84,7 +84,7 @@ class FakeProcess:
 
     def __init__(self, world, spec):
         self.world, self.spec, self.pid, self.load_seconds = world, spec, next(self.pids), 2.0
-        self.crashed = False
+        self.crashed, self.memory_limit = False, None
         self.ended = asyncio.get_running_loop().create_future()
         self.llm = FakeLLM(self)
         size = world.sizes[spec.name]
@@ -182,7 +182,7 @@ class FakeMemory:
     def error(self, prediction, use, *, pages):
         return 0.25
 
-    def lived(self, prediction, seen, use, *, pages):
+    def lived(self, prediction, seen, use, *, pages, limit):
         pass
 
 

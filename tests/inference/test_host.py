@@ -97,6 +97,20 @@ async def test_pages_are_decided_and_given_to_the_process_with_its_device() -> N
     await host.close()
 
 
+async def test_a_process_may_take_what_is_promised_to_no_other_and_keeps_what_it_has() -> None:
+    world = World(100, a=40, b=30)
+    host = world.host()
+    await ask(host, "a")
+    assert world.process("a").memory_limit == 100
+    await ask(host, "b")
+    assert (world.process("a").memory_limit, world.process("b").memory_limit) == (70, 60)
+    world.process("a").memory.rss_bytes = 80
+    await host.unload("b")
+    await ask(host, "b")
+    assert (world.process("a").memory_limit, world.process("b").memory_limit) == (80, 60)
+    await host.close()
+
+
 async def test_an_unknown_model_is_named_and_one_given_by_its_spec_is_added() -> None:
     world = World(100, a=40)
     host = world.host()
@@ -345,7 +359,7 @@ async def test_what_a_process_took_is_remembered_however_it_ended() -> None:
     world = World(100, a=40)
     host = world.host()
     remembered = []
-    host._memory.lived = lambda prediction, seen, use, *, pages: remembered.append(use.peak_rss_bytes)
+    host._memory.lived = lambda prediction, seen, use, **_: remembered.append(use.peak_rss_bytes)
     await host.load("a")
     world.process("a").end()
     await until(lambda: remembered == [40])

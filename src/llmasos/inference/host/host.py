@@ -425,6 +425,7 @@ class Host:
         assert hosted.prediction is not None
         life = Life(replica, place, hosted.prediction, self._clock.time())
         hosted.lives[replica.id] = life
+        self._set_limits()
         life.task = asyncio.create_task(self._live(hosted, life))
 
     async def _live(self, hosted: Hosted, life: Life) -> None:
@@ -454,6 +455,7 @@ class Host:
             engine["kv_cache_memory"] = replica.pages
         spec = replace(hosted.spec, device=life.place.device, engine=engine)
         life.process = process = await self._start(spec, memory_limit=self._most(replica))
+        self._set_limits()
         life.seen = await asyncio.to_thread(
             self._memory.loaded, prediction, process.memory, pages=replica.pages, load_seconds=process.load_seconds
         )
@@ -473,6 +475,13 @@ class Host:
         """Main memory that is promised to no other replica: more, and the process is ended before it harms others."""
         held = self._residency.held().get("cpu", 0) - replica.memory.get("cpu", 0)
         return self.budget.limits.get("cpu", 0) - held
+
+    def _set_limits(self) -> None:
+        """What is promised to one is no longer the others'. None is ended for what it was free to take before."""
+        for hosted in self._models.values():
+            for life in hosted.lives.values():
+                if life.process is not None:
+                    life.process.memory_limit = max(self._most(life.replica), life.process.memory.rss_bytes)
 
     def _stop(self, stop: Stop) -> None:
         replica, hosted = stop.replica, self._models[stop.replica.model]
@@ -500,12 +509,15 @@ class Host:
         await process.stop(life.grace)
 
     def _remember(self, life: Life) -> None:
-        if life.process is not None and life.seen is not None:
-            self._memory.lived(life.prediction, life.seen, life.process.memory, pages=life.replica.pages)
+        """Not more than the process might take: one that was ended for it may have been asked for any amount."""
+        if (process := life.process) is not None and life.seen is not None:
+            limit = process.memory_limit
+            self._memory.lived(life.prediction, life.seen, process.memory, pages=life.replica.pages, limit=limit)
 
     def _bury(self, hosted: Hosted, life: Life) -> None:
         hosted.lives.pop(life.replica.id, None)
         self._residency.gone(life.replica)
+        self._set_limits()
 
     def _ended(self, hosted: Hosted, life: Life) -> None:
         """A process that was ready is no more. Called a second time, it does nothing."""

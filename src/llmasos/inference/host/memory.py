@@ -304,10 +304,12 @@ class Memory:
         measured = use.rss_bytes if prediction.on_cpu else use.peak_device_bytes + prediction.forecast.context
         return (prediction.loaded(pages) - measured) / measured if measured else 0.0
 
-    def lived(self, prediction: Prediction, seen: Seen, use: MemoryUse, *, pages: int) -> None:
-        """Remember the peaks of a process, if they were above what is known."""
-        higher = use.peak_rss_bytes > seen.load_peak
-        beyond = use.peak_rss_bytes - seen.loaded - (pages if prediction.on_cpu else 0) if higher else 0
+    def lived(
+        self, prediction: Prediction, seen: Seen, use: MemoryUse, *, pages: int, limit: int | None = None
+    ) -> None:
+        """Remember the peaks of a process, if they were above what is known; of main memory up to its `limit`."""
+        peak = use.peak_rss_bytes if limit is None else min(use.peak_rss_bytes, limit)
+        beyond = peak - seen.loaded - (pages if prediction.on_cpu else 0) if peak > seen.load_peak else 0
         device = 0 if prediction.on_cpu else use.peak_device_bytes + prediction.forecast.context - pages
         if beyond > seen.beyond or device > seen.device:
             seen.beyond, seen.device = max(beyond, seen.beyond), max(device, seen.device)

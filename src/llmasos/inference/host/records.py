@@ -24,6 +24,8 @@ STOP_GRACE = 5.0
 class Process(Protocol):
     """What is needed of a ModelProcess."""
 
+    memory_limit: int | None
+
     @property
     def llm(self) -> Any: ...
     @property

@@ -227,7 +227,7 @@ async def test_a_request_stands_behind_its_keys_priority_and_in_its_own_cache(me
     assert seen == [
         *((5, f"{a}:"), (5, f"{a}:mine"), (9, f"{a}:")),
         *((0, f"{b}:"), (0, f"{b}:mine"), (9, f"{b}:")),
-        *((0, None), (0, "mine"), (9, None)),
+        *((0, None), (0, ":mine"), (9, None)),
     ]
     await access.close()
 

@@ -9,6 +9,7 @@ from fake_llm import FakeLLM
 
 from llmasos.serve.access import registry
 from llmasos.serve.access.access import Access
+from llmasos.serve.batches import store
 from llmasos.serve.server import create_app
 from llmasos.store.database import Database
 
@@ -128,8 +129,6 @@ async def test_a_batch_ends_with_its_key(database: Database) -> None:
     with database.session() as session:
         registry.revoke(session, id_of(ann), actor="local:test")
     async with running(database) as client:
-        from llmasos.serve.batches import store
-
         for _ in range(500):
             with database.session(read_only=True) as session:
                 batch = store.get(session, id, id_of(ann))
@@ -139,6 +138,24 @@ async def test_a_batch_ends_with_its_key(database: Database) -> None:
         assert batch.status == "failed" and batch.errors.data[0].code == "invalid_api_key"
         assert batch.request_counts.completed >= 3 and batch.output_file_id
         assert (await client.get("/v1/batches", headers=bearer(eve))).json()["data"] == []
+
+
+async def test_no_further_line_is_answered_once_the_key_is_revoked(database: Database) -> None:
+    ann = make_key(database, "ann")
+    llm = FakeLLM(delay=0.01)
+    async with running(database, llm) as client:
+        id = await submit(client, ann, [line(i) for i in range(200)])
+        while (await client.get(f"/v1/batches/{id}", headers=bearer(ann))).json()["request_counts"]["completed"] < 3:
+            await asyncio.sleep(0.01)
+        with database.session() as session:
+            registry.revoke(session, id_of(ann), actor="local:test")
+        for _ in range(500):
+            with database.session(read_only=True) as session:
+                batch = store.get(session, id, id_of(ann))
+            if batch.status == "completed":
+                break
+            await asyncio.sleep(0.02)
+        assert batch.request_counts.failed > 0 and batch.request_counts.completed < 200
 
 
 async def test_a_key_s_limits_hold_for_the_lines_of_its_batches(database: Database) -> None:

@@ -313,6 +313,8 @@ def test_background_streams_can_be_left_and_taken_up_again(url: str, client: ope
         rest = list(stream)
     assert [event.sequence_number for event in rest] == list(range(5, len(whole)))
     assert rest == whole[5:]
+    with client.responses.retrieve(id, stream=True, starting_after=len(whole)) as stream:
+        assert list(stream) == []
     plain = client.responses.create(model="fake", input="x")
     with pytest.raises(openai.BadRequestError):
         client.responses.retrieve(plain.id, stream=True)

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from llmasos.serve import inflight
-from llmasos.serve.access.errors import UnauthorizedError
 from llmasos.serve.access.usage import Counts
 from llmasos.serve.caller import ANYONE, Caller
 
@@ -55,10 +54,7 @@ class Aside:
         assert self._access is not None
         if caller.key_id is None:
             return None
-        key = await self._access.directory.get(caller.key_id)
-        if key is None:
-            raise UnauthorizedError(f"The key {caller.key_id} is not there any more.")
-        return await self._access.admit(key)
+        return await self._access.admit(await self._access.active_key(caller.key_id))
 
 
 def _used(flight: inflight.InFlight, good: bool) -> tuple[str, Counts]:

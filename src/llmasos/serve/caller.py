@@ -67,8 +67,9 @@ class Caller:
         options = dict(asked)
         if self.key_id is not None:
             options["priority"] = max(self.priority, options.get("priority") or self.priority)
-        if self.cache_salt is not None:
-            options["cache_salt"] = f"{self.cache_salt}:{options.get('cache_salt') or ''}"
+        if self.cache_salt is not None or "cache_salt" in options:
+            # who has no share of its own can't name another key's: those begin with an id
+            options["cache_salt"] = f"{self.cache_salt or ''}:{options.get('cache_salt') or ''}"
         return options
 
 

@@ -46,6 +46,7 @@ async def streamed(
         return error_event(error_body(request.scope, **problem))
 
     async def start() -> Response:
-        return EventStream(await anext(events), events, error_text, media_type=media_type, idle=idle)
+        first = await anext(events, "")  # nothing may be left to tell
+        return EventStream(first, events, error_text, media_type=media_type, idle=idle)
 
     return await whole(request, start())

@@ -75,10 +75,14 @@ class Access:
     async def caller_with(self, key_id: str) -> Caller:
         """The caller of a key, for work that goes on without its request (a batch). Raises UnauthorizedError if the key
         is over."""
+        return (await self.active_key(key_id)).caller
+
+    async def active_key(self, key_id: str) -> Key:
+        """Raises UnauthorizedError if the key is over."""
         key = await self.directory.get(key_id)
         if key is None or key.state(self._now()) != "active":
             raise UnauthorizedError(f"The key {key_id} is revoked or expired.")
-        return key.caller
+        return key
 
     async def admit(self, key: Key) -> Meter:
         """Count a request of this key in. The meter's `release` counts it out. Raises LimitError, QuotaError."""

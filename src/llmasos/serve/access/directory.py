@@ -134,9 +134,9 @@ class Directory:
             self._version, changed = await self._database.run(
                 lambda session: registry.changed_since(session, version), read_only=True
             )
-        except StoreError as e:
+        except Exception as e:  # whatever it is, nobody gets in on old knowledge for ever
             log.warning("keys could not be read; those that are known hold for up to %g s: %s", GRACE, e)
-            self._error = e
+            self._error = e if isinstance(e, StoreError) else StoreError(f"Keys could not be read: {e!r}")
             return
         self._error = None
         self._keys |= {key.id: key for key in changed}

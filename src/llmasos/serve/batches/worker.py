@@ -276,7 +276,13 @@ class Batches:
                 await self._room.wait()
                 continue
             # in a thread: going over the lines of a long file that are done takes a while
-            one = await asyncio.to_thread(batch.next_try)
+            asking = asyncio.ensure_future(asyncio.to_thread(batch.next_try))
+            try:
+                one = await asyncio.shield(asking)
+            except asyncio.CancelledError:  # the worker begins again or stops: a line that was taken goes back
+                if (taken := await asking) is not None:
+                    batch.again.append(taken)
+                raise
             if one is not None and batch.ending is None:
                 self._num_flying += 1
                 task = asyncio.create_task(self._answer(batch, one))

@@ -64,7 +64,7 @@ class Files:
             return await self.storage.run(
                 lambda s: add(s, id, caller.key_id, path, filename=filename, purpose=purpose, seconds=seconds)
             )
-        except BaseException:
+        except Exception:  # not if we are cancelled: the row may be written all the same
             path.unlink(missing_ok=True)
             raise
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 import secrets
 import shutil
@@ -37,6 +38,8 @@ KEPT = 100
 """Pulls that are remembered."""
 SAVED_EVERY = 5.0
 """Seconds between two notes of the progress in the database."""
+
+log = logging.getLogger("llmasos.serve")
 
 _ACTIVE = ("waiting", "running")
 _OVER = ("done", "cancelled")
@@ -172,6 +175,10 @@ class Pulls:
             await self._settle(live, state="done", phase="done", message="")
         except LLMasOSError as e:
             await self._settle(live, state="failed", error=str(e), error_code=e.code)
+        except Exception:
+            log.exception("the pull of %s failed", job.name)
+            error = "The server failed on this pull; its log has the cause."
+            await self._settle(live, state="failed", error=error, error_code="internal_error")
         finally:
             live.task = None
 

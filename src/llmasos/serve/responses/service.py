@@ -307,9 +307,13 @@ class Responses:
         self.models.check(body.model, caller)  # refused now rather than found out by polling
         plan.response.status = "queued"
         request = body.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        await self.storage.run(lambda s: store.save(s, plan.response, caller.key_id, plan.own, request=request))
         run = Run(plan, caller)
-        self._begin(run)
+
+        async def accept() -> None:
+            await self.storage.run(lambda s: store.save(s, plan.response, caller.key_id, plan.own, request=request))
+            self._begin(run)
+
+        await asyncio.shield(accept())  # who asked may go away: what is stored is worked on
         return run
 
     def _begin(self, run: Run) -> None:

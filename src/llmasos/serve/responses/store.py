@@ -47,8 +47,11 @@ def save(
     request: dict[str, Any] | None = None,
     events: list[str] | None = None,
 ) -> None:
-    """Write the response as it stands. `own`: its input, None when that is there already."""
-    row = session.get(ResponseRow, response.id)
+    """Write the response as it stands. `own`: its input, None when that is there already. Of a background response
+    that was deleted meanwhile, or that another server has ended, nothing is written."""
+    row = session.get(ResponseRow, response.id, with_for_update=True)
+    if own is None and (row is None or row.request is None):
+        return
     if row is None:
         row = ResponseRow(
             id=response.id,

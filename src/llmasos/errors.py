@@ -75,16 +75,17 @@ class InvalidInputError(LLMasOSError):
 
 
 class ContextOverflowError(InvalidInputError):
-    """The request needs `prompt_tokens + max_tokens` positions and the model has `context_length`."""
+    """The request needs `prompt_tokens + max_tokens` positions and the model has `context_length`. `at_least`: the
+    prompt was counted only as far as that."""
 
-    def __init__(self, prompt_tokens: int, max_tokens: int, context_length: int) -> None:
+    def __init__(self, prompt_tokens: int, max_tokens: int, context_length: int, *, at_least: bool = False) -> None:
         self.prompt_tokens, self.max_tokens, self.context_length = prompt_tokens, max_tokens, context_length
         room = context_length - prompt_tokens
         asked = (
             f" and {max_tokens} new ones were asked for, together {prompt_tokens + max_tokens}" if max_tokens else ""
         )
         super().__init__(
-            f"The prompt has {prompt_tokens} tokens{asked}; this model's context holds {context_length}.",
+            f"The prompt has {'more than ' * at_least}{prompt_tokens} tokens{asked}; this model's context holds {context_length}.",
             hint=f"Shorten the prompt or ask for at most {room} new tokens."
             if room > 0
             else f"Shorten the prompt by at least {min(1, max_tokens) - room} tokens.",

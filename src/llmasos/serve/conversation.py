@@ -67,7 +67,7 @@ def prepare_conversation(model: ServedModel, request: ChatCompletionRequest, *, 
     """Blocking. `fit`: see `turn`. Raises errors that name the field."""
     tools, form = _tools(request), reply_form(model.chat_template)
     prompt, form = _prompt(model, request, tools, form)
-    ids = model.tokenizer.encode(prepare.unicode(prompt, "messages"), add_special_tokens=False)
+    ids = prepare.encode_prompt(model, prompt, "messages", add_special_tokens=False)
     params = prepare.chat_params(model, request, len(ids), fit=fit)
     special = _special(model, form.marks)
     grammar, reasons = _grammar(tools, form, params.structured, prompt, special)

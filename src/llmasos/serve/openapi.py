@@ -9,11 +9,19 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from llmasos.client.types import ChatCompletionChunk, TextCompletion
+from llmasos.client.types import ChatCompletionChunk, ErrorBody, TextCompletion
+from llmasos.client.types.anthropic import AnthropicErrorBody
 from llmasos.client.types.native import LogLine
+from llmasos.client.types.ollama import OllamaErrorBody
+from llmasos.serve.shapes import ANTHROPIC, OLLAMA, OPENAI, Shape, shape_of
 
-_STREAMED: tuple[type[BaseModel], ...] = (ChatCompletionChunk, TextCompletion, LogLine)
-"""What events hold: no operation's answer names these."""
+_ERRORS: dict[Shape, type[BaseModel]] = {
+    OPENAI: ErrorBody,
+    ANTHROPIC: AnthropicErrorBody,
+    OLLAMA: OllamaErrorBody,
+}
+_EXTRA: tuple[type[BaseModel], ...] = (ChatCompletionChunk, TextCompletion, LogLine, *_ERRORS.values())
+"""What events and errors hold: no operation's answer need name these."""
 
 
 def install(app: FastAPI) -> None:
@@ -21,19 +29,25 @@ def install(app: FastAPI) -> None:
 
 
 def _document(app: FastAPI) -> dict[str, Any]:
-    """With the streamed models and without FastAPI's own 422 answers, which are 400 here."""
+    """With the streamed models, with the errors of every operation, and without FastAPI's own 422 answers, which are
+    400 here."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        for path in schema["paths"].values():
-            for operation in path.values():
+        for path, operations in schema["paths"].items():
+            error = _ERRORS[shape_of({"path": path, "headers": []})].__name__
+            for operation in operations.values():
                 found = operation["responses"].get("422", {}).get("content", {}).get("application/json", {})
                 if found.get("schema", {}).get("$ref", "").endswith("/HTTPValidationError"):
                     del operation["responses"]["422"]
+                operation["responses"]["default"] = {
+                    "description": "What went wrong",
+                    "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{error}"}}},
+                }
         schemas = schema["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
-        streamed: Any = [(model, "serialization") for model in _STREAMED]
-        _, extra = models_json_schema(streamed, ref_template="#/components/schemas/{model}")
+        shown: Any = [(model, "serialization") for model in _EXTRA]
+        _, extra = models_json_schema(shown, ref_template="#/components/schemas/{model}")
         for name, definition in extra["$defs"].items():
             schemas.setdefault(name, definition)
         app.openapi_schema = schema

@@ -23,6 +23,8 @@ from llmasos.serve.models import ServedModel
 MAX_STOPS = 16
 MAX_INPUTS = 2048
 """Inputs of one embeddings request (OpenAI's limit)."""
+_BEGINNING = 16
+"""Characters per token of the context; hardly any text has so many."""
 _COMPLETION_DEFAULT_MAX_TOKENS = 16  # OpenAI's
 _MIDDLE_MARKS = (  # prefix, suffix, middle: Qwen2.5-Coder, StarCoder and Granite, Code Llama, DeepSeek-Coder
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
@@ -134,7 +136,10 @@ def request_options(request: SamplingRequest) -> dict[str, Any]:
 def completion_prompts(model: ServedModel, request: CompletionRequest) -> list[list[int]]:
     """The prompts as tokens. Blocking."""
     check_generates(model)
-    prompts = [_ids(model, prompt, "prompt") for prompt in batch(request.prompt, "prompt")]
+    prompts = [
+        encode_prompt(model, prompt, "prompt") if isinstance(prompt, str) else _ids(model, prompt, "prompt")
+        for prompt in batch(request.prompt, "prompt")
+    ]
     if not request.suffix:
         return prompts
     if request.echo and request.logprobs is not None:
@@ -184,6 +189,20 @@ def embedding_inputs(model: ServedModel, request: EmbeddingRequest) -> list[list
     if not all(inputs):
         raise InvalidInputError("input holds an empty entry.", param="input")
     return [_ids(model, entry, "input") for entry in inputs]
+
+
+def encode_prompt(model: ServedModel, text: str, param: str, *, add_special_tokens: bool = True) -> list[int]:
+    """Blocking. A text that is far too long is refused by its beginning: to count 10 MB takes seconds.
+
+    Raises ContextOverflowError.
+    """
+    text = unicode(text, param)
+    beginning = text[: model.context_length * _BEGINNING]
+    if len(beginning) < len(text):
+        num = len(model.tokenizer.encode(beginning, add_special_tokens=False))
+        if num > model.context_length + 1:  # the last token may be another in the whole text
+            raise ContextOverflowError(num - 1, 0, model.context_length, at_least=True)
+    return model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
 
 def batch(value: str | list[str] | list[int] | list[list[int]], param: str) -> Sequence[str | list[int]]:

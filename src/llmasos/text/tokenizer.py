@@ -16,6 +16,9 @@ from llmasos.text import template as chat
 from llmasos.text.detokenize import Detokenizer, StreamDecoder
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+LONG = 4096
+"""Characters. Longer texts are cut by the backend's function for several, which alone lets other threads of Python run
+meanwhile: a text of 10 MB takes seconds."""
 
 
 class Tokenizer:
@@ -95,7 +98,12 @@ class Tokenizer:
         """Ids of `text`. Special tokens written out in the text become their ids; `add_special_tokens` puts the
         model's own (BOS, CLS ...) around it. A prompt from `apply_chat_template` already has them: encode it without.
         """
-        ids: list[int] = self.backend.encode(_text(text), add_special_tokens=add_special_tokens).ids
+        text = _text(text)
+        if len(text) < LONG:
+            encoding = self.backend.encode(text, add_special_tokens=add_special_tokens)
+        else:
+            [encoding] = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = encoding.ids
         return ids
 
     def encode_pair(self, a: str, b: str) -> tuple[list[int], list[int]]:

@@ -10,9 +10,26 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validator
+from pydantic_core import CoreSchema
 
 from llmasos.errors import InvalidInputError, UnsupportedError
+
+
+MOST_FIELDS = 10_000
+"""Of one object. Each that is wrong is an error of its own, and making millions of errors holds the server for minutes;
+for the same reason a list is looked through only to its first wrong entry."""
+
+
+def _fail_fast(schema: Any) -> None:
+    if isinstance(schema, list | tuple):
+        for one in schema:
+            _fail_fast(one)
+    elif isinstance(schema, dict):
+        if schema.get("type") == "list":
+            schema["fail_fast"] = True
+        for one in schema.values():
+            _fail_fast(one)
 
 
 class WireRequest(BaseModel):
@@ -23,11 +40,20 @@ class WireRequest(BaseModel):
     UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     """OpenAI's documented fields that we don't support, each with the values (beside null) that ask for nothing."""
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        _fail_fast(handler.resolve_ref_schema(schema))
+        return schema
+
     @model_validator(mode="before")
     @classmethod
     def _refuse_unsupported(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
+        for value in (data, *data.values()) if len(data) <= MOST_FIELDS else (data,):
+            if isinstance(value, dict) and len(value) > MOST_FIELDS:
+                raise InvalidInputError(f"An object has {len(value)} fields; at most {MOST_FIELDS} are allowed.")
         for name in cls.UNSUPPORTED.keys() & data.keys():
             value, neutral = data[name], cls.UNSUPPORTED[name]
             if value is not None and value not in neutral:

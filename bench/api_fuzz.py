@@ -1,0 +1,107 @@
+"""Every operation of the HTTP API, asked with what its own OpenAPI document allows and with what it does not.
+
+    python bench/api_fuzz.py [--requests 10000] [--seed 0]
+
+The application runs in this process, in a home of its own, offline, with a stand-in for models, one that ranks, and a
+random tiny model that really runs. Nothing may answer 5xx (but 501 and 503 that say why), raise, hang, or answer what
+the document does not describe. Needs schemathesis.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+TESTS = Path(__file__).resolve().parent.parent / "tests"
+sys.path[:0] = [str(TESTS), str(TESTS / "serve")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--edges", type=int, default=40, help="systematic cases per operation")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="llmasos-fuzz-", ignore_cleanup_errors=True) as folder:
+        os.environ |= {
+            "LLMASOS_HOME": f"{folder}/home",
+            "LLMASOS_OFFLINE": "1",
+            "LLMASOS_THREADS": "1",
+            "LLMASOS_LANG": "en",
+        }
+        os.environ.pop("LLMASOS_DATABASE", None)
+        facts = fuzz(Path(folder), options.requests, options.seed, options.edges)
+    print(json.dumps(facts))
+    if facts["num_failures"]:
+        sys.exit(1)
+
+
+def fuzz(folder: Path, num_requests: int, seed: int, edges: int) -> dict[str, Any]:
+    from access_world import LOOPBACK
+    from api_fuzzer import Fuzzer, Running
+    from fake_llm import FakeLLM
+
+    from llmasos.inference.llm import LLM
+    from llmasos.serve.access.access import Access
+    from llmasos.serve.server import create_app
+    from llmasos.store.database import Database
+    from llmasos.store.library import import_model
+    from tiny import write_tiny_model
+
+    began = time.monotonic()
+    tiny = write_tiny_model(folder / "tiny")
+    for name in ("tiny", "shelved"):
+        import_model(tiny, name=name, mode="copy")
+    fake, ranker, model = FakeLLM(), FakeLLM("ranker"), LLM.from_pretrained("tiny")
+    ranker.scores_pairs = True
+    with Database.open() as database:
+        app = create_app(
+            {"fake": fake, "ranker": ranker, "tiny": model},
+            access=Access(database, LOOPBACK),
+            enable_lora_loading=True,
+        )
+        with Running(app) as running:
+            fuzzer = Fuzzer(running, ["fake", "ranker", "tiny", "shelved"], number=seed)
+            fuzzer.furnish()
+            num_tasks = running.num_tasks()
+            fuzzer.edges(edges)
+            tally, round_ = fuzzer.tally, 0
+            while tally.num_requests < num_requests and (missing := num_requests - tally.num_requests):
+                fuzzer.random_cases(max(4, min(60, missing // len(tally.operations) + 1)), round_)
+                round_ += 1
+            time.sleep(2)
+            tasks_after = running.num_tasks()
+    model.close()
+    for name, example in tally.failures.items():
+        print(f"{tally.num_failures[name]} x {name}\n    {example}", file=sys.stderr)
+    by_class = Counter(f"{status // 100}xx" for status in tally.statuses.elements())
+    return {
+        "requests": tally.num_requests,
+        "operations": len(tally.operations),
+        "operations_answered_2xx": len(tally.succeeded),
+        "never_2xx": sorted(tally.operations - tally.succeeded),
+        "by_class": dict(sorted(by_class.items())),
+        "by_status": {str(k): v for k, v in sorted(tally.statuses.items())},
+        "streams_left": tally.num_cut,
+        "unsendable": tally.num_unsendable,
+        "hangs": sum(n for name, n in tally.num_failures.items() if name.startswith("hangs")),
+        "slowest_s": tally.slowest,
+        "slowest": tally.slowest_operation,
+        "tasks": [num_tasks, tasks_after],
+        "running_after": [fake.num_running, ranker.num_running, model.stats.num_running],
+        "num_failures": sum(tally.num_failures.values()),
+        "failures": dict(tally.num_failures),
+        "seed": seed,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+if __name__ == "__main__":
+    main()

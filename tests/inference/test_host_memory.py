@@ -164,7 +164,9 @@ async def test_after_the_first_load_the_prediction_is_what_was_measured(tmp_path
     assert (await memory.predict(spec)).places[0].fixed == {"cpu": 1050}
     memory.lived(first, seen, use(rss=1500, peak=2000), pages=500)
     assert (await memory.predict(spec)).places[0].fixed == {"cpu": 1500}
-    memory.lived(first, seen, use(rss=1500, peak=9000), pages=500, limit=2100)  # it was ended for that
+    memory.lived(first, seen, use(rss=1500, peak=9000), pages=500, limit=8000)  # it was ended for that
+    assert (await memory.predict(spec)).places[0].fixed == {"cpu": 1500}
+    memory.lived(first, seen, use(rss=1500, peak=2100), pages=500, limit=2100)
     assert (await memory.predict(spec)).places[0].fixed == {"cpu": 1600}
     assert list(json.loads(path.read_text())) == [first.key] and memory.asked == 1
 

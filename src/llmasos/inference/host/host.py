@@ -509,7 +509,6 @@ class Host:
         await process.stop(life.grace)
 
     def _remember(self, life: Life) -> None:
-        """Not more than the process might take: one that was ended for it may have been asked for any amount."""
         if (process := life.process) is not None and life.seen is not None:
             limit = process.memory_limit
             self._memory.lived(life.prediction, life.seen, process.memory, pages=life.replica.pages, limit=limit)

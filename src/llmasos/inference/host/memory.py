@@ -307,9 +307,12 @@ class Memory:
     def lived(
         self, prediction: Prediction, seen: Seen, use: MemoryUse, *, pages: int, limit: int | None = None
     ) -> None:
-        """Remember the peaks of a process, if they were above what is known; of main memory up to its `limit`."""
-        peak = use.peak_rss_bytes if limit is None else min(use.peak_rss_bytes, limit)
-        beyond = peak - seen.loaded - (pages if prediction.on_cpu else 0) if peak > seen.load_peak else 0
+        """Remember the peaks of a process, if they were above what is known. One beyond its `limit` of main memory
+        tells of a request that was too large, not of what the model needs: others would have to go for it ever after.
+        """
+        peak = use.peak_rss_bytes
+        higher = peak > seen.load_peak and (limit is None or peak <= limit)
+        beyond = peak - seen.loaded - (pages if prediction.on_cpu else 0) if higher else 0
         device = 0 if prediction.on_cpu else use.peak_device_bytes + prediction.forecast.context - pages
         if beyond > seen.beyond or device > seen.device:
             seen.beyond, seen.device = max(beyond, seen.beyond), max(device, seen.device)

@@ -20,9 +20,10 @@ from fastapi.openapi.models import OpenAPI
 from llmasos.client.http import AsyncHttp, Http, Target
 from llmasos.client.native import AsyncNative, Native, native_target
 from llmasos.client.types.native import ModelStatus, RequestInfo
-from llmasos.errors import BadRequestError, ProviderNotFoundError
+from llmasos.errors import BadRequestError, ProviderNotFoundError, StoreError
 from llmasos.serve.native import worker
 from llmasos.serve.server import create_app
+from llmasos.store.database import Database
 
 ROOT = "/llmasos/v1"
 
@@ -288,6 +289,23 @@ async def test_it_is_ready_unless_it_stops() -> None:
         stopping = await client.get("/readyz")
         assert stopping.status_code == 503 and stopping.json()["reasons"] == {"server": "stopping"}
         assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_it_is_not_ready_without_its_database() -> None:
+    with Database.open() as database:
+        app = create_app(FakeLLM(), database=database)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
+            assert (await client.get("/readyz")).status_code == 200
+
+            @contextlib.contextmanager
+            def broken(**_: object) -> Iterator[None]:
+                raise StoreError("The database is away.")
+                yield
+
+            database.session = broken  # type: ignore[method-assign,assignment]
+            answer = await client.get("/readyz")
+            assert answer.status_code == 503
+            assert answer.json() == {"status": "not ready", "reasons": {"database": "The database is away."}}
 
 
 async def test_it_says_where_everything_is() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 MAX_BODY_BYTES = 32 * 2**20
 MAX_UPLOAD_BYTES = 100 * 2**30
+DATABASE_SECONDS = 5.0
+"""After which a database counts as not reachable."""
 
 
 def create_app(
@@ -79,6 +82,8 @@ def assemble(
     storage = Storage(access.database if access and not database else database)
     background = Background(models, storage, access)
     requests, journal, readiness = Requests(), Journal(), readiness or Readiness()
+    if access is not None or database is not None:
+        readiness.checks["database"] = partial(_unreachable, storage)
     pulls = Pulls(storage)
     requests.on_end.append(log_access)
     if telemetry is not None:
@@ -135,3 +140,15 @@ def assemble(
     )
     openapi.install(app)
     return app
+
+
+async def _unreachable(storage: Storage) -> str | None:
+    """Why the database does not answer, None if it does. Raises StoreError that says so itself."""
+    from sqlalchemy import text
+
+    try:
+        asking = storage.run(lambda session: session.execute(text("SELECT 1")).scalar(), read_only=True)
+        await asyncio.wait_for(asking, DATABASE_SECONDS)
+    except TimeoutError:
+        return f"it did not answer within {DATABASE_SECONDS:g} s"
+    return None

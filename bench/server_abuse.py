@@ -185,7 +185,7 @@ async def state(server: Server) -> State:
         name = line.partition("{")[0].removeprefix("llmasos:")
         if name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "model_busy"):
             metrics[name] = float(line.rpartition(" ")[2])
-    in_flight = len(json.loads(await server.get("/llmasos/v1/requests"))["data"]) - 1  # this one
+    in_flight = len(json.loads(await server.get("/llmasos/v1/requests"))["data"])
     own = psutil.Process(server.process.pid)
     processes = [own, *sorted(own.children(), key=lambda p: p.pid)]
     return State(
@@ -364,9 +364,9 @@ async def broken_heads(server: Server) -> None:
         "a length that is too short": (post + b"Content-Length: 10\r\n\r\n" + body, (400,)),
         "chunks of no size": (post + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n" + body, (400, 0)),
         "an unknown coding": (post + b"Transfer-Encoding: gzip\r\n\r\n" + body, (400, 501, 0)),
-        "10,000 headers": (get + b"".join(b"X-%d: a\r\n" % i for i in range(10_000)) + b"\r\n", (431, 0)),
+        "100,000 headers": (get + b"".join(b"X-%d: a\r\n" % i for i in range(100_000)) + b"\r\n", (431, 0)),
         "a header of 1 MiB": (get + b"X: " + b"a" * MIB + b"\r\n\r\n", (431, 0)),
-        "a path of 100 kB": (b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", (431, 0)),
+        "a path of 100 kB": (b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", (400, 431, 0)),
         "a path that leads up": (server.head("GET", "/v1/files/..%2f..%2f..%2fetc%2fpasswd/content") + b"\r\n", (404,)),
         "a NUL in a path": (server.head("GET", "/v1/models/%00") + b"\r\n", (404,)),
         "half a character in a path": (server.head("GET", "/v1/models/%ff%fe") + b"\r\n", (400, 404)),
@@ -380,7 +380,7 @@ async def broken_heads(server: Server) -> None:
         "an upgrade to WebSocket": (
             get + b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
             b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", (200, 400, 403, 404)),
-        "garbage behind a request": (get + b"\r\n" + os.urandom(4096), (200,)),
+        "garbage behind a request": (get + b"\r\n" + os.urandom(4096), (200, 400)),
         "1,000 requests at once": ((get + b"\r\n") * 1000, (200,)),
         "a key of 60 kB": (b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer " + b"a" * 60_000 + b"\r\n\r\n", (401, 431)),
         "the key in an address": (server.head("GET", f"/v1/models/{server.key}?key={server.key}") + b"\r\n", (404,)),
@@ -404,9 +404,9 @@ async def abuse(server: Server, num_streams: int, num_slow: int) -> dict[str, An
     rounds: list[Callable[[], Awaitable[Any]]] = [
         lambda: long_bodies(server), lambda: broken_bodies(server), lambda: broken_heads(server),
     ]  # fmt: skip
-    for one in rounds:  # once before we look: buffers, pools and caches have their size then
+    for one in rounds * 2:  # before we look: buffers, pools and caches have their size then
         await one()
-    await aborted(server, 100)
+    await aborted(server, 200)
     quiet = statistics.median([await server.complete() for _ in range(20)])
     await asyncio.sleep(2)
     start = await state(server)

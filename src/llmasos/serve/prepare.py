@@ -137,7 +137,7 @@ def completion_prompts(model: ServedModel, request: CompletionRequest) -> list[l
     """The prompts as tokens. Blocking."""
     check_generates(model)
     prompts = [
-        encode_prompt(model, prompt, "prompt") if isinstance(prompt, str) else _ids(model, prompt, "prompt")
+        encode_prompt(model, prompt, "prompt") if isinstance(prompt, str) else _prompt_ids(model, prompt)
         for prompt in batch(request.prompt, "prompt")
     ]
     if not request.suffix:
@@ -203,6 +203,13 @@ def encode_prompt(model: ServedModel, text: str, param: str, *, add_special_toke
         if num > model.context_length + 1:  # the last token may be another in the whole text
             raise ContextOverflowError(num - 1, 0, model.context_length, at_least=True)
     return model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+
+def _prompt_ids(model: ServedModel, ids: list[int]) -> list[int]:
+    if len(ids) > model.context_length:
+        raise ContextOverflowError(len(ids), 0, model.context_length)
+    check_ids(model, ids, "prompt")
+    return ids
 
 
 def batch(value: str | list[str] | list[int] | list[list[int]], param: str) -> Sequence[str | list[int]]:

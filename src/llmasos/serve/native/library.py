@@ -25,6 +25,8 @@ from llmasos.store.card import Card
 from llmasos.store.catalog import catalog
 from llmasos.store.library import Library
 
+PLANS_AT_ONCE = 2
+"""Each is a process; more wait."""
 _FACTS = ("name", "format", "architecture", "family", "use", "licence", "source", "notice", "size", "created", "error")
 
 
@@ -60,10 +62,13 @@ def create_router(residents: Residents) -> APIRouter:
     async def search(query: Annotated[str, Query(max_length=500)] = "") -> CatalogModelList:
         return CatalogModelList(data=await asyncio.to_thread(_search, query))
 
+    planning = asyncio.Semaphore(PLANS_AT_ONCE)
+
     @router.post("/plan", summary="What a model would cost", responses=responses(404, 422, 502, 503))
     async def plan(body: PlanRequest) -> ModelPlan:
         check_no_path(body.model)
-        return ModelPlan.model_validate(await worker.run("plan", body.model_dump()))
+        async with planning:
+            return ModelPlan.model_validate(await worker.run("plan", body.model_dump()))
 
     return router
 

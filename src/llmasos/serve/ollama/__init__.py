@@ -156,7 +156,12 @@ def create_router(models: Models, residents: Residents) -> APIRouter:
             return await whole(request, _last(progress))
         return await _ndjson(request, progress)
 
-    @router.delete("/api/delete", summary="Delete a model from the disk", responses=_responses(400, 404))
+    @router.delete(
+        "/api/delete",
+        summary="Delete a model from the disk",
+        response_class=Response,  # Ollama's has no body
+        responses=_responses(400, 404),
+    )
     async def delete(body: OllamaDeleteRequest, request: Request) -> Response:
         name = await asyncio.to_thread(shelf.installed_name, body.model)
         caller_of(request).check_model(name)

@@ -90,14 +90,16 @@ def _live(native: Native, view: View, every: float) -> None:
     from rich.live import Live
 
     with keys() as pressed, Live(picture(view), screen=True, auto_refresh=False) as live:
+        shown = picture(view)
         while True:
-            live.update(picture(view), refresh=True)
+            live.update(shown, refresh=True)
             if pressed(every) in ("q", "Q", "\x03"):
                 return
             try:
                 view = look(native, view)
+                shown = picture(view)
             except NetworkError as e:
-                live.update(_lost(e), refresh=True)
+                shown = _lost(e)
 
 
 def _lost(e: NetworkError) -> RenderableType:

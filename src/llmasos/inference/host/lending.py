@@ -71,6 +71,9 @@ class LentModel:
     async def aembed(self, *args: Any, **request: Any) -> Any:
         return await self._call("aembed", args, request)
 
+    async def ascore_pairs(self, *args: Any, **request: Any) -> Any:
+        return await self._call("ascore_pairs", args, request)
+
     async def _call(self, method: str, args: tuple[Any, ...], request: dict[str, Any]) -> Any:
         while True:
             try:

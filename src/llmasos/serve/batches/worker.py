@@ -228,6 +228,9 @@ class Batches:
                 model = next(iter(report.models)) if len(report.models) == 1 else None
                 status = await self.storage.run(lambda s: store.begun(s, job.id, report.total, model))
         except (LLMasOSError, OSError) as e:
+            if getattr(e, "retry_after", None) is not None:  # the database is busy, say: the next look begins again
+                ledger.close()
+                raise
             if isinstance(e, OSError):
                 error = BatchError(code="input_file_unreadable", message=f"The input could not be read: {e.strerror}.")
             else:

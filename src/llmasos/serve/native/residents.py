@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
@@ -89,7 +88,7 @@ class InHost:
         self._host.pin(await self._own_name(name), pinned)
 
     async def _own_name(self, name: str) -> str:
-        own = await asyncio.to_thread(self._backing.find, name) or await self._install(name)
+        own = self._backing.find(name) or await self._install(name)  # here, as it may add to the host: no thread
         if own is None:
             raise ModelNotFoundError(
                 f"{name} is not installed here.", hint=f"`llmasos pull {name}`, or POST /llmasos/v1/pulls."

@@ -105,6 +105,34 @@ def commands(block: Block) -> list[list[str]]:
     return found
 
 
+@dataclass(frozen=True)
+class Curl:
+    """One `curl` line of a shell block."""
+
+    method: str
+    url: str
+    headers: dict[str, str]
+    body: str | None
+
+
+def curls(block: Block) -> list[Curl]:
+    """Only what the pages use: URL, -X, -H, -d."""
+    found: list[Curl] = []
+    for line in block.text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] != ["curl"]:
+            continue
+        given: dict[str, list[str]] = {"-X": [], "-H": [], "-d": [], "": []}
+        rest = iter(words[1:])
+        for word in rest:
+            given[word if word.startswith("-") else ""].append(next(rest) if word.startswith("-") else word)
+        [url], body = given[""], given["-d"]
+        method = given["-X"][0] if given["-X"] else "POST" if body else "GET"
+        headers = dict(header.split(": ", 1) for header in given["-H"])
+        found.append(Curl(method, url, headers, body[0] if body else None))
+    return found
+
+
 def write_tiny_bert(folder: Path, architecture: str, **changes: object) -> Path:
     """A random two-layer BERT with a WordPiece tokenizer, as a Hugging Face folder."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -147,7 +175,7 @@ def write_tiny_models(folder: Path) -> dict[str, Path]:
     labels = {"id2label": {"0": "NEGATIVE", "1": "POSITIVE"}, "label2id": {"NEGATIVE": 0, "POSITIVE": 1}}
     return {
         "gpt2": write_tiny_model(folder / "gpt2", chat=False, **gpt2),
-        "smollm2-135m-instruct": write_tiny_model(folder / "smollm2"),
+        "smollm2-135m-instruct": write_tiny_model(folder / "smollm2", max_position_embeddings=2048),
         "all-minilm-l6-v2": write_tiny_bert(folder / "minilm", "BertModel"),
         "bert-base-uncased": write_tiny_bert(folder / "bert", "BertForMaskedLM"),
         "distilbert-sst2": write_tiny_bert(folder / "sst2", "BertForSequenceClassification", **labels),
@@ -160,19 +188,22 @@ def live_server(llms: Mapping[str, Any]) -> Iterator[str]:
     import uvicorn
 
     from llmasos.apps.hosting import listen
+    from llmasos.serve.access.open import open_access
     from llmasos.serve.server import create_app
 
     listener = listen("127.0.0.1", 0)
-    config = uvicorn.Config(create_app(llms), log_config=None, lifespan="off", timeout_graceful_shutdown=5)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
+    with open_access("", "127.0.0.1") as access:
+        app = create_app(llms, access=access, enable_lora_loading=True)
+        config = uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=5)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            assert not thread.is_alive()
 
 
 def visit(app: Any) -> None:

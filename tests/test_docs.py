@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import re
 import sys
 import types
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from doc_examples import (
@@ -18,10 +21,12 @@ from doc_examples import (
     ROOT,
     SERVED,
     Block,
+    Curl,
     anchors,
     blocks,
     code,
     commands,
+    curls,
     headings,
     links,
     live_server,
@@ -36,6 +41,7 @@ from llmasos.apps import Application
 from llmasos.cli.app import build
 from llmasos.cli.commands import COMMANDS, Command
 from llmasos.cli.run import is_prompt
+from llmasos.client import Client
 from llmasos.client import types as wire
 from llmasos.client.providers.table import PROVIDERS
 from llmasos.errors import LLMasOSError
@@ -43,6 +49,7 @@ from llmasos.inference.config import EngineConfig
 from llmasos.inference.request import SamplingParams
 from llmasos.models.families import known_architectures
 from llmasos.models.families.gguf import known_gguf_architectures
+from llmasos.serve.access.routes import RULES, rule_for
 from llmasos.serve.config import ServeConfig, flag_of
 from llmasos.serve.config import flags as server_flags
 from llmasos.settings import Settings, settings
@@ -95,18 +102,32 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def server(tiny_models: dict[str, Path]) -> Iterator[str]:
+def served(tiny_models: dict[str, Path]) -> Iterator[dict[str, Any]]:
     from llmasos.inference.llm import LLM
     from llmasos.models.load import load_model
 
     llms = {name: LLM(load_model(tiny_models[name], device="cpu", dtype="float32"), name=name) for name in SERVED}
-    with live_server(llms) as url:
-        yield url
+    yield llms
     for llm in llms.values():
         llm.close()
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if blocks(p.read_text("utf-8"), "python")], ids=name_of)
+@pytest.fixture
+def server(served: dict[str, Any], home: Path) -> Iterator[str]:
+    """A server of its own for every page: its files and keys are in the test's home."""
+    with live_server(served) as url:
+        yield url
+
+
+def is_run(path: Path) -> bool:
+    """Not the Chinese pages: their code is that of the English ones, which another test holds."""
+    return "zh" not in path.relative_to(ROOT).as_posix()
+
+
+RUN = [p for p in FILES if is_run(p) and blocks(p.read_text(encoding="utf-8"), "python")]
+
+
+@pytest.mark.parametrize("path", RUN, ids=name_of)
 def test_the_python_blocks_run(
     path: Path,
     tiny_models: dict[str, Path],
@@ -135,6 +156,24 @@ def test_the_python_blocks_run(
         printed = capsys.readouterr().out.splitlines()
         for line in shown_output(block):
             assert line in printed, f"{name_of(path)}:{block.line} shows {line!r} and prints {printed}"
+
+
+def curl_lines(path: Path) -> list[Curl]:
+    return [curl for block in blocks(path.read_text(encoding="utf-8"), "bash") for curl in curls(block)]
+
+
+ASKING = [p for p in FILES if is_run(p) and curl_lines(p) and p.name != "applications.md"]
+"""Pages whose `curl` lines ask a server; those of applications ask the application before them."""
+
+
+@pytest.mark.parametrize("path", ASKING, ids=name_of)
+def test_the_curl_lines_are_answered(path: Path, server: str) -> None:
+    adapter = write_tiny_adapter(settings().home / "adapters" / "poems")
+    for curl in curl_lines(path):
+        body = curl.body.replace("/adapters/poems", str(adapter)) if curl.body else None
+        url = curl.url.replace("http://127.0.0.1:8000", server)
+        answer = httpx.request(curl.method, url, headers=curl.headers, content=body, timeout=60)
+        assert answer.status_code == 200, f"{curl.url}: {answer.text}"
 
 
 @pytest.mark.parametrize("path", READMES, ids=name_of)
@@ -261,12 +300,18 @@ def test_the_example_of_server_options_is_understood(language: str, tmp_path: Pa
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_table_of_metrics_is_that_of_the_server(language: str) -> None:
+    from llmasos.inference.host.status import ModelStatus
     from llmasos.serve.metrics import Metrics
 
-    told = Metrics().text().decode()
+    times = dict.fromkeys(("plan_error", "load_seconds", "last_used", "expires_at", "retry_at"))
+    counts = dict.fromkeys(("num_replicas", "busy", "waiting", "loads", "restarts"), 1)
+    tables = {name: {"cpu": 1} for name in ("predicted_bytes", "measured_bytes", "evictions")}
+    texts = dict.fromkeys(("why_evicted", "last_error"))
+    one = ModelStatus("m", "m", "ready", (), pinned=False, **times, **counts, **tables, **texts)
+    told = Metrics(dict, lambda: [one]).text().decode()
     named = {f"{name}_total" if kind == "counter" else name for name, kind in _METRIC.findall(told)}
-    section = page(language, "engine.md").rpartition("\n## ")[2]
-    assert named == {name for cells in rows(section)[1:] for name in code(cells[0])}
+    table = [cells for cells in rows(page(language, "server.md")) if len(cells) == 2]
+    assert named == {name for cells in table for name in code(cells[0])}
 
 
 _METRIC = re.compile(r"^# TYPE llmasos:(\w+?)(?:_total)? (\w+)$", re.MULTILINE)
@@ -295,6 +340,9 @@ def test_every_environment_variable_exists(path: Path) -> None:
     found = set(re.findall(r"\b(?:[A-Z]+|LLMasOS)(?:_[A-Z]+)+\b", text))
     keys = {f"{name.upper()}_API_KEY" for name in (*PROVIDERS, "llmasos")}
     others = {"HF_ENDPOINT"}  # huggingface_hub's own
+    clients = {"ANTHROPIC_BASE_URL", "ANTHROPIC_AUTH_TOKEN", "OLLAMA_HOST", "OLLAMA_API_KEY"}
+    words = {"INVALID_JSON", "LLMASOS_SERVE", "START_THINKING", "TOOL_CALLS"}
+    others |= (clients | words) & found
     others |= {f"LLMASOS_SERVE_{option.name.upper()}" for option in dataclasses.fields(ServeConfig)} & found
     assert found <= variables() | keys | others
     if path.name == "configuration.md":
@@ -312,12 +360,50 @@ def test_the_page_of_models_has_every_architecture(language: str) -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_the_page_of_the_server_has_every_parameter(language: str) -> None:
-    table = [cells for cells in rows(page(language, "server.md")) if len(cells) == 2]
+def test_the_page_of_the_api_has_every_parameter(language: str) -> None:
+    table = [cells for cells in rows(page(language, "api.md")) if len(cells) == 2]
     documented = {name for _, cell in table for name in code(cell)}
     models = (wire.ChatCompletionRequest, wire.CompletionRequest, wire.EmbeddingRequest, wire.StreamOptions)
     fields = {name for model in models for name in (*model.model_fields, *model.UNSUPPORTED)}
     assert fields <= documented
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_page_of_the_sdk_has_every_method(language: str) -> None:
+    table = [cells[0] for cells in rows(page(language, "sdk.md"))[1:]]
+    documented = {name for cell in table for name in code(cell)}
+    with Client() as client:
+        groups = {name: getattr(client, name) for name in ("responses", "conversations", "files", "batches")}
+        groups |= {"access": client.access, "native": client.native}
+        methods = {f"{name}.{method}" for name, group in groups.items() for method in public_methods(group)}
+        assert documented == methods | set(public_methods(client)) - {"close"}
+
+
+def public_methods(thing: object) -> list[str]:
+    return [name for name in dir(thing) if not name.startswith("_") and inspect.ismethod(getattr(thing, name))]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_table_of_who_may_call_what_is_that_of_the_code(language: str) -> None:
+    levels: list[tuple[str, bool]] = [("open", False), ("any", False), ("inference", True), ("inference", False)]
+    levels += [("manage", False), ("metrics", False)]
+    table = [row for row in rows(page(language, "access.md")) if len(row) == 2 and re.search(r"`\S+ /", row[1])]
+    patterns = [(name, level) for row, level in zip(table, levels, strict=True) for name in code(row[1])]
+    used = set()
+    for rule in RULES:
+        fits = [(name, level) for name, level in patterns if fnmatchcase(f"{rule.method} {rule.path}", name)]
+        assert fits, rule
+        name, level = fits[0]
+        assert level == (rule.access, rule.counted), rule
+        used.add(name)
+    assert used == {name for name, _ in patterns}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_every_route_that_is_named_exists(path: Path) -> None:
+    for span in code(prose(path.read_text(encoding="utf-8"))):
+        if found := re.fullmatch(r"(GET|POST|PUT|PATCH|DELETE) (/[^*?]*)(\?.*)?", span):
+            assert path.name == "applications.md" or rule_for(found[1], found[2]), span
 
 
 # two languages, one text
@@ -330,7 +416,7 @@ def pairs() -> list[tuple[Path, Path]]:
 
 def test_both_languages_have_the_same_pages() -> None:
     english, chinese = ({p.name for p in PAGES if p.parent.name == language} for language in LANGUAGES)
-    assert english == chinese and len(english) == 10
+    assert english == chinese and len(english) == 13
 
 
 @pytest.mark.parametrize(("english", "chinese"), pairs(), ids=lambda p: p.name)

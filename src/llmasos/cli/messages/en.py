@@ -260,7 +260,7 @@ MESSAGES = {
     "unload.which": "Which model?",
     "unload.which.hint": "Name models, or give --all. `llmasos ps` shows what is in memory. Ctrl-C stops the server "
     "itself, `systemctl stop llmasos` where it is a service.",
-    "unload.done": "{name} is out of memory.",
+    "unload.done": "{name} is unloaded.",
     "top.every": "--every {value} is not between 0.1 and 3600 seconds.",
     "top.lost": "{reason} Trying again; q leaves.",
     "top.up": "up {time}",

@@ -357,6 +357,11 @@ async def test_models_that_can_not_do_it_say_so() -> None:
     assert "/v1/embeddings" in error(await complete(encoder, stream=True))["message"]
 
 
+async def test_a_request_has_a_bounded_number_of_prompts() -> None:
+    assert error(await complete(prompt=["a"] * 2049))["param"] == "prompt"
+    assert error(await complete(prompt=[[1]] * 2049, stream=True))["param"] == "prompt"
+
+
 async def test_an_unknown_model_is_404_and_lists_the_served_ones() -> None:
     for path, body in (
         ("chat/completions", {"messages": HI}),

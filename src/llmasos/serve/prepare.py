@@ -22,7 +22,7 @@ from llmasos.serve.models import ServedModel
 
 MAX_STOPS = 16
 MAX_INPUTS = 2048
-"""Inputs of one embeddings request (OpenAI's limit)."""
+"""Inputs of one embeddings request (OpenAI's limit), and prompts of one completions request."""
 _BEGINNING = 16
 """Characters per token of the context; hardly any text has so many."""
 _COMPLETION_DEFAULT_MAX_TOKENS = 16  # OpenAI's
@@ -136,9 +136,12 @@ def request_options(request: SamplingRequest) -> dict[str, Any]:
 def completion_prompts(model: ServedModel, request: CompletionRequest) -> list[list[int]]:
     """The prompts as tokens. Blocking."""
     check_generates(model)
+    given = batch(request.prompt, "prompt")
+    if len(given) > MAX_INPUTS:
+        raise InvalidInputError(f"prompt holds {len(given)} entries; at most {MAX_INPUTS} are allowed.", param="prompt")
     prompts = [
         encode_prompt(model, prompt, "prompt") if isinstance(prompt, str) else _prompt_ids(model, prompt)
-        for prompt in batch(request.prompt, "prompt")
+        for prompt in given
     ]
     if not request.suffix:
         return prompts

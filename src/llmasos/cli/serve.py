@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from dataclasses import replace
@@ -33,6 +34,8 @@ def serve(*models: str, config: str | None = None, **server: Any) -> int:
     def ready(url: str) -> None:
         names = ", ".join([*named, *options.adapters])
         say(t("serve.ready", models=names, url=url) if named else t("serve.ready_all", url=url))
+        # what is here now stays: looking through it again would hold up every stream, and the stop by seconds
+        gc.freeze()
 
     serve_config(options, on_ready=ready)
     return 0

@@ -367,6 +367,8 @@ def main() -> None:
         traceback.print_exc()
         die(line, error)
     line.see_off()
+    sys.stderr.flush()
+    os._exit(0)  # taking an interpreter with torch in it apart costs most of a second, and whoever stops waits for it
 
 
 if __name__ == "__main__":

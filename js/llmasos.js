@@ -276,7 +276,8 @@ class Http {
   /** An answer of 2xx with the guard that its body is to be read under. */
   async open(method, path, { body, query, headers, signals = [], once = false } = {}) {
     const url = (/^https?:/.test(path) ? path : this.baseURL + path) + queryOf(query);
-    const sent = { ...this.headers, accept: "application/json", ...headers };
+    const own = url.startsWith(`${this.root}/`); // another server must not see this one's key
+    const sent = { ...(own ? this.headers : {}), accept: "application/json", ...headers };
     const isJson = body !== undefined && !(body instanceof FormData);
     if (isJson) sent["content-type"] = "application/json";
     const payload = isJson ? JSON.stringify(body) : body;

@@ -85,7 +85,8 @@ class ContextOverflowError(InvalidInputError):
             f" and {max_tokens} new ones were asked for, together {prompt_tokens + max_tokens}" if max_tokens else ""
         )
         super().__init__(
-            f"The prompt has {'more than ' * at_least}{prompt_tokens} tokens{asked}; this model's context holds {context_length}.",
+            f"The prompt has {'more than ' * at_least}{prompt_tokens} tokens{asked}; this model's context holds "
+            f"{context_length}.",
             hint=f"Shorten the prompt or ask for at most {room} new tokens."
             if room > 0
             else f"Shorten the prompt by at least {min(1, max_tokens) - room} tokens.",

@@ -2,6 +2,7 @@
 
 import pytest
 
+from llmasos.errors import InvalidInputError
 from llmasos.inference.host.lending import QueueFullError
 from llmasos.serve.admission import MOST_SECONDS, PACE_SECONDS, Admission, CallerQueueFullError
 from llmasos.serve.caller import Caller
@@ -40,6 +41,14 @@ def test_as_many_as_run_and_may_wait_are_let_in_and_more_when_there_are_more_cop
     for _ in range(8):
         line.leave()
     assert line.admission.num_in_flight == 0
+
+
+def test_a_request_that_never_fits_is_wrong_and_not_early() -> None:
+    line = Line()
+    with pytest.raises(InvalidInputError, match="asks for 7 completions; m takes 6") as caught:
+        line.enter(7)
+    assert caught.value.param == "n" and line.admission.num_in_flight == 0
+    line.enter(6)
 
 
 def test_a_request_that_was_let_in_counts_until_its_end_even_when_it_fails() -> None:

@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from llmasos.errors import InvalidInputError
 from llmasos.inference.host.lending import QueueFullError
 from llmasos.serve.caller import ANYONE, Caller
 
@@ -50,8 +51,14 @@ class Admission:
 
     @contextmanager
     def admit(self, num: int, caller: Caller = ANYONE) -> Iterator[None]:
-        """Raises QueueFullError, CallerQueueFullError."""
+        """Raises QueueFullError, CallerQueueFullError; InvalidInputError for more than ever fit."""
         key = caller.key_id
+        if num > self.limit:
+            raise InvalidInputError(
+                f"One request asks for {num} completions; {self.name} takes {self.limit} at a time.",
+                hint="Send several requests of fewer prompts, or a lower n.",
+                param="n",
+            )
         if self.num_in_flight >= self.limit:
             raise QueueFullError(
                 f"{self.num_in_flight} completions of {self.name} are running or waiting already.",

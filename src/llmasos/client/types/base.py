@@ -15,7 +15,6 @@ from pydantic_core import CoreSchema
 
 from llmasos.errors import InvalidInputError, UnsupportedError
 
-
 MOST_FIELDS = 10_000
 """Of one object. Each that is wrong is an error of its own, and making millions of errors holds the server for minutes;
 for the same reason a list is looked through only to its first wrong entry."""

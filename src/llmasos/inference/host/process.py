@@ -22,7 +22,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -281,7 +281,7 @@ class ModelProcess:
         self._how = _how(code)
         self.link.end(self._crash)
         self.link.close()
-        if not self._loaded.done():
+        with suppress(InvalidStateError):  # loaded long ago, or nobody waits any more
             self._loaded.set_exception(self._reason if self._reason is not None else self._crash())
         if not self._stopping:
             _log.error("%s", self._crash().message)
@@ -337,13 +337,15 @@ class ModelProcess:
             model = Description(news.config, tokenizer.result(), news.generation, news.pooling)
             self.llm = HostedLLM(self.spec.name, model, self._config, self.link)
         except Exception as error:
-            self._loaded.set_exception(error)
+            with suppress(InvalidStateError):
+                self._loaded.set_exception(error)
             return
         self.device, self.dtype = news.device, news.dtype
         if self._process is not None:
             self._look(self._process)  # the last look may be of before the weights were there
         self.load_seconds = time.monotonic() - self._begin
-        self._loaded.set_result(None)
+        with suppress(InvalidStateError):  # the start was cancelled meanwhile
+            self._loaded.set_result(None)
 
 
 def tokenizer_of(path: Path, *, needed: bool) -> Tokenizer | None:
@@ -413,9 +415,10 @@ def _reaped(process: subprocess.Popen[bytes], seconds: float) -> bool:
 def _exit_code(process: subprocess.Popen[bytes]) -> int:
     """Of a child that has ended; negative for a signal."""
     if process.returncode is None and hasattr(os, "waitid"):
-        result = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert result is not None
-        return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+        with suppress(ChildProcessError):  # a signal to it found it ended, and took its code
+            result = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            assert result is not None
+            return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
     return process.wait()
 
 

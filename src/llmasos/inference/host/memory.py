@@ -426,6 +426,6 @@ async def run_forecast(options: dict[str, Any]) -> Forecast:
 def _typed(type: str, message: str, hint: str) -> LLMasOSError:
     kind = getattr(errors, type, None)
     try:
-        return kind(message, hint=hint)  # type: ignore[misc,no-any-return]  # an error of ours, or the TypeError below
+        return kind(message, hint=hint)  # type: ignore[misc]  # an error of ours, or the TypeError below
     except TypeError:
         return ServerError(message, hint=hint)

@@ -368,7 +368,7 @@ def main() -> None:
         die(line, error)
     line.see_off()
     sys.stderr.flush()
-    os._exit(0)  # taking an interpreter with torch in it apart costs most of a second, and whoever stops waits for it
+    os._exit(0)  # to take an interpreter with torch in it apart took 3 s on a busy machine, and whoever stops waits
 
 
 if __name__ == "__main__":

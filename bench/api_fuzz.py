@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
+PROCESSES = 30
+"""Plans and pulls that run in processes of their own, as they do; each takes seconds, and more of them show no more."""
 sys.path[:0] = [str(TESTS), str(TESTS / "serve")]
 
 
@@ -48,14 +50,25 @@ def fuzz(folder: Path, num_requests: int, seed: int, edges: int) -> dict[str, An
     from api_fuzzer import Fuzzer, Running
     from fake_llm import FakeLLM
 
+    from llmasos.errors import OfflineError
     from llmasos.inference.llm import LLM
     from llmasos.serve.access.access import Access
+    from llmasos.serve.native import Pulls, worker
     from llmasos.serve.server import create_app
     from llmasos.store.database import Database
     from llmasos.store.library import import_model
     from tiny import write_tiny_model
 
     began = time.monotonic()
+    run, left = worker.run, iter(range(PROCESSES))
+
+    async def run_some(task: str, options: dict[str, Any], on_progress: Any = lambda _: None) -> dict[str, Any]:
+        if next(left, None) is None:
+            raise OfflineError("Offline mode is on, and there were processes enough.")
+        return await run(task, options, on_progress)
+
+    worker.run = run_some
+    Pulls.__init__.__kwdefaults__["run"] = run_some  # type: ignore[index]
     tiny = write_tiny_model(folder / "tiny")
     for name in ("tiny", "shelved"):
         import_model(tiny, name=name, mode="copy")
@@ -72,10 +85,12 @@ def fuzz(folder: Path, num_requests: int, seed: int, edges: int) -> dict[str, An
             fuzzer.furnish()
             num_tasks = running.num_tasks()
             fuzzer.edges(edges)
+            print(f"{fuzzer.tally.num_requests} requests, {time.monotonic() - began:.0f} s", file=sys.stderr)
             tally, round_ = fuzzer.tally, 0
-            while tally.num_requests < num_requests and (missing := num_requests - tally.num_requests):
+            while (missing := num_requests - tally.num_requests) > 0:
                 fuzzer.random_cases(max(4, min(60, missing // len(tally.operations) + 1)), round_)
                 round_ += 1
+                print(f"{tally.num_requests} requests, {time.monotonic() - began:.0f} s", file=sys.stderr)
             time.sleep(2)
             tasks_after = running.num_tasks()
     model.close()

@@ -36,10 +36,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 PATIENCE = 60.0
 """Seconds; an answer that takes longer hangs."""
 MIB = 2**20
-RSS_TOLERANCE = 24 * MIB
-"""Each process may have grown by so much: allocators keep some of what they had."""
+RSS_TOLERANCE = 40 * MIB
+"""Each process may have grown by so much: the allocator keeps now and then the space of one body, at most 32 MiB."""
 FILES_TOLERANCE, THREADS_TOLERANCE = 4, 4
 """A pool of the database or of asyncio may still be growing."""
+HERE = b"\r\nHost: 127.0.0.1\r\n"
+WARM_UP = 5
+"""Rounds of streams before we look: torch and oneDNN keep something for every new shape of a batch, up to a bound."""
 SLOWDOWN = 5.0
 """Ordinary requests beside slow connections may take so many times as long (at the median), or 0.25 s."""
 
@@ -126,11 +129,10 @@ async def _status(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pi
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[Server]:
     """Ends the processes that it started, however its block ends."""
-    from tiny import write_tiny_model
-
     from llmasos.serve.access import registry
     from llmasos.store.database import Database
     from llmasos.store.library import import_model
+    from tiny import write_tiny_model
 
     home = folder / "home"
     os.environ |= {"LLMASOS_HOME": str(home), "LLMASOS_OFFLINE": "1", "LLMASOS_THREADS": "1", "LLMASOS_LANG": "en"}
@@ -144,6 +146,7 @@ def serving(folder: Path) -> Iterator[Server]:
         port = probe.getsockname()[1]
     log = folder / "server.log"
     command = [sys.executable, "-m", "llmasos", "serve", "tiny", "--port", str(port), "--require-key"]
+    command += ["--kv-cache-memory", str(4 * MIB)]  # few pages: all have been written to before we look
     with log.open("wb") as out:
         process = subprocess.Popen([*command, "--log-level", "debug"], stdout=out, stderr=subprocess.STDOUT)
     try:
@@ -370,7 +373,7 @@ async def broken_heads(server: Server) -> None:
         "a path that leads up": (server.head("GET", "/v1/files/..%2f..%2f..%2fetc%2fpasswd/content") + b"\r\n", (404,)),
         "a NUL in a path": (server.head("GET", "/v1/models/%00") + b"\r\n", (404,)),
         "half a character in a path": (server.head("GET", "/v1/models/%ff%fe") + b"\r\n", (400, 404)),
-        "an absolute address": (b"GET http://evil.example/healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", (200, 400, 403, 404)),
+        "an absolute address": (b"GET http://evil.example/healthz HTTP/1.1" + HERE + b"\r\n", (200, 400, 403, 404)),
         "another host": (b"GET /v1/models HTTP/1.1\r\nHost: evil.example\r\n\r\n", (403,)),
         "no host": (b"GET /v1/models HTTP/1.1\r\n\r\n", (403, 400)),
         "two hosts": (b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: evil.example\r\n\r\n", (400, 401, 403)),
@@ -382,10 +385,10 @@ async def broken_heads(server: Server) -> None:
             b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", (200, 400, 403, 404)),
         "garbage behind a request": (get + b"\r\n" + os.urandom(4096), (200, 400)),
         "1,000 requests at once": ((get + b"\r\n") * 1000, (200,)),
-        "a key of 60 kB": (b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer " + b"a" * 60_000 + b"\r\n\r\n", (401, 431)),
+        "a key of 60 kB": (b"GET /v1/models HTTP/1.1" + HERE + b"Authorization: Bearer %s\r\n\r\n" % (b"a" * 60_000), (401, 431)),
         "the key in an address": (server.head("GET", f"/v1/models/{server.key}?key={server.key}") + b"\r\n", (404,)),
         "the key as a model": (server.request(json.dumps({"model": server.key, "prompt": "a"}).encode()), (404,)),
-        "the key in a wrong header": (get + f"X-Api-Key: {server.key}x\r\nCookie: {server.key}\r\n\r\n".encode(), (200, 401)),
+        "the key in a wrong header": (get + f"X-Api-Key: {server.key}x\r\n\r\n".encode(), (200, 401)),
     }  # fmt: skip
     for what, (data, expect) in cases.items():
         await server.say(what, data, expect)
@@ -406,7 +409,8 @@ async def abuse(server: Server, num_streams: int, num_slow: int) -> dict[str, An
     ]  # fmt: skip
     for one in rounds * 2:  # before we look: buffers, pools and caches have their size then
         await one()
-    await aborted(server, 200)
+    for _ in range(WARM_UP):
+        await aborted(server, num_streams)
     quiet = statistics.median([await server.complete() for _ in range(20)])
     await asyncio.sleep(2)
     start = await state(server)

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, BertTokenizerFast, GPT2TokenizerFast, Pr
 
 from llmasos.errors import FormatError, InvalidInputError, NotFoundError
 from llmasos.text import Tokenizer, load_tokenizer
+from llmasos.text.tokenizer import LONG
 
 
 def write(path: Path, value: Any) -> None:
@@ -221,3 +222,12 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
 def test_importing_text_loads_neither_torch_nor_transformers() -> None:
     code = "import llmasos.text, sys; sys.exit(bool({'torch', 'transformers', 'sentencepiece'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.text(min_size=1, max_size=40), st.booleans())
+def test_a_long_text_is_cut_as_a_short_one_would_be(tiny_model: Path, unit: str, around: bool) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    text = (unit * (LONG // len(unit) + 1))[: LONG + 7]
+    expected = tokenizer.backend.encode(text, add_special_tokens=around).ids
+    assert tokenizer.encode(text, add_special_tokens=around) == expected

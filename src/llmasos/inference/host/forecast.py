@@ -1,8 +1,8 @@
 """What a model will take, told from its headers: run as `python -m llmasos.inference.host.forecast`, so that the server
 itself needs no torch. Reads one JSON object (the fields of `ModelSpec`) from stdin and writes one to stdout.
 
-Weights are counted as `store.plan` counts them, pages as the engine divides them, activations for a full pass of
-`max_num_batched_tokens`. What the process takes before it has a model is measured: this one imports the same. All are
+Weights are counted as `store.plan` counts them, pages as the engine divides them, activations for a full pass of the
+engine, or of an encoder. What the process takes before it has a model is measured: this one imports the same. All are
 bytes. Nothing is downloaded.
 """
 
@@ -61,6 +61,7 @@ def forecast(
     """Raises what `store.plan` does, and InvalidInputError for options that contradict the model."""
     from llmasos.devices import place
     from llmasos.inference.config import EngineConfig
+    from llmasos.inference.embed import BATCH_TOKENS
     from llmasos.inference.rank import resolve
     from llmasos.models.parallel import shard_config
     from llmasos.store.plan import planned_weights
@@ -75,7 +76,7 @@ def forecast(
     width, ranks = placement.dtype.itemsize, options.tensor_parallel_size
     own = shard_config(config, ranks) if ranks > 1 else config
     least = most = tokens = 0
-    rows = options.max_num_batched_tokens or 1024
+    rows = BATCH_TOKENS  # an encoder's passes are no steps of the engine
     if not config.is_encoder:
         sizes = resolve(own, options, placement.device, placement.dtype)
         asked = (engine or {}).get("max_num_seqs") or (CONTEXTS if placement.device.type == "cpu" else None)

@@ -304,7 +304,8 @@ async def long_bodies(server: Server) -> None:
     endless = [server.head("POST", "/v1/completions", "Transfer-Encoding: chunked") + b"\r\n", *([chunk] * 800)]
     await server.say("chunks without end", endless, (413, 0))
     tiny_chunks = b"1\r\n \r\n" * 20_000 + b"0\r\n\r\n"
-    await server.say("20,000 chunks of one byte", server.head("POST", "/v1/completions", "Transfer-Encoding: chunked") + b"\r\n" + tiny_chunks, (400,))  # fmt: skip
+    chunked = server.head("POST", "/v1/completions", "Transfer-Encoding: chunked") + b"\r\n"
+    await server.say("20,000 chunks of one byte", chunked + tiny_chunks, (400,))
 
 
 async def broken_bodies(server: Server) -> None:
@@ -385,7 +386,7 @@ async def broken_heads(server: Server) -> None:
             b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", (200, 400, 403, 404)),
         "garbage behind a request": (get + b"\r\n" + os.urandom(4096), (200, 400)),
         "1,000 requests at once": ((get + b"\r\n") * 1000, (200,)),
-        "a key of 60 kB": (b"GET /v1/models HTTP/1.1" + HERE + b"Authorization: Bearer %s\r\n\r\n" % (b"a" * 60_000), (401, 431)),
+        "a key of 60 kB": (b"GET / HTTP/1.1" + HERE + b"X-Api-Key: %s\r\n\r\n" % (b"a" * 60_000), (200, 401, 431)),
         "the key in an address": (server.head("GET", f"/v1/models/{server.key}?key={server.key}") + b"\r\n", (404,)),
         "the key as a model": (server.request(json.dumps({"model": server.key, "prompt": "a"}).encode()), (404,)),
         "the key in a wrong header": (get + f"X-Api-Key: {server.key}x\r\n\r\n".encode(), (200, 401)),

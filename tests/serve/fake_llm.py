@@ -83,7 +83,9 @@ class FakeLLM:
     def params(self, **options):
         return SamplingParams.of(**({"temperature": 0.0} | self.defaults | options))
 
-    def chat_prompt(self, messages, tools=None, *, continue_final_message=False, variables=None):
+    def chat_prompt(
+        self, messages, tools=None, *, continue_final_message=False, add_generation_prompt=None, variables=None
+    ):
         self.variables = variables
         self.chat_seen.append(messages)
         if not self.has_chat_template:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 from access_world import bearer, guarded, make_key
@@ -130,3 +131,14 @@ def test_every_operation_documents_its_errors_in_its_own_words() -> None:
     assert "/AnthropicErrorBody" in found["/v1/messages"]
     assert "/OllamaErrorBody" in found["/api/chat"]
     assert "/ErrorBody" in found["/v1/batches"]
+
+
+async def test_references_to_items_are_counted_as_what_they_stand_for(home: Path) -> None:
+    async with asgi_client(FakeLLM()) as client:
+        made = (await client.post("/v1/responses", json={"model": "fake", "input": "hi"})).json()
+        body = {"model": "fake", "input": [{"role": "user", "content": "a"}, {"id": made["output"][0]["id"]}]}
+        counted = await client.post("/v1/responses/input_tokens", json=body)
+        plain = await client.post("/v1/responses/input_tokens", json=body | {"input": body["input"][:1]})
+        assert counted.json()["input_tokens"] > plain.json()["input_tokens"]
+        wrong = await client.post("/v1/responses/input_tokens", json=body | {"input": [{"id": "nothing"}]})
+        assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "input.0.id")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
@@ -58,6 +58,7 @@ KEPT_DAYS = 30
 BACKGROUND = 64
 """Background responses that are worked on at once; more wait."""
 MAX_RETRIES = 5
+_Body = TypeVar("_Body", bound=InputRequest)
 _ITEMS: TypeAdapter[list[InputItem]] = TypeAdapter(list[InputItem])
 
 
@@ -153,10 +154,7 @@ class Responses:
     async def plan(self, caller: Caller, body: ResponseRequest, *, id: str | None = None) -> Plan:
         """Raises what is wrong with the request, before anything is asked of a model."""
         check(body)
-        before = await self._before(caller, body)
-        if not isinstance(body.input, str):
-            items = [await self._resolved(caller, item, i) for i, item in enumerate(body.input)]
-            body = body.model_copy(update={"input": items})
+        before, body = await self._before(caller, body), await self._complete(caller, body)
         chat = chat_request(body, before)
         own = list(stored(own_items(body)))
         return Plan(body, chat, own, _empty(body, id or new_id("resp")))
@@ -173,6 +171,13 @@ class Responses:
             return []
         return _ITEMS.validate_python(found)
 
+    async def _complete(self, caller: Caller, body: _Body) -> _Body:
+        """With the items themselves in the places of references to them."""
+        if isinstance(body.input, str):
+            return body
+        items = [await self._resolved(caller, item, i) for i, item in enumerate(body.input)]
+        return body.model_copy(update={"input": items})
+
     async def _resolved(self, caller: Caller, item: InputItem, index: int) -> InputItem:
         if not isinstance(item, ItemReference):
             return item
@@ -185,7 +190,7 @@ class Responses:
 
     async def count(self, caller: Caller, body: InputRequest) -> int:
         """Tokens of the prompt that the request would make."""
-        before = await self._before(caller, body)
+        before, body = await self._before(caller, body), await self._complete(caller, body)
         async with self.models.lease(body.model, caller) as served:
             return len(await asyncio.to_thread(prepare.chat_prompt_ids, served.model, chat_request(body, before)))
 

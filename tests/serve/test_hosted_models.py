@@ -58,7 +58,7 @@ class Memory:
     def error(self, prediction, use, *, pages):
         return 0.1
 
-    def lived(self, prediction, seen, use, *, pages):
+    def lived(self, prediction, seen, use, *, pages, limit):
         pass
 
 

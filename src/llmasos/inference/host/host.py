@@ -505,7 +505,10 @@ class Host:
             ending.add_done_callback(_background.discard)
 
     async def _end(self, life: Life, process: Process) -> None:
-        await asyncio.to_thread(self._remember, life)
+        try:
+            await asyncio.to_thread(self._remember, life)
+        except Exception:  # what can't be noted must not keep a process alive
+            _log.exception("What %s took could not be noted.", life.replica.model)
         await process.stop(life.grace)
 
     def _remember(self, life: Life) -> None:

@@ -68,7 +68,7 @@ def fuzz(folder: Path, num_requests: int, seed: int, edges: int) -> dict[str, An
         return await run(task, options, on_progress)
 
     worker.run = run_some
-    Pulls.__init__.__kwdefaults__["run"] = run_some  # type: ignore[index]
+    Pulls.__init__.__kwdefaults__["run"] = run_some  # type: ignore[index]  # it has one
     tiny = write_tiny_model(folder / "tiny")
     for name in ("tiny", "shelved"):
         import_model(tiny, name=name, mode="copy")

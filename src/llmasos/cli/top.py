@@ -210,7 +210,7 @@ def _windows_key(seconds: float) -> str:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if msvcrt.kbhit():  # type: ignore[attr-defined,unused-ignore]  # there on Windows
-            found: str = msvcrt.getwch()  # type: ignore[attr-defined,unused-ignore]
+            found: str = msvcrt.getwch()  # type: ignore[attr-defined,unused-ignore]  # likewise
             return found
         time.sleep(0.05)
     return ""

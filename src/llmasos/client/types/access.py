@@ -65,10 +65,10 @@ class UpdateKeyRequest(_KeyFields):
     """What is left out stays; null takes a limit away."""
 
     # None is no value of these, only the mark of what was left out
-    name: _Name = Field(default=None)  # type: ignore[assignment]
-    scopes: _Scopes = Field(default=None)  # type: ignore[arg-type]
-    priority: _Priority = Field(default=None)  # type: ignore[assignment]
-    share_cache: bool = Field(default=None)  # type: ignore[assignment]
+    name: _Name = Field(default=None)  # type: ignore[assignment]  # absent: unchanged; null is refused
+    scopes: _Scopes = Field(default=None)  # type: ignore[arg-type]  # absent: unchanged; null is refused
+    priority: _Priority = Field(default=None)  # type: ignore[assignment]  # absent: unchanged; null is refused
+    share_cache: bool = Field(default=None)  # type: ignore[assignment]  # absent: unchanged; null is refused
 
 
 class KeyInfo(WireResponse):

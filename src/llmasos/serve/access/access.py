@@ -26,7 +26,7 @@ class Access:
     def __init__(
         self,
         database: Database,
-        policy: Policy = Policy(),  # noqa: B008 (frozen)
+        policy: Policy = Policy(),  # noqa: B008  # frozen
         *,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = utc_now,

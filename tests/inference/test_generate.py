@@ -132,13 +132,11 @@ def test_a_long_prompt_can_be_cancelled_between_its_pieces(narrow: LLM, slow_pas
 
 
 def test_two_streams_in_one_thread_interleave(tiny_llm: LLM) -> None:
-    first, second = tiny_llm.stream("The quick", max_tokens=9), tiny_llm.stream("What is", max_tokens=9)
-    pairs = list(zip(first, second, strict=False))
-    assert (
-        "".join(a.text for a, _ in pairs)
-        == tiny_llm.generate("The quick", max_tokens=9)[: len("".join(a.text for a, _ in pairs))]
-    )
-    assert len(pairs) >= 2
+    prompts = ("The quick", "What is")
+    streams = [tiny_llm.stream(prompt, max_tokens=9) for prompt in prompts]
+    begun = [next(stream).text for stream in streams]
+    whole = [text + "".join(chunk.text for chunk in stream) for text, stream in zip(begun, streams, strict=True)]
+    assert whole == [tiny_llm.generate(prompt, max_tokens=9) for prompt in prompts]
 
 
 def test_many_threads_share_one_model(tiny_llm: LLM) -> None:

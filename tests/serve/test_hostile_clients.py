@@ -91,6 +91,7 @@ async def test_only_a_key_that_manages_makes_the_server_fetch_an_address() -> No
 
 
 async def test_nothing_a_client_sends_becomes_a_header(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", logger="llmasos")
     broken = "a\r\nset-cookie: b=c"
     async with asgi_client(FakeLLM()) as client:
         for answer in (
@@ -102,7 +103,8 @@ async def test_nothing_a_client_sends_becomes_a_header(caplog: pytest.LogCapture
             assert "set-cookie" not in answer.headers
             assert not any("\r" in value or "\n" in value for value in answer.headers.values())
             assert "b=c" not in answer.headers["x-request-id"]
-    assert not any("\r" in record.getMessage() for record in caplog.records)
+    lines = [record.getMessage() for record in caplog.records if record.name == "llmasos.access"]
+    assert len(lines) == 4 and not any("\r" in line or "\n" in line for line in lines)
 
 
 async def test_plans_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:

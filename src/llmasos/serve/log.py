@@ -196,5 +196,5 @@ def log_access(request: InFlight) -> None:
     tokens = f", {request.num_prompt_tokens}+{request.num_output_tokens} tokens" if request.is_begun else ""
     model = f" {fields['model']}" if "model" in fields else ""
     key = f" key {fields['key']}" if "key" in fields else ""
-    message = f"{route} {request.status or '-'}{model} {seconds:.3f} s{tokens}{key}"
+    message = f"{route} {request.status or '-'}{model} {seconds:.3f} s{tokens}{key}".translate(_CONTROL)
     access.log(level, "%s", message, extra={"fields": fields})

@@ -3,9 +3,11 @@
 import asyncio
 import json
 import math
+import threading
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
+import httpx
 import pytest
 from fake_llm import FakeLLM
 from prometheus_client.parser import text_string_to_metric_families
@@ -21,7 +23,10 @@ from llmasos.serve.access.errors import ForbiddenError
 from llmasos.serve.backing import Hosted
 from llmasos.serve.caller import Caller
 from llmasos.serve.models import ModelNotFoundError, Models
-from llmasos.store import import_model
+from llmasos.serve.server import assemble
+from llmasos.store import Library, import_model
+from llmasos.store.card import read_card
+from llmasos.store.headers import read_facts
 from tiny import write_tiny_model
 
 SHORT = SamplingParams(max_tokens=4)
@@ -143,6 +148,7 @@ async def test_what_a_model_in_the_library_is_can_be_told_before_it_is_loaded(tm
         return ModelSpec(name, str(path), engine={"max_model_len": 64}), {"keep_alive": 7.0}
 
     async with world(installed=installed) as models:
+        await models.look(facts=True)
         assert models.names == ["tiny"] and models.backing.host.names == []
         facts = models["tiny"].model
         assert (facts.name, facts.context_length, facts.is_encoder) == ("tiny", 64, False)
@@ -152,6 +158,57 @@ async def test_what_a_model_in_the_library_is_can_be_told_before_it_is_loaded(tm
         for name in ("damaged", "none", "../tiny", "", "/etc"):
             with pytest.raises((ModelNotFoundError, FormatError)):
                 await ask(models, name)
+
+
+async def test_no_list_and_no_lease_reads_the_disk_in_the_event_loop(tmp_path, monkeypatch) -> None:
+    for name in ("one", "two"):
+        import_model(write_tiny_model(tmp_path / "m"), name=name)
+    reading = set()
+
+    def watched(work):
+        def watch(*given):
+            reading.add(threading.current_thread())
+            return work(*given)
+
+        return watch
+
+    monkeypatch.setattr(Library, "folder", watched(Library.folder))
+    monkeypatch.setattr("llmasos.store.library.read_card", watched(read_card))
+    monkeypatch.setattr("llmasos.serve.installed.read_facts", watched(read_facts))
+    async with world(installed=lambda name, path: (ModelSpec(name, str(path)), {})) as models:
+        transport = httpx.ASGITransport(assemble(models))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            for header in ({}, {"anthropic-version": "2023-06-01"}):
+                listed = (await client.get("/v1/models", headers=header)).json()["data"]
+                assert [one["id"] for one in listed] == ["one", "two"]
+                assert (await client.get("/v1/models/one", headers=header)).json()["id"] == "one"
+            assert (await client.get("/healthz")).json()["models"] == ["one", "two"]
+            assert (await client.get("/v1/models/none")).status_code == 404
+            shown = (await client.post("/api/show", json={"model": "two:latest"})).json()
+            assert shown["details"]["family"] == "llama" and len((await client.get("/api/tags")).json()["models"]) == 2
+            body = {"model": "ONE", "prompt": "hello", "max_tokens": 4}
+            assert (await client.post("/v1/completions", json=body)).status_code == 200
+    assert reading and threading.main_thread() not in reading
+
+
+async def test_a_model_whose_files_are_gone_is_no_longer_served(tmp_path) -> None:
+    for name in ("one", "two", "three"):
+        import_model(write_tiny_model(tmp_path / "m"), name=name)
+    async with world(installed=lambda name, path: (ModelSpec(name, str(path)), {})) as models:
+        host = models.backing.host
+        await ask(models, "one")
+        await ask(models, "three")
+        await host.unload("one")
+        Library().remove("one")
+        await models.look()
+        assert models.names == ["three", "two"] and host.names == ["three"]
+        async with models.lease("three"):
+            Library().remove("three")
+            await models.backing.removed("three")  # it is used still
+            await models.look()
+            assert host.names == ["three"] and models.names == ["two"]
+        with pytest.raises(ModelNotFoundError):
+            await ask(models, "one")
 
 
 async def test_files_that_cannot_be_read_say_nothing_until_they_are_loaded(tmp_path) -> None:

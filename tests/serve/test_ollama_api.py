@@ -469,6 +469,9 @@ class Residents:
     async def unload(self, name, *, force):
         self.unloaded.append((name, force))
 
+    async def removed(self, name):
+        raise AssertionError(f"{name} was not deleted")
+
 
 def hosted(caller=ANYONE):
     """A client in the name of `caller`, the backing, the residents."""

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from llmasos.errors import InvalidInputError, LLMasOSError, NotFoundError
+from llmasos.errors import BusyError, NotFoundError
 from llmasos.inference.config import EngineConfig
 from llmasos.inference.state import AdapterInfo, EngineStats
-from llmasos.store.headers import opener, read_facts
-from llmasos.store.library import Library, files_at
-from llmasos.text import read_chat_template
+from llmasos.serve.installed import Facts, Installed, find_installed, installed, read_all_facts
 
 if TYPE_CHECKING:
     from llmasos.inference.host.host import Host
@@ -26,9 +23,17 @@ if TYPE_CHECKING:
     from llmasos.inference.host.status import ModelStatus
     from llmasos.serve.models import ServedModel
 
+MOST_SEEN = 1000
+"""Names of installed models that are remembered; a model has many spellings."""
+
 
 class Backing(Protocol):
-    """Models by their own names. A model may have further names, by which `find` knows it."""
+    """Models by their own names. A model may have further names, by which `find` knows it. Only `look` reads the disk,
+    in a thread: the others tell what it saw."""
+
+    async def look(self, name: str | None = None, *, facts: bool = False) -> None:
+        """Before `names`, `find` and `describe`: see which models there are, or whether there is that one, and with
+        `facts` what they are. Raises FormatError for a damaged model, StoreError for one that lacks files."""
 
     @property
     def names(self) -> list[str]: ...
@@ -65,6 +70,9 @@ class InProcess:
         self._own: dict[int, str] = {}
         for name, llm in llms.items():
             self._own.setdefault(id(llm), name)
+
+    async def look(self, name: str | None = None, *, facts: bool = False) -> None:
+        pass
 
     @property
     def names(self) -> list[str]:
@@ -108,13 +116,55 @@ class Hosted:
     ) -> None:
         self.host, self._installed = host, installed
         self._given = set(host.names)
+        self._shelf: list[str] = []
+        """Names of the library's models."""
+        self._seen: dict[str, Installed] = {}
+        """By every name that was looked for."""
+        self._facts: dict[str, Facts] = {}
+
+    async def look(self, name: str | None = None, *, facts: bool = False) -> None:
+        if self._installed is not None and name is None:
+            found = await asyncio.to_thread(installed)
+            self._shelf = [one.name for one in found]
+            self._seen = {one.name: one for one in found}
+            await self._forget_removed()
+        elif self._installed is not None and name is not None and not self._is_known(name):
+            self._see(name, await asyncio.to_thread(find_installed, name))
+        if facts:
+            names = self.names if name is None else [own] if (own := self.find(name)) else []
+            wanted = [self._spec(one).reference for one in names if one not in self.host.loaded()]
+            self._facts |= await asyncio.to_thread(read_all_facts, wanted)
+
+    def _is_known(self, name: str) -> bool:
+        """Without a look at the disk: requests for what is in memory need none."""
+        return name in self._given or bool(self.host.loaded().get(name)) or any(name == a for a, _ in self.adapters())
+
+    def _see(self, name: str, found: Installed | None) -> None:
+        if found is None:
+            self._seen.pop(name, None)
+            return
+        if len(self._seen) > MOST_SEEN:
+            self._seen.clear()
+        self._seen[name] = self._seen[found.name] = found
+
+    async def _forget_removed(self) -> None:
+        """What is neither in the library nor in memory any more."""
+        for one in self.host.status():
+            if one.state in ("absent", "failed") and one.name not in self._given and one.name not in self._seen:
+                await self.removed(one.name)
+
+    async def removed(self, name: str) -> None:
+        """A model's files are gone: it is served no longer than it is in use."""
+        with suppress(BusyError, NotFoundError):
+            await self.host.remove(name)
+            self._given.discard(name)
+        self._shelf = [one for one in self._shelf if one != name]
+        self._seen = {spelt: one for spelt, one in self._seen.items() if one.name != name}
 
     @property
     def names(self) -> list[str]:
-        found = dict.fromkeys(name for name in self.host.names if name in self._given)
-        if self._installed is not None:
-            found |= dict.fromkeys(card.name for card in Library().list() if not card.error)
-        return list(found)
+        given = [name for name in self.host.names if name in self._given]
+        return list(dict.fromkeys([*given, *self._shelf]))
 
     def add(self, spec: ModelSpec, **options: Any) -> None:
         """Serve a further model; `options` are those of `Host.add`."""
@@ -122,28 +172,27 @@ class Hosted:
         self._given.add(spec.name)
 
     def find(self, name: str) -> str | None:
-        if name in self._given and name in self.host:
+        if name in self.host and (name in self._given or self.host.loaded().get(name)):
             return name
-        return self._in_library(name) if self._installed is not None else None
-
-    def _in_library(self, name: str) -> str | None:
-        """Adds an installed model to the host's."""
-        assert self._installed is not None
-        if name in self.host and self.host.loaded().get(name):
-            return name  # no look at the disk for every request
-        library = Library()
-        try:
-            own, path = library.get(name).name, library.path(name)
-        except (NotFoundError, InvalidInputError):
+        seen = self._seen.get(name)
+        if seen is None or self._installed is None:
             return None
-        if own not in self.host:
-            spec, options = self._installed(own, path)
+        if seen.name not in self.host:
+            spec, options = self._installed(seen.name, seen.path)
             self.host.add(spec, **options)
-        return own
+        return seen.name
+
+    def _spec(self, name: str) -> ModelSpec:
+        """Of a model that `names` tells of, without making it the host's."""
+        if name in self.host:
+            return self.host.spec(name)
+        assert self._installed is not None
+        return self._installed(name, self._seen[name].path)[0]
 
     def describe(self, name: str) -> ServedModel:
         there = self.host.loaded().get(name)
-        found = there[0] if there else Absent(self.host.spec(name))
+        spec = self.host.spec(name)
+        found = there[0] if there else Absent(spec, self._facts.get(spec.reference) or Facts())
         return cast("ServedModel", found)
 
     def at_once(self, name: str) -> int:
@@ -180,34 +229,16 @@ class Hosted:
 
 
 class Absent:
-    """What is known of a model that is not in memory, from its files' headers. Files that can't be read say nothing
-    here: loading them says what is wrong."""
+    """What is known of a model that is not in memory."""
 
     matryoshka = False
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, facts: Facts) -> None:
         self.name = spec.name
         self.engine_config = EngineConfig.of(**spec.engine)
         self.stats = EngineStats()
         self.adapters = [
             AdapterInfo(name, Path(path), slot=None, rank=0, num_requests=0) for name, path in spec.adapters.items()
         ]
-        self.is_encoder, length, self.chat_template = _facts_of(spec.reference)
-        self.context_length = min(length, self.engine_config.max_model_len or length)
-
-
-def _facts_of(reference: str) -> tuple[bool, int, str | None]:
-    """Is it an encoder, its context, its chat template."""
-    try:
-        library = Library()
-        path = library.path(reference) if library.has(reference) else Path(reference).expanduser().absolute()
-        return _read(path, path.stat().st_mtime_ns)
-    except (LLMasOSError, OSError):
-        return False, 0, None
-
-
-@lru_cache(maxsize=512)
-def _read(path: Path, changed: int) -> tuple[bool, int, str | None]:
-    """`changed` makes replaced files new ones."""
-    config = read_facts(files_at(path), opener(path if path.is_dir() else path.parent)).config
-    return config.is_encoder, config.context_length, read_chat_template(path)
+        self.is_encoder, self.chat_template = facts.is_encoder, facts.chat_template
+        self.context_length = min(facts.context_length, self.engine_config.max_model_len or facts.context_length)

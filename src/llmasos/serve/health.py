@@ -95,6 +95,7 @@ def create_router(models: Models, readiness: Readiness) -> APIRouter:
     @router.get("/healthz", summary="Is the server up?")
     async def healthz(request: Request) -> Health:
         caller = caller_of(request)  # this is open to everybody; which models there are is not
+        await models.look()
         return Health(models=[name for name in models.names if caller.may_use(name)])
 
     @router.get(

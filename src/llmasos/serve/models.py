@@ -185,6 +185,11 @@ class Models:
         self._admissions: dict[str, Admission] = {}
         self.created = int(time.time())
 
+    async def look(self, name: str | None = None, *, facts: bool = False) -> None:
+        """Before `names`, `check` and `models[name]`, which tell what was seen: read the disk, without holding up the
+        event loop. See `Backing.look`; a lease needs no look before."""
+        await self.backing.look(None if name is None else self._aliases.get(name, name), facts=facts)
+
     @property
     def names(self) -> list[str]:
         return list(dict.fromkeys([*self.backing.names, *(adapter for adapter, _ in self.backing.adapters())]))
@@ -206,6 +211,7 @@ class Models:
         `Host.lease` raises.
         """
         inflight.asks(name)
+        await self.look(name)
         base, adapter = self.check(name, caller)
         inflight.asks(adapter or base)  # an alias is none of the names that usage is told by
         own = caller.key_id if sticky is None else sticky
@@ -244,10 +250,14 @@ class Models:
     async def load_adapter(self, name: str, path: str | None, base: str | None) -> None:
         """Serve an adapter of `base` (may be left out where there is one model). Raises InvalidInputError,
         ModelNotFoundError, and what `LLM.load_adapter` raises."""
+        await self.look()
+        if base is not None:
+            await self.look(base)
         await self.backing.load_adapter(self._base_for(name, base), name, path)
 
     async def unload_adapter(self, name: str) -> None:
         """Raises ModelNotFoundError, and BusyError while requests use it."""
+        await self.look(name)
         base, adapter = self._find(name)
         if adapter is None:
             raise ModelNotFoundError(f"{name!r} is a model, not an adapter.")

@@ -112,11 +112,13 @@ def create_router(models: Models) -> APIRouter:
         before_id: str | None = None,
     ) -> Response:
         caller = caller_of(request)
+        await models.look(facts=True)
         names = [name for name in models.names if caller.may_use(name)]
         return json_response(_page(models, names, limit, after_id, before_id))
 
     @theirs.get("/models/{model:path}", include_in_schema=False)
     async def retrieve_model(model: str, request: Request) -> Response:
+        await models.look(model, facts=True)
         models.check(model, caller_of(request))
         return json_response(_describe(models, model))
 

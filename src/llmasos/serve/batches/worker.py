@@ -250,6 +250,7 @@ class Batches:
     async def _check_models(self, caller: Caller, report: Report) -> None:
         for name, line in report.models.items():
             try:
+                await self.models.look(name)
                 self.models.check(name, caller)
             except LLMasOSError as e:
                 error = _error_of(e)

@@ -56,6 +56,7 @@ def create_router(residents: Residents) -> APIRouter:
         if states().get(card.name, "absent") not in ("absent", "failed"):
             await residents.unload(card.name, force=False)
         freed = await asyncio.to_thread(Library().remove, card.name)
+        await residents.removed(card.name)
         return RemovedModel(name=card.name, freed_bytes=freed)
 
     @router.get("/catalog", summary="Models that can be pulled by name")

@@ -32,6 +32,8 @@ class Residents(Protocol):
     async def load(self, name: str, *, pin: bool | None) -> None: ...
     async def unload(self, name: str, *, force: bool) -> None: ...
     async def pin(self, name: str, pinned: bool) -> None: ...
+    async def removed(self, name: str) -> None:
+        """The model's files were deleted."""
 
 
 class InProcess:
@@ -57,6 +59,9 @@ class InProcess:
         self._models[name]
         if not pinned:
             raise self._refused(name)
+
+    async def removed(self, name: str) -> None:
+        pass
 
     def _refused(self, name: str) -> UnsupportedError:
         return UnsupportedError(
@@ -87,7 +92,11 @@ class InHost:
     async def pin(self, name: str, pinned: bool) -> None:
         self._host.pin(await self._own_name(name), pinned)
 
+    async def removed(self, name: str) -> None:
+        await self._backing.removed(name)
+
     async def _own_name(self, name: str) -> str:
+        await self._backing.look(name)
         own = self._backing.find(name) or await self._install(name)  # here, as it may add to the host: no thread
         if own is None:
             raise ModelNotFoundError(

@@ -126,6 +126,7 @@ def create_router(models: Models, residents: Residents) -> APIRouter:
     @router.get("/api/tags", summary="List the served models")
     async def tags(request: Request) -> OllamaModelList:
         caller = caller_of(request)
+        await models.look()
         names = [name for name in models.names if caller.may_use(name)]
         return OllamaModelList(models=await asyncio.to_thread(shelf.list_models, names, models.created))
 
@@ -137,7 +138,7 @@ def create_router(models: Models, residents: Residents) -> APIRouter:
 
     @router.post("/api/show", summary="Describe a model", responses=_responses(400, 404))
     async def show(body: OllamaShowRequest, request: Request) -> OllamaShowResponse:
-        name = served_name(models, body.model)
+        name = await served_name(models, body.model, facts=True)
         base, _ = models.check(name, caller_of(request))
         facts = await asyncio.to_thread(shelf.facts_of, base)
         return shelf.show(name, models[name].model, facts, models.created)
@@ -168,6 +169,7 @@ def create_router(models: Models, residents: Residents) -> APIRouter:
         if any(status.name == name and status.state not in ("absent", "failed") for status in residents.status()):
             await residents.unload(name, force=False)
         await asyncio.to_thread(Library().remove, name)
+        await residents.removed(name)
         return Response(status_code=200)
 
     @router.get("/api/version", summary="Which version is this?")

@@ -33,7 +33,7 @@ from llmasos.text.reply import TextDelta
 
 async def lines(models: Models, residents: Residents, caller: Caller, body: Generating) -> AsyncGenerator[Line, None]:
     clock = Clock()
-    name = served_name(models, body.model)
+    name = await served_name(models, body.model)
     asked = read(body, name)
     is_chat = isinstance(body, OllamaChatRequest)
     if asked.is_empty:
@@ -124,7 +124,7 @@ async def whole_answer(found: AsyncGenerator[Line, None]) -> Response:
 async def embed(models: Models, residents: Residents, caller: Caller, body: OllamaEmbedRequest) -> Response:
     clock = Clock()
     texts = [body.input] if isinstance(body.input, str) else body.input
-    name = served_name(models, body.model)
+    name = await served_name(models, body.model)
     warnings = body.options.warnings() if body.options else []
     stay = _stay(keep_alive_of(body), residents, caller, warnings)
     vectors: list[list[float]] = []
@@ -149,7 +149,7 @@ async def embed(models: Models, residents: Residents, caller: Caller, body: Olla
 
 async def embed_one(models: Models, residents: Residents, caller: Caller, body: OllamaEmbeddingsRequest) -> Response:
     warnings = body.options.warnings() if body.options else []
-    name = served_name(models, body.model)
+    name = await served_name(models, body.model)
     stay = _stay(keep_alive_of(body), residents, caller, warnings)
     async with models.lease(name, caller, keep_alive=stay) as served:
         vectors, _ = await _vectors(served, [body.prompt], False, warnings) if body.prompt else ([[]], 0)

@@ -33,9 +33,10 @@ def spellings(name: str) -> Iterator[str]:
         yield name.replace(":", "-")
 
 
-def served_name(models: Models, name: str) -> str:
-    """The served model that a client means. Raises ModelNotFoundError."""
+async def served_name(models: Models, name: str, *, facts: bool = False) -> str:
+    """The served model that a client means; `facts`: as in `Models.look`. Raises ModelNotFoundError."""
     for spelling in spellings(name):
+        await models.look(spelling, facts=facts)
         try:
             models[spelling]
         except ModelNotFoundError:

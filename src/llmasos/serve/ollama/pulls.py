@@ -60,6 +60,7 @@ async def follow(resolved: Resolved, run: Run, models: Models) -> AsyncGenerator
         pull.cancel()
         await asyncio.gather(pull, return_exceptions=True)
     try:
+        await models.look(name)
         models[name]
     except ModelNotFoundError:
         yield OllamaProgress(status=f"{name} is installed; this server serves only what it was started with")

@@ -53,10 +53,12 @@ def _openai(models: Models) -> APIRouter:
     @router.get("/models", summary="List the served models")
     async def list_models(request: Request) -> ModelList:
         caller = caller_of(request)
+        await models.look(facts=True)
         return ModelList(data=[describe(models, name) for name in models.names if caller.may_use(name)])
 
     @router.get("/models/{model:path}", summary="Describe one model", responses={404: responses()[404]})
     async def retrieve_model(model: str, request: Request) -> Model:
+        await models.look(model, facts=True)
         models.check(model, caller_of(request))
         return describe(models, model)
 

@@ -309,6 +309,7 @@ class Responses:
 
     async def _submit(self, caller: Caller, body: ResponseRequest) -> Run:
         plan = await self.plan(caller, body)
+        await self.models.look(body.model)
         self.models.check(body.model, caller)  # refused now rather than found out by polling
         plan.response.status = "queued"
         request = body.model_dump(mode="json", by_alias=True, exclude_unset=True)

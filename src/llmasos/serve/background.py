@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from llmasos.serve.access.access import Access
 
 CLEAN_SECONDS = 600
-"""How often what has expired is removed."""
+"""How often what has expired is removed, and what a server that ended left is looked for."""
 
 log = logging.getLogger("llmasos.serve")
 
@@ -64,11 +64,11 @@ class Background:
         await self.responses.stop()
 
     async def _clean(self) -> None:
+        steps = (self.responses.take_up, self.responses.clean, self.files.clean, self.uploads.clean)
         while True:
-            try:
-                await self.responses.clean()
-                await self.files.clean()
-                await self.uploads.clean()
-            except (LLMasOSError, OSError):
-                log.exception("what has expired could not be removed")
+            for step in steps:
+                try:
+                    await step()
+                except (LLMasOSError, OSError):
+                    log.exception("what others left, or what has expired, could not be seen to")
             await asyncio.sleep(CLEAN_SECONDS)

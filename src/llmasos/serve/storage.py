@@ -1,13 +1,24 @@
-"""What clients leave with the server: rows in the database, bytes in `<home>/files/`. Opened when it is first used."""
+"""What clients leave with the server: rows in the database, bytes in `<home>/files/`. Opened when it is first used.
+
+Several servers may share a database. Each works for one *place*, its home: files lie there, models are pulled to it,
+and only a server of the same place goes on with what another has left unfinished.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import re
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from filelock import FileLock, Timeout
+
+from llmasos.errors import StoreError
 from llmasos.settings import settings
 
 if TYPE_CHECKING:
@@ -34,10 +45,45 @@ class Storage:
         self._given = database is not None
         self._database = database
         self._opening = asyncio.Lock()
+        self._life: FileLock | None = None
 
     @property
     def files(self) -> Path:
         return self.home / "files"
+
+    @cached_property
+    def place(self) -> str:
+        """The home's name in the database. Raises StoreError for a home that can't be written to."""
+        return place_of(self.home)
+
+    @cached_property
+    def server(self) -> str:
+        """The name of this one of the place's servers. Until `close`, or its process's end, it counts as alive. Raises
+        StoreError."""
+        id = secrets.token_hex(8)
+        life = FileLock(self._lives / f"{id}.lock", thread_local=False)
+        with _alone(self._lives):
+            life.acquire()
+        self._life = life
+        return id
+
+    def living(self) -> set[str]:
+        """The servers of this place that are alive; one that is not never comes back. Blocking. Raises StoreError."""
+        found = set()
+        with _alone(self._lives):
+            for path in self._lives.glob("*.lock"):
+                try:
+                    with FileLock(path, blocking=False, thread_local=False):
+                        pass
+                except Timeout:
+                    found.add(path.stem)
+                else:
+                    path.unlink(missing_ok=True)
+        return found
+
+    @property
+    def _lives(self) -> Path:
+        return self.home / "servers"
 
     async def run(self, work: Callable[[Session], T], *, read_only: bool = False) -> T:
         """`work(session)` in a thread, in one transaction."""
@@ -48,9 +94,38 @@ class Storage:
         return await self._database.run(work, read_only=read_only)
 
     async def close(self) -> None:
+        if self._life is not None:
+            self._life.release()
+            self._life = None
+            del self.server
         if self._database is not None and not self._given:
             await asyncio.to_thread(self._database.close)
             self._database = None
+
+
+def place_of(home: Path) -> str:
+    """The name of this home among all that use a database. It is kept in the home, so it moves with the files, and the
+    name of the machine, which a container gets anew at each start, does not matter. Raises StoreError."""
+    path = home / "servers" / "place"
+    with _alone(path.parent):
+        if not path.exists():
+            whole = path.with_suffix(".new")
+            whole.write_text(secrets.token_hex(8), encoding="ascii")
+            os.replace(whole, path)
+        return path.read_text(encoding="ascii")
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Nobody else is in `folder`: no server is taken for dead between the making of its file and the locking."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "guard", thread_local=False):
+            yield
+    except OSError as e:
+        raise StoreError(
+            f"{folder} can't be used: {e.strerror or e}.", hint="Set LLMASOS_HOME to a folder that you can write to."
+        ) from e
 
 
 def _open() -> Database:

@@ -24,7 +24,8 @@ from llmasos.client.types.files import (
 from llmasos.errors import InvalidInputError, NotFoundError
 from llmasos.serve.batches.ledger import Ledger
 from llmasos.serve.batches.tables import ACTIVE, BatchRow
-from llmasos.serve.files.store import FileNotFoundHereError, Files, add, beyond, new_file_id, ordered, row_of, same_key
+from llmasos.serve.files.store import FileNotFoundHereError, Files, beyond, new_file_id, ordered, row_of, same_key
+from llmasos.serve.files.tables import FileRow
 from llmasos.serve.storage import is_id
 from llmasos.store.database import utc_now
 
@@ -120,9 +121,10 @@ def list_page(session: Session, key_id: str | None, after: str | None, limit: in
     return BatchList(data=data, first_id=first, last_id=last_, has_more=len(rows) > limit)
 
 
-def active(session: Session) -> list[Job]:
-    """Those that are not over, the oldest first."""
-    rows = session.scalars(select(BatchRow).where(BatchRow.status.in_(ACTIVE)).order_by(BatchRow.created, BatchRow.id))
+def active(session: Session, place: str) -> list[Job]:
+    """Those that are not over and whose input lies at this place, the oldest first."""
+    mine = select(BatchRow).join(FileRow, FileRow.id == BatchRow.input_file_id).where(FileRow.place == place)
+    rows = session.scalars(mine.where(BatchRow.status.in_(ACTIVE)).order_by(BatchRow.created, BatchRow.id))
     return [
         Job(row.id, row.key_id, row.endpoint, row.status, row.input_file_id, row.output_id, row.error_id, row.expires)
         for row in rows
@@ -170,8 +172,7 @@ def over(
     for id, there, what in ((row.output_id, row.has_output, "output"), (row.error_id, row.has_errors, "error")):
         if there:
             name = f"{row.id}_{what}.jsonl"
-            path = files.path(id)
-            add(session, id, row.key_id, path, filename=name, purpose="batch_output", seconds=row.output_seconds)
+            files.add(session, id, row.key_id, filename=name, purpose="batch_output", seconds=row.output_seconds)
     if status != "failed":
         row.moments = {**row.moments, "finalizing_at": int(time.time())}
     _become(row, status)

@@ -1,7 +1,8 @@
 """What runs batches: a few lines at a time, shared fairly, at low priority, until all are done or their time is over.
 
-One server works on the batches of a home at a time; it holds a lock on `<home>/files/.worker.lock`, which the system
-takes back from a server that dies. Others wait for it and go on from what the files say.
+One server works on the batches of a place (a home: where their input lies) at a time; it holds a lock on
+`<home>/files/.worker.lock`, which the system takes back from a server that dies. Others of the place wait for it and go
+on from what the files say.
 """
 
 from __future__ import annotations
@@ -190,9 +191,10 @@ class Batches:
 
     async def _look(self) -> None:
         """Take up what the database has, and what is cancelled or late."""
+        place = self.storage.place
         while True:
             self._news.clear()
-            for job in await self.storage.run(store.active, read_only=True):
+            for job in await self.storage.run(lambda session: store.active(session, place), read_only=True):
                 if job.id not in self._running and job.id not in self._preparing:
                     task = asyncio.create_task(self._prepare(job))
                     self._preparing[job.id] = task

@@ -62,22 +62,43 @@ class Files:
             await asyncio.to_thread(_move, source, path)
         try:
             return await self.storage.run(
-                lambda s: add(s, id, caller.key_id, path, filename=filename, purpose=purpose, seconds=seconds)
+                lambda s: self.add(s, id, caller.key_id, filename=filename, purpose=purpose, seconds=seconds)
             )
         except Exception:  # not if we are cancelled: the row may be written all the same
             path.unlink(missing_ok=True)
             raise
+
+    def add(
+        self, session: Session, id: str, key_id: str | None, *, filename: str, purpose: str, seconds: int | None = None
+    ) -> File:
+        """The row of a file whose bytes are there."""
+        now = utc_now()
+        row = FileRow(
+            id=id,
+            key_id=key_id,
+            place=self.storage.place,
+            filename=filename,
+            purpose=purpose,
+            bytes=self.path(id).stat().st_size,
+            created=now,
+            expires=now + timedelta(seconds=seconds) if seconds else None,
+        )
+        session.add(row)
+        return shown(row)
 
     async def get(self, caller: Caller, id: str) -> File:
         """Raises FileNotFoundHereError."""
         return await self.storage.run(lambda session: shown(row_of(session, id, caller.key_id)), read_only=True)
 
     async def content(self, caller: Caller, id: str) -> tuple[File, Path]:
-        file = await self.get(caller, id)
-        path = self.path(file.id)
+        """Raises FileNotFoundHereError, StoreError without the bytes."""
+        row = await self.storage.run(lambda session: row_of(session, id, caller.key_id), read_only=True)
+        path = self.path(row.id)
         if not await asyncio.to_thread(path.is_file):
+            if row.place != self.storage.place:
+                raise StoreError(f"The bytes of {id} are at another server.", hint="Ask the one that it was sent to.")
             raise StoreError(f"The bytes of {id} are not in {self.folder.name}/ any more.", hint="Upload them again.")
-        return file, path
+        return shown(row), path
 
     async def delete(self, caller: Caller, id: str) -> None:
         """Raises FileNotFoundHereError, BusyError while a batch needs it."""
@@ -130,31 +151,6 @@ class Files:
 
 def new_file_id() -> str:
     return f"file-{secrets.token_hex(16)}"
-
-
-def add(
-    session: Session,
-    id: str,
-    key_id: str | None,
-    path: Path,
-    *,
-    filename: str,
-    purpose: str,
-    seconds: int | None = None,
-) -> File:
-    """The row of a file whose bytes are there."""
-    now = utc_now()
-    row = FileRow(
-        id=id,
-        key_id=key_id,
-        filename=filename,
-        purpose=purpose,
-        bytes=path.stat().st_size,
-        created=now,
-        expires=now + timedelta(seconds=seconds) if seconds else None,
-    )
-    session.add(row)
-    return shown(row)
 
 
 def row_of(session: Session, id: str, key_id: str | None) -> FileRow:

@@ -11,13 +11,15 @@ from llmasos.store.database import Base
 
 
 class FileRow(Base):
-    """A file; its bytes are `<home>/files/<id>`. It is gone for everybody from the moment `expires`."""
+    """A file; its bytes are `<home>/files/<id>` of the home that `place` names (`Storage.place`). It is gone for
+    everybody from the moment `expires`."""
 
     __tablename__ = "files"
     __table_args__ = (Index(None, "key_id", "created"),)
 
     id: Mapped[str] = mapped_column(primary_key=True)
     key_id: Mapped[str | None]
+    place: Mapped[str]
     filename: Mapped[str]
     purpose: Mapped[str]
     bytes: Mapped[int]

@@ -12,7 +12,6 @@ import logging
 import re
 import secrets
 import shutil
-import socket
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime
@@ -77,7 +76,6 @@ class Pulls:
         self._read = asyncio.Lock()
         self._is_read = False
         self._turn = asyncio.Semaphore(AT_ONCE)
-        self.place = f"{socket.gethostname()}:{storage.home}"
         self.on_installed: list[Callable[[str], None]] = []
 
     async def list(self) -> list[PullJob]:
@@ -109,7 +107,7 @@ class Pulls:
         live = self._jobs[id] = _Live(
             PullJob(id=id, model=model, name=target, state="waiting", created=now, updated=now)
         )
-        await self._storage.run(lambda session: session.add(_row(live.job, self.place)))
+        await self._storage.run(lambda session: session.add(_row(live.job, self._storage.place)))
         await self._forget()
         return self._begin(live)
 
@@ -222,11 +220,13 @@ class Pulls:
         async with self._read:
             if self._is_read:
                 return
-            mine = select(PullRow).where(PullRow.place == self.place).order_by(PullRow.created)
+            mine = select(PullRow).where(PullRow.place == self._storage.place).order_by(PullRow.created)
             for row in await self._storage.run(lambda session: list(session.scalars(mine)), read_only=True):
                 self._jobs[row.id] = _Live(_job(row))
             interrupted = (
-                update(PullRow).where(PullRow.place == self.place, PullRow.state.in_(_ACTIVE)).values(state="paused")
+                update(PullRow)
+                .where(PullRow.place == self._storage.place, PullRow.state.in_(_ACTIVE))
+                .values(state="paused")
             )
             await self._storage.run(lambda session: session.execute(interrupted))
             self._is_read = True

@@ -10,7 +10,7 @@ from llmasos.store.database import Base
 
 
 class PullRow(Base):
-    """A pull. `place` is the machine and home that it fills: several servers may share a database."""
+    """A pull. `place` is the home that it fills (`Storage.place`)."""
 
     __tablename__ = "pull_jobs"
 

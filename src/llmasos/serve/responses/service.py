@@ -112,7 +112,7 @@ class Run:
 
 
 class Responses:
-    """`start` takes up what a server before this one left unfinished; `stop` leaves the same to the next."""
+    """`take_up` goes on with what servers before this one left unfinished; `stop` leaves the same to the next."""
 
     def __init__(self, models: Models, storage: Storage, aside: Aside | None = None) -> None:
         self.models, self.storage = models, storage
@@ -123,9 +123,16 @@ class Responses:
 
     async def start(self) -> None:
         self._stopping = False
-        for id, key_id, request in await self.storage.run(store.unfinished, read_only=True):
-            if id in self._runs:
-                continue
+
+    async def take_up(self) -> None:
+        """Go on with what servers of this place that have ended left unfinished."""
+        place, server = self.storage.place, self.storage.server
+        at_work = await self.storage.run(lambda session: store.servers_at_work(session, place), read_only=True)
+        # in this order: who was at work before and is not alive now has ended
+        ended = at_work - await asyncio.to_thread(self.storage.living)
+        if not ended:
+            return
+        for id, key_id, request in await self.storage.run(lambda s: store.take_up(s, place, server, ended)):
             try:
                 caller = await self._aside.caller(key_id)
                 body = ResponseRequest.model_validate(request)
@@ -315,8 +322,12 @@ class Responses:
         request = body.model_dump(mode="json", by_alias=True, exclude_unset=True)
         run = Run(plan, caller)
 
+        worker = self.storage.place, self.storage.server
+
         async def accept() -> None:
-            await self.storage.run(lambda s: store.save(s, plan.response, caller.key_id, plan.own, request=request))
+            await self.storage.run(
+                lambda s: store.save(s, plan.response, caller.key_id, plan.own, request=request, worker=worker)
+            )
             self._begin(run)
 
         await asyncio.shield(accept())  # who asked may go away: what is stored is worked on

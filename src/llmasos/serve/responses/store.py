@@ -5,7 +5,7 @@ Whatever is asked for belongs to the key that asks: what another key stored does
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -46,9 +46,11 @@ def save(
     *,
     request: dict[str, Any] | None = None,
     events: list[str] | None = None,
+    worker: tuple[str, str] = ("", ""),
 ) -> None:
     """Write the response as it stands. `own`: its input, None when that is there already. Of a background response
-    that was deleted meanwhile, or that another server has ended, nothing is written."""
+    that was deleted meanwhile, or that another server has ended, nothing is written. `worker`: place and name of the
+    server that works on a new one in the background."""
     row = session.get(ResponseRow, response.id, with_for_update=True)
     if own is None and (row is None or row.request is None):
         return
@@ -59,6 +61,8 @@ def save(
             created=datetime.fromtimestamp(response.created_at, utc_now().tzinfo),
             background=response.background,
             previous_id=response.previous_response_id,
+            place=worker[0],
+            server=worker[1],
         )
         session.add(row)
     row.status, row.request, row.events = response.status, request, events
@@ -121,12 +125,26 @@ def remove_before(session: Session, moment: datetime) -> int:
     return len(ids)
 
 
-def unfinished(session: Session) -> list[tuple[str, str | None, dict[str, Any]]]:
-    """Background responses that were being worked on when the server ended: (id, key_id, request)."""
-    waiting = select(ResponseRow).where(
-        ResponseRow.background, ResponseRow.status.in_(("queued", "in_progress")), ResponseRow.request.is_not(None)
-    )
-    found = session.scalars(waiting.order_by(ResponseRow.created)).all()
+_UNFINISHED = (
+    ResponseRow.background,
+    ResponseRow.status.in_(("queued", "in_progress")),
+    ResponseRow.request.is_not(None),
+)
+
+
+def servers_at_work(session: Session, place: str) -> set[str]:
+    """Those of this place that have, or had when they ended, unfinished background responses."""
+    return set(session.scalars(select(ResponseRow.server).where(ResponseRow.place == place, *_UNFINISHED).distinct()))
+
+
+def take_up(
+    session: Session, place: str, server: str, ended: Collection[str]
+) -> list[tuple[str, str | None, dict[str, Any]]]:
+    """From now on `server` works on what the `ended` ones have left: (id, key_id, request) of each."""
+    left = select(ResponseRow).where(ResponseRow.place == place, ResponseRow.server.in_(ended), *_UNFINISHED)
+    found = session.scalars(left.order_by(ResponseRow.created).with_for_update()).all()
+    for row in found:
+        row.server = server
     return [(row.id, row.key_id, row.request) for row in found if row.request is not None]
 
 

@@ -13,7 +13,8 @@ from llmasos.store.database import Base
 
 class ResponseRow(Base):
     """A response. `body` is all of it but the output, which is among the items; `request` is there as long as a
-    background response is not finished, `events` when one that was streamed is."""
+    background response is not finished, `events` when one that was streamed is. `place` and `server` say who works on
+    one in the background (`Storage`); they are empty for others."""
 
     __tablename__ = "responses"
     __table_args__ = (Index(None, "status", "background"),)
@@ -27,6 +28,8 @@ class ResponseRow(Base):
     body: Mapped[dict[str, Any]]
     request: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     events: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    place: Mapped[str]
+    server: Mapped[str]
 
 
 class ConversationRow(Base):

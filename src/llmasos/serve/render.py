@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
+from pydantic_core import to_json
 
 from llmasos.client.types import (
     ChatLogprobs,
@@ -26,9 +27,43 @@ from llmasos.serve.models import ServedTokenizer
 if TYPE_CHECKING:
     from llmasos.serve.turn import TurnUsage
 
+_PIECE = 1024
+"""Entries of a list."""
+
 
 def dump(model: BaseModel) -> str:
     return model.model_dump_json(exclude_unset=True)
+
+
+def body(model: BaseModel) -> bytes:
+    """`dump` of an answer of any length, for a thread: a single call that writes 15 MB would hold the interpreter, and
+    with it the event loop, until it is done; between these pieces others have their turn."""
+    return b"".join(_pieces(model, 3))
+
+
+def _pieces(value: Any, depth: int) -> Iterator[bytes]:
+    """`depth`: so many models inside each other are taken apart."""
+    if isinstance(value, BaseModel) and depth:
+        opens = b"{"
+        for name, item in value:
+            if name in value.model_fields_set:
+                yield opens + to_json(name) + b":"
+                yield from _pieces(item, depth - 1)
+                opens = b","
+        yield b"{}" if opens == b"{" else b"}"
+    elif isinstance(value, BaseModel):
+        yield dump(value).encode()
+    elif isinstance(value, list) and value:
+        has_parts = isinstance(value[0], BaseModel | list)
+        for start in range(0, len(value), 1 if has_parts else _PIECE):
+            yield b"," if start else b"["
+            if has_parts:
+                yield from _pieces(value[start], depth)
+            else:
+                yield to_json(value[start : start + _PIECE], inf_nan_mode="null")[1:-1]
+        yield b"]"
+    else:
+        yield to_json(value, inf_nan_mode="null")
 
 
 def event(model: BaseModel) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from pydantic import BaseModel
@@ -13,12 +14,23 @@ from llmasos.serve import render
 from llmasos.serve.problems import CLIENT_CLOSED_REQUEST, error_body, problem_of, unexpected
 from llmasos.serve.stream import Disconnected, EventStream, until_disconnect
 
+M = TypeVar("M", bound=BaseModel)
+
 
 def json_response(body: Any) -> Response:
     return Response(render.dump(body), media_type="application/json")
 
 
-async def whole(request: Request, work: Awaitable[Response]) -> Response:
+async def whole(request: Request, work: Awaitable[M], write: Callable[[M], bytes | str] = render.body) -> Response:
+    """What `work` gives, written in a thread: an answer may hold a million numbers."""
+
+    async def answer() -> Response:
+        return Response(await asyncio.to_thread(write, await work), media_type="application/json")
+
+    return await _unless_gone(request, answer())
+
+
+async def _unless_gone(request: Request, work: Awaitable[Response]) -> Response:
     try:
         return await until_disconnect(request.receive, work)
     except Disconnected:
@@ -49,4 +61,4 @@ async def streamed(
         first = await anext(events, "")  # nothing may be left to tell
         return EventStream(first, events, error_text, media_type=media_type, idle=idle)
 
-    return await whole(request, start())
+    return await _unless_gone(request, start())

@@ -67,6 +67,8 @@ class KeptRequest(WireRequest):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unprintable(cls, data: Any) -> Any:
+        if isinstance(data, cls):
+            return data
         try:
             json.dumps(data, ensure_ascii=False, allow_nan=False).encode("utf-8")
         except UnicodeEncodeError as e:

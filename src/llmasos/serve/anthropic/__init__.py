@@ -33,6 +33,7 @@ from llmasos.errors import InvalidInputError
 from llmasos.serve import render
 from llmasos.serve.anthropic.reply import Writer, add_up
 from llmasos.serve.anthropic.request import apply_thinking, chat_request, hides_thinking
+from llmasos.serve.body import ReadAside
 from llmasos.serve.caller import Caller, caller_of
 from llmasos.serve.conversation import chat_prompt_ids
 from llmasos.serve.models import Models
@@ -73,7 +74,7 @@ class _AnthropicOnly(APIRoute):
 
 def create_router(models: Models) -> APIRouter:
     """To be included before OpenAI's router."""
-    router = APIRouter(prefix="/v1", tags=["Anthropic"])
+    router = APIRouter(prefix="/v1", tags=["Anthropic"], route_class=ReadAside)
 
     @router.post(
         "/messages",
@@ -130,9 +131,9 @@ def _refusals(model: type[CountTokensRequest]) -> str:
     return f"Refused by name when set: {', '.join(f'`{name}`' for name in sorted(model.UNSUPPORTED))}."
 
 
-async def _message(models: Models, caller: Caller, body: MessagesRequest) -> Response:
+async def _message(models: Models, caller: Caller, body: MessagesRequest) -> AnthropicMessage:
     async with aclosing(_events(models, caller, body)) as events:
-        return json_response(add_up([event async for event in events]))
+        return add_up([event async for event in events])
 
 
 async def _events(models: Models, caller: Caller, body: MessagesRequest) -> AsyncGenerator[MessageEvent, None]:
@@ -175,12 +176,12 @@ def _error_event(body: BaseModel) -> str:
     return f"event: error\n{render.event(body)}"
 
 
-async def _count(models: Models, caller: Caller, body: CountTokensRequest) -> Response:
+async def _count(models: Models, caller: Caller, body: CountTokensRequest) -> TokensCount:
     chat = chat_request(body)
     async with models.lease(body.model, caller) as served:
         apply_thinking(body, chat, served.model)
         ids = await asyncio.to_thread(chat_prompt_ids, served.model, chat)
-        return json_response(TokensCount(input_tokens=len(ids)))
+        return TokensCount(input_tokens=len(ids))
 
 
 def _describe(models: Models, name: str) -> AnthropicModel:

@@ -44,7 +44,7 @@ from llmasos.serve.native.residents import Residents
 from llmasos.serve.ollama import answer, pulls, shelf
 from llmasos.serve.ollama.body import AnyContentType
 from llmasos.serve.ollama.names import served_name
-from llmasos.serve.respond import json_response, streamed, whole
+from llmasos.serve.respond import streamed, whole
 from llmasos.store.library import Library
 
 OLLAMA_VERSION = "0.13.0"
@@ -214,7 +214,7 @@ def _line(body: BaseModel) -> str:
     return f"{render.dump(body)}\n"
 
 
-async def _last(progress: AsyncGenerator[OllamaProgress, None]) -> Response:
+async def _last(progress: AsyncGenerator[OllamaProgress, None]) -> OllamaProgress:
     async with aclosing(progress):
         lines = [line async for line in progress]
-    return json_response(lines[-1])
+    return lines[-1]

@@ -7,8 +7,6 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from fastapi import Response
-
 from llmasos.client.types.ollama import (
     OllamaChatRequest,
     OllamaEmbeddingsRequest,
@@ -26,7 +24,6 @@ from llmasos.serve.ollama.names import served_name
 from llmasos.serve.ollama.reply import Clock, Line, Writer, add_up
 from llmasos.serve.ollama.request import Asked, Generating, apply_model, check_room, keep_alive_of, read
 from llmasos.serve.openai.embeddings import cut
-from llmasos.serve.respond import json_response
 from llmasos.serve.turn import TurnDelta, TurnEnd, TurnEvent, TurnStart, TurnUsage, turn
 from llmasos.text.reply import TextDelta
 
@@ -116,12 +113,12 @@ def _stay(asked: float | None, residents: Residents, caller: Caller, warnings: l
     return None
 
 
-async def whole_answer(found: AsyncGenerator[Line, None]) -> Response:
+async def whole_answer(found: AsyncGenerator[Line, None]) -> Line:
     async with aclosing(found):
-        return json_response(add_up([line async for line in found]))
+        return add_up([line async for line in found])
 
 
-async def embed(models: Models, residents: Residents, caller: Caller, body: OllamaEmbedRequest) -> Response:
+async def embed(models: Models, residents: Residents, caller: Caller, body: OllamaEmbedRequest) -> OllamaEmbedResponse:
     clock = Clock()
     texts = [body.input] if isinstance(body.input, str) else body.input
     name = await served_name(models, body.model)
@@ -133,28 +130,30 @@ async def embed(models: Models, residents: Residents, caller: Caller, body: Olla
         clock.load_ends()
         if any(texts):  # without any, the model is loaded, and that is all
             vectors, num_tokens = await _vectors(served, texts, body.truncate is True, warnings)
-            vectors = cut(vectors, body.dimensions or None, served.model.matryoshka, name)
+            allowed = served.model.matryoshka
+            vectors = await asyncio.to_thread(cut, vectors, body.dimensions or None, allowed, name)
     took = clock.end()
-    return json_response(
-        OllamaEmbedResponse(
-            model=body.model,
-            embeddings=vectors,
-            total_duration=took["total_duration"],
-            load_duration=took["load_duration"],
-            prompt_eval_count=num_tokens,
-            **({"warnings": warnings} if warnings else {}),
-        )
+    return await asyncio.to_thread(
+        OllamaEmbedResponse,
+        model=body.model,
+        embeddings=vectors,
+        total_duration=took["total_duration"],
+        load_duration=took["load_duration"],
+        prompt_eval_count=num_tokens,
+        **({"warnings": warnings} if warnings else {}),
     )
 
 
-async def embed_one(models: Models, residents: Residents, caller: Caller, body: OllamaEmbeddingsRequest) -> Response:
+async def embed_one(
+    models: Models, residents: Residents, caller: Caller, body: OllamaEmbeddingsRequest
+) -> OllamaEmbeddingsResponse:
     warnings = body.options.warnings() if body.options else []
     name = await served_name(models, body.model)
     stay = _stay(keep_alive_of(body), residents, caller, warnings)
     async with models.lease(name, caller, keep_alive=stay) as served:
         vectors, _ = await _vectors(served, [body.prompt], False, warnings) if body.prompt else ([[]], 0)
     extra: dict[str, Any] = {"warnings": warnings} if warnings else {}
-    return json_response(OllamaEmbeddingsResponse(embedding=vectors[0], **extra))
+    return OllamaEmbeddingsResponse(embedding=vectors[0], **extra)
 
 
 async def _vectors(

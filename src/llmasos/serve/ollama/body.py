@@ -7,12 +7,13 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
-from fastapi.routing import APIRoute
+
+from llmasos.serve.body import ReadAside
 
 _NAME = b"content-type"
 
 
-class AnyContentType(APIRoute):
+class AnyContentType(ReadAside):
     """Not for web pages: a browser sends a form to other sites without asking them, and JSON only with leave."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

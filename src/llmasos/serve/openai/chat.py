@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from json.encoder import encode_basestring as quoted  # json.dumps(text, ensure_ascii=False), in C
 
@@ -22,10 +23,14 @@ _OPENS = '"delta": {"role": "assistant", "content": ""}, "finish_reason": null'
 async def answer(models: Models, caller: Caller, body: ChatCompletionRequest) -> ChatCompletion:
     async with models.lease(body.model, caller) as served:
         replies, took = await whole_turn(served, body)
-        choices = [_choice(served, body, index, reply) for index, reply in enumerate(replies)]
+        choices = await asyncio.to_thread(_choices, served, body, replies)
         return ChatCompletion(
             **head("chatcmpl", "chat.completion", body.model), choices=choices, usage=render.turn_usage(took)
         )
+
+
+def _choices(served: Served, body: ChatCompletionRequest, replies: Sequence[Reply]) -> list[ChatChoice]:
+    return [_choice(served, body, index, reply) for index, reply in enumerate(replies)]
 
 
 def _choice(served: Served, body: ChatCompletionRequest, index: int, one: Reply) -> ChatChoice:

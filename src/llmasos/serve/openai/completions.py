@@ -26,8 +26,12 @@ async def _answer(served: Served, body: CompletionRequest) -> TextCompletion:
     prompts = await asyncio.to_thread(prepare.completion_prompts, served.model, body)
     params = prepare.completion_params(served.model, body)
     outputs = await served.complete(prompts, params, **prepare.request_options(body))
+    return await asyncio.to_thread(_completion, served, body, outputs)
+
+
+def _completion(served: Served, body: CompletionRequest, outputs: Sequence[RequestOutput]) -> TextCompletion:
     n = body.n or 1
-    echoes = _echoes(served, body, prompts)
+    echoes = _echoes(served, body, len(outputs))
     choices = []
     for i, (echo, output) in enumerate(zip(echoes, outputs, strict=True)):
         for at, one in enumerate(_best(output.outputs, n)):
@@ -57,10 +61,10 @@ def _best(outputs: Sequence[Completion], n: int) -> Sequence[Completion]:
     return sorted(outputs, key=mean, reverse=True)[:n]
 
 
-def _echoes(served: Served, body: CompletionRequest, prompts: list[list[int]]) -> list[str]:
-    """What stands before each prompt's completions: the prompt with `echo`, else nothing."""
+def _echoes(served: Served, body: CompletionRequest, num_prompts: int) -> list[str]:
+    """What stands before each prompt's completions: the prompt with `echo`, else nothing. Blocking."""
     if not body.echo:
-        return [""] * len(prompts)
+        return [""] * num_prompts
     given = prepare.batch(body.prompt, "prompt")
     decode = served.model.tokenizer.decode
     return [one if isinstance(one, str) else decode(one, skip_special_tokens=False) for one in given]
@@ -90,7 +94,7 @@ async def _events(served: Served, body: CompletionRequest) -> AsyncGenerator[str
     with_usage = bool(body.stream_options and body.stream_options.include_usage)
     stream = Events("cmpl", "text_completion", body.model, with_usage=with_usage)
     num_output_tokens = num_cached_tokens = 0
-    echoes = _echoes(served, body, prompts)
+    echoes = await asyncio.to_thread(_echoes, served, body, len(prompts))
     offsets: dict[int, int] = {}
     async with aclosing(served.stream(prompts, params, **prepare.request_options(body))) as chunks:
         async for prompt, chunk in chunks:

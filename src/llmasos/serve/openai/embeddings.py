@@ -8,20 +8,24 @@ from llmasos.client.types import Embedding, EmbeddingList, EmbeddingRequest
 from llmasos.errors import UnsupportedError
 from llmasos.serve import prepare, render
 from llmasos.serve.caller import Caller
-from llmasos.serve.models import Models
+from llmasos.serve.models import Models, ServedModel
 
 
 async def embed(models: Models, caller: Caller, body: EmbeddingRequest) -> EmbeddingList:
     async with models.lease(body.model, caller) as served:
         ids = await asyncio.to_thread(prepare.embedding_inputs, served.model, body)
         vectors = await served.embed(ids)
-        vectors = cut(vectors, body.dimensions, served.model.matryoshka, body.model)
+        return await asyncio.to_thread(_listed, served.model, body, vectors, sum(map(len, ids)))
+
+
+def _listed(model: ServedModel, body: EmbeddingRequest, vectors: list[list[float]], num_tokens: int) -> EmbeddingList:
     as_base64 = body.encoding_format == "base64"
+    vectors = cut(vectors, body.dimensions, model.matryoshka, body.model)
     data = [
         Embedding(object="embedding", index=i, embedding=render.embedding_base64(vector) if as_base64 else vector)
         for i, vector in enumerate(vectors)
     ]
-    usage = render.embedding_usage(sum(map(len, ids)))
+    usage = render.embedding_usage(num_tokens)
     return EmbeddingList(object="list", data=data, model=body.model, usage=usage)
 
 

@@ -10,6 +10,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Sequence
+from operator import mul
 
 from llmasos.client.types import (
     PairScore,
@@ -34,6 +35,12 @@ async def rerank(models: Models, caller: Caller, body: RerankRequest) -> Reranki
     texts = [one if isinstance(one, str) else one.text for one in body.documents]
     async with models.lease(body.model, caller) as served:
         scores, num_tokens, method = await _scores(served, [body.query], texts, "documents")
+    return await asyncio.to_thread(_ranked, body, texts, scores, num_tokens, method)
+
+
+def _ranked(
+    body: RerankRequest, texts: Sequence[str], scores: Sequence[float], num_tokens: int, method: ScoringMethod
+) -> Reranking:
     best = sorted(range(len(texts)), key=lambda i: -scores[i])[: body.top_n]
     results = []
     for i in best:
@@ -96,10 +103,7 @@ async def _scores(
         if e.param != _NO_HEAD or served.adapter is not None:
             raise
     vectors = await served.embed(ids)
-    first, second = vectors[: len(queries)], vectors[len(queries) :]
-    if len(first) == 1:
-        first = first * len(second)
-    return [_cosine(a, b) for a, b in zip(first, second, strict=True)], sum(map(len, ids)), "cosine"
+    return await asyncio.to_thread(_cosines, vectors, len(queries)), sum(map(len, ids)), "cosine"
 
 
 def _ids(model: ServedModel, texts: Sequence[str], param: str) -> list[list[int]]:
@@ -108,6 +112,18 @@ def _ids(model: ServedModel, texts: Sequence[str], param: str) -> list[list[int]
     return [model.tokenizer.encode(prepare.unicode(text, param)) for text in texts]
 
 
+def _cosines(vectors: Sequence[Sequence[float]], num_queries: int) -> list[float]:
+    """The queries come first: one for each of the others, or one for all."""
+    first, second = vectors[:num_queries], vectors[num_queries:]
+    if num_queries == 1:
+        first = [first[0]] * len(second)
+    return [_cosine(a, b) for a, b in zip(first, second, strict=True)]
+
+
 def _cosine(a: Sequence[float], b: Sequence[float]) -> float:
-    lengths = (sum(x * x for x in a) * sum(x * x for x in b)) ** 0.5
-    return sum(x * y for x, y in zip(a, b, strict=True)) / lengths if lengths else 0.0
+    lengths = (_dot(a, a) * _dot(b, b)) ** 0.5
+    return _dot(a, b) / lengths if lengths else 0.0
+
+
+def _dot(a: Sequence[float], b: Sequence[float]) -> float:
+    return sum(map(mul, a, b))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel
 
 from llmasos.client.types import (
     ChatCompletion,
@@ -25,19 +22,13 @@ from llmasos.client.types import (
     Tokens,
     TokensText,
 )
+from llmasos.serve.body import ReadAside
 from llmasos.serve.caller import caller_of
 from llmasos.serve.models import Models
 from llmasos.serve.openai import chat, completions, embeddings, rerank, tokens
 from llmasos.serve.openai.common import refusals, responses
 from llmasos.serve.openai.models import describe
-from llmasos.serve.respond import json_response, streamed, whole
-
-
-async def _done(request: Request, work: Awaitable[BaseModel]) -> Response:
-    async def answer() -> Response:
-        return json_response(await work)
-
-    return await whole(request, answer())
+from llmasos.serve.respond import streamed, whole
 
 
 def create_router(models: Models) -> APIRouter:
@@ -48,7 +39,7 @@ def create_router(models: Models) -> APIRouter:
 
 
 def _openai(models: Models) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["OpenAI"])
+    router = APIRouter(prefix="/v1", tags=["OpenAI"], route_class=ReadAside)
 
     @router.get("/models", summary="List the served models")
     async def list_models(request: Request) -> ModelList:
@@ -73,7 +64,7 @@ def _openai(models: Models) -> APIRouter:
         caller = caller_of(request)
         if body.stream:
             return await streamed(request, chat.events(models, caller, body))
-        return await _done(request, chat.answer(models, caller, body))
+        return await whole(request, chat.answer(models, caller, body))
 
     @router.post(
         "/completions",
@@ -86,24 +77,24 @@ def _openai(models: Models) -> APIRouter:
         caller = caller_of(request)
         if body.stream:
             return await streamed(request, completions.events(models, caller, body))
-        return await _done(request, completions.answer(models, caller, body))
+        return await whole(request, completions.answer(models, caller, body))
 
     @router.post("/embeddings", summary="Embed texts", response_model=EmbeddingList, responses=responses())
     async def create_embeddings(body: EmbeddingRequest, request: Request) -> Response:
-        return await _done(request, embeddings.embed(models, caller_of(request), body))
+        return await whole(request, embeddings.embed(models, caller_of(request), body))
 
     return router
 
 
 def _neighbours(models: Models) -> APIRouter:
     """Routes that are not OpenAI's, under the names that their makers' clients ask for."""
-    router = APIRouter(tags=["OpenAI's neighbours"])
+    router = APIRouter(tags=["OpenAI's neighbours"], route_class=ReadAside)
 
     async def ranked(body: RerankRequest, request: Request) -> Response:
-        return await _done(request, rerank.rerank(models, caller_of(request), body))
+        return await whole(request, rerank.rerank(models, caller_of(request), body))
 
     async def scored(body: ScoreRequest, request: Request) -> Response:
-        return await _done(request, rerank.score(models, caller_of(request), body))
+        return await whole(request, rerank.score(models, caller_of(request), body))
 
     for path in ("/v1/rerank", "/v2/rerank", "/rerank"):
         router.post(
@@ -125,10 +116,10 @@ def _neighbours(models: Models) -> APIRouter:
         "/tokenize", summary="Turn a text or messages into tokens", response_model=Tokens, responses=responses()
     )
     async def tokenize(body: TokenizeRequest, request: Request) -> Response:
-        return await _done(request, tokens.tokenize(models, caller_of(request), body))
+        return await whole(request, tokens.tokenize(models, caller_of(request), body))
 
     @router.post("/detokenize", summary="Turn tokens into text", response_model=TokensText, responses=responses())
     async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
-        return await _done(request, tokens.detokenize(models, caller_of(request), body))
+        return await whole(request, tokens.detokenize(models, caller_of(request), body))
 
     return router

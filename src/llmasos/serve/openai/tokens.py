@@ -14,11 +14,15 @@ from llmasos.serve.models import Models, ServedModel
 
 async def tokenize(models: Models, caller: Caller, body: TokenizeRequest) -> Tokens:
     async with models.lease(body.model, caller) as served:
-        ids = await asyncio.to_thread(_ids, served.model, body)
-        found = Tokens(count=len(ids), max_model_len=served.model.context_length, tokens=ids)
-        if body.return_token_strs:
-            found.token_strs = [served.model.tokenizer.token(i) for i in ids]
-        return found
+        return await asyncio.to_thread(_tokens, served.model, body)
+
+
+def _tokens(model: ServedModel, body: TokenizeRequest) -> Tokens:
+    ids = _ids(model, body)
+    found = Tokens(count=len(ids), max_model_len=model.context_length, tokens=ids)
+    if body.return_token_strs:
+        found.token_strs = [model.tokenizer.token(i) for i in ids]
+    return found
 
 
 def _ids(model: ServedModel, body: TokenizeRequest) -> list[int]:
@@ -46,6 +50,9 @@ def _ids(model: ServedModel, body: TokenizeRequest) -> list[int]:
 
 async def detokenize(models: Models, caller: Caller, body: DetokenizeRequest) -> TokensText:
     async with models.lease(body.model, caller) as served:
-        prepare.check_ids(served.model, body.tokens, "tokens")
-        text = await asyncio.to_thread(served.model.tokenizer.decode, body.tokens, skip_special_tokens=False)
-        return TokensText(prompt=text)
+        return TokensText(prompt=await asyncio.to_thread(_text, served.model, body.tokens))
+
+
+def _text(model: ServedModel, ids: list[int]) -> str:
+    prepare.check_ids(model, ids, "tokens")
+    return model.tokenizer.decode(ids, skip_special_tokens=False)

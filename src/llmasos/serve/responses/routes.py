@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from llmasos.client.types import ErrorBody
 from llmasos.client.types import responses as wire
 from llmasos.errors import InvalidInputError, UnsupportedError
+from llmasos.serve.body import ReadAside
 from llmasos.serve.caller import caller_of
 from llmasos.serve.respond import streamed, whole
 from llmasos.serve.responses import store
@@ -27,7 +28,7 @@ _STREAM = {"text/event-stream": {"schema": {"type": "string", "description": "`e
 
 
 def create_router(responses: Responses) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["OpenAI: responses"])
+    router = APIRouter(prefix="/v1", tags=["OpenAI: responses"], route_class=ReadAside)
     storage = responses.storage
 
     @router.post(
@@ -42,11 +43,7 @@ def create_router(responses: Responses) -> APIRouter:
             numbers = count()
             events = responses.stream(caller, body, numbers)
             return await streamed(request, events, error_event=lambda e: error_event(e, next(numbers)))
-
-        async def answer() -> Response:
-            return _json(await responses.answer(caller, body))
-
-        return await whole(request, answer())
+        return await whole(request, responses.answer(caller, body), BaseModel.model_dump_json)
 
     @router.post("/responses/input_tokens", summary="How many tokens would this input be?")
     async def input_tokens(body: wire.InputTokensRequest, request: Request) -> wire.InputTokens:

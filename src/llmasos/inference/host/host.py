@@ -123,8 +123,13 @@ class Host:
 
     async def remove(self, name: str) -> None:
         """Forget a model that nobody uses. Raises BusyError, NotFoundError."""
+        hosted = self._hosted(name)
         await self.unload(name)
-        del self._models[name]
+        while hosted.lives or hosted.waiting:  # somebody wanted it while its processes ended
+            await self.unload(name)
+        if hosted.predicting is not None:
+            hosted.predicting.cancel()
+        self._models.pop(name, None)
 
     def __contains__(self, name: str) -> bool:
         return name in self._models
@@ -250,6 +255,8 @@ class Host:
         """After a crash: another process for a request that had not begun. False if it was tried often enough."""
         dead = lease.replica
         if lease.retries >= RETRIES or dead is None or dead.state is State.STOPPING or self._closed:
+            return False
+        if self._models.get(lease.hosted.name) is not lease.hosted:  # forgotten since
             return False
         lease.retries += 1
         if dead.id in lease.hosted.lives:  # nobody has noticed yet
@@ -498,11 +505,17 @@ class Host:
             self._residency.withdraw(hosted.name)  # further replicas that nobody asks for any more
         if life.process is None:
             assert life.task is not None
+            life.task.add_done_callback(lambda _: self._unbegun(hosted, life))
             life.task.cancel()
         else:
             ending = asyncio.create_task(self._end(life, life.process))
             _background.add(ending)
             ending.add_done_callback(_background.discard)
+
+    def _unbegun(self, hosted: Hosted, life: Life) -> None:
+        """A task that is cancelled before it has run buries nothing itself."""
+        self._bury(hosted, life)
+        self._step()
 
     async def _end(self, life: Life, process: Process) -> None:
         try:

@@ -13,7 +13,7 @@ from llmasos.serve.access.directory import Directory
 from llmasos.serve.access.errors import ForbiddenError, UnauthorizedError
 from llmasos.serve.access.keys import PREFIX, Key
 from llmasos.serve.access.limits import Meter
-from llmasos.serve.access.policy import NOBODY, Policy, address_of, is_local, key_in
+from llmasos.serve.access.policy import NOBODY, Policy, is_local, key_in
 from llmasos.serve.access.routes import Rule
 from llmasos.serve.access.usage import Counts, Ledger
 from llmasos.serve.caller import ANYONE, Caller
@@ -44,7 +44,7 @@ class Access:
         text = key_in(Headers(scope=connection))
         # Clients of open servers send any word for a key; one of ours is meant, and its limits hold.
         if text is not None and (self.policy.require_key or text.startswith(PREFIX)):
-            key = await self.directory.find(text, address_of(connection))
+            key = await self.directory.find(text)
             caller = key.caller
         else:
             key, caller = None, self._without_key(connection, rule, sent=text is not None)

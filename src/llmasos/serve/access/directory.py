@@ -2,7 +2,8 @@
 
 A request costs a keyed hash and a look into two tables. The argon2 hash of a key's secret is computed when the key is
 first used; afterwards its text is known by a fast hash under a random key of this process, so that neither the tables
-nor the time of a look-up tell anything about it.
+nor the time of a look-up tell anything about it. A wrong secret is told without argon2, so guessing costs the server no
+more than any other refused request, and nobody has to be kept waiting for who else guesses from his address.
 
 Other servers and the command line change keys, too: what changed is read every CHECK_AFTER seconds while there are
 requests, beside them; no request is decided on knowledge older than STALE_AFTER seconds, unless the database can't be
@@ -16,21 +17,16 @@ import hashlib
 import logging
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from datetime import datetime
 
 from llmasos.errors import StoreError
 from llmasos.serve.access import registry
-from llmasos.serve.access.errors import LimitError, UnauthorizedError
-from llmasos.serve.access.keys import PREFIX, Key, is_secret, parts_of
-from llmasos.serve.access.limits import TokenBucket
+from llmasos.serve.access.errors import UnauthorizedError
+from llmasos.serve.access.keys import PREFIX, Key, is_secret, may_be_secret, parts_of
 from llmasos.store.database import Database, utc_now
 
 CHECK_AFTER, STALE_AFTER, GRACE = 0.4, 0.9, 60.0
-FAILURES_PER_MINUTE = 20
-"""Wrong secrets that one address may send: each costs the server some 20 ms."""
-_MAX_ADDRESSES = 4096
 
 log = logging.getLogger("llmasos.serve.access")
 
@@ -54,16 +50,15 @@ class Directory:
         self._texts: dict[bytes, str] = {}
         self._hash_key = secrets.token_bytes(32)
         self._verifying = asyncio.Semaphore(1)  # one core at most goes into hashing
-        self._failures: OrderedDict[str, TokenBucket] = OrderedDict()
 
-    async def find(self, text: str, address: str) -> Key:
-        """The key of this text. Raises UnauthorizedError if there is none, or if it is over; LimitError for an address
-        that has guessed too often; StoreError if the database can't be asked."""
+    async def find(self, text: str) -> Key:
+        """The key of this text. Raises UnauthorizedError if there is none, or if it is over; StoreError if the database
+        can't be asked."""
         await self._be_fresh()
         digest = hashlib.blake2b(text.encode(), key=self._hash_key, digest_size=32).digest()
         id = self._texts.get(digest)
         if id is None:
-            id = await self._verified(text, address)
+            id = await self._verified(text)
             self._texts[digest] = id  # one text per key can be right, so this does not grow
         key = self._keys[id]
         if (state := key.state(self._now())) != "active":
@@ -75,17 +70,15 @@ class Directory:
         await self._be_fresh()
         return self._keys.get(id)
 
-    async def _verified(self, text: str, address: str) -> str:
+    async def _verified(self, text: str) -> str:
         parts = parts_of(text)
         key = self._keys.get(parts[0]) if parts else None
-        if parts is None or key is None or key.revoked is not None:
+        if parts is None or key is None or key.revoked is not None or not may_be_secret(key.secret_hash, parts[1]):
             raise self._unknown(text)
-        self._check_failures(address)
         async with self._verifying:
             # a thread: the hash would hold up every other request
             is_right = await asyncio.to_thread(is_secret, key.secret_hash, parts[1])
         if not is_right:
-            self._note_failure(address)
             raise self._unknown(text)
         return key.id
 
@@ -94,19 +87,6 @@ class Directory:
         what = f"The key {parts[0]} is" if parts else "This is"
         looks = "" if text.startswith(PREFIX) else f" Keys begin with {PREFIX}."
         return UnauthorizedError(f"{what} not one of this server's keys.{looks}", hint="Check the key that you send.")
-
-    def _check_failures(self, address: str) -> None:
-        bucket = self._failures.get(address)
-        if bucket is not None and (wait := bucket.wait(1, self._clock())):
-            raise LimitError("Too many wrong keys from this address.", hint="Wait.", retry_after=int(wait) + 1)
-
-    def _note_failure(self, address: str) -> None:
-        now = self._clock()
-        bucket = self._failures.setdefault(address, TokenBucket(FAILURES_PER_MINUTE, now))
-        bucket.take(1, now)
-        self._failures.move_to_end(address)
-        if len(self._failures) > _MAX_ADDRESSES:
-            self._failures.popitem(last=False)
 
     async def _be_fresh(self) -> None:
         age = self._clock() - self._read_at

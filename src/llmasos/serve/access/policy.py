@@ -90,11 +90,6 @@ def is_local(connection: Connection) -> bool:
     )
 
 
-def address_of(connection: Connection) -> str:
-    client: tuple[str, int] | None = connection.get("client")
-    return client[0] if client else ""
-
-
 def key_in(headers: Mapping[str, str]) -> str | None:
     """The key that a request carries: `Authorization: Bearer KEY`, or Anthropic's `x-api-key: KEY`."""
     kind, _, text = headers.get("authorization", "").partition(" ")

@@ -379,9 +379,10 @@ function withText(object, text) {
   return Object.defineProperty(object, "text", { get: () => text(object) ?? "", configurable: true });
 }
 
-const chatText = (answer) => answer.choices[0]?.message?.content;
-const deltaText = (chunk) => chunk.choices[0]?.delta?.content;
-const completionText = (answer) => answer.choices[0]?.text;
+const first = ({ choices }) => choices.find(({ index }) => !index); // a chunk may be of another one
+const chatText = (answer) => first(answer)?.message?.content;
+const deltaText = (chunk) => first(chunk)?.delta?.content;
+const completionText = (answer) => first(answer)?.text;
 const responseText = (answer) =>
   (answer.output ?? [])
     .flatMap((item) => (item.type === "message" ? item.content : []))
@@ -522,6 +523,11 @@ function split({ signal, stream, ...fields } = {}) {
   return { signals: [signal], body: fields };
 }
 
+function numChoices({ n, prompt }) {
+  const isOne = !Array.isArray(prompt) || typeof prompt[0] === "number";
+  return (n ?? 1) * (isOne ? 1 : prompt.length);
+}
+
 const turns = (messages) => (typeof messages === "string" ? [{ role: "user", content: messages }] : messages);
 
 /** A client of one LLMasOS server, or of any server that speaks OpenAI's protocol. */
@@ -568,6 +574,7 @@ export class LLMasOS {
     const http = this.#http;
     return new Stream(async function* (ended) {
       const request = { body: { ...fields, ...body, stream: true }, signals: [...signals, ended] };
+      const open = new Set(Array(numChoices(request.body)).keys()); // not every server says [DONE]
       let complete = false;
       for await (const event of http.events("POST", path, request)) {
         if (event.data.trim() === "[DONE]") {
@@ -575,10 +582,10 @@ export class LLMasOS {
           continue;
         }
         const chunk = withText(eventBody(event), text);
-        complete ||= chunk.choices.some((choice) => choice.finish_reason);
+        for (const { index, finish_reason } of chunk.choices) if (finish_reason) open.delete(index);
         yield chunk;
       }
-      if (!complete) throw brokenOff();
+      if (!complete && open.size) throw brokenOff();
     }, joiner);
   }
 

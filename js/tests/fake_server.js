@@ -20,6 +20,11 @@ function delta(fields, finish_reason = null) {
   return { ...head("chat.completion.chunk"), choices: [{ index: 0, delta: fields, finish_reason }] };
 }
 
+function ended(index) {
+  const chunk = delta({ content: `${index}` }, "stop");
+  return { ...chunk, choices: [{ ...chunk.choices[0], index, text: `${index}` }] }; // of either kind
+}
+
 const event = (data, name) => `${name ? `event: ${name}\n` : ""}data: ${JSON.stringify(data)}\n\n`;
 
 function toolCalls(...calls) {
@@ -107,6 +112,10 @@ export async function startFakeServer() {
       const error = { message: "the model died", type: "server_error", code: "model_crashed" };
       return events(response, [event(delta({ content: "a" })), event({ error })]);
     }
+    if (model.startsWith("ends-")) {
+      const ends = [...model.slice(5)].map((index) => (index === "D" ? "data: [DONE]\n\n" : event(ended(Number(index)))));
+      return events(response, ends);
+    }
     const pieces = [...`${last}!`].map((c) => event(delta({ content: c })));
     const usage = { ...head("chat.completion.chunk"), choices: [], usage: { total_tokens: 5 } };
     const closing = [event(delta({}, "stop")), event(usage), "data: [DONE]\n\n"];
@@ -136,7 +145,9 @@ export async function startFakeServer() {
     const output = [{ type: "message", content: [{ type: "output_text", text: "Paris" }] }];
     const routes = {
       "POST /v1/completions": () =>
-        body.stream
+        body.model.startsWith("ends-")
+          ? events(response, [...body.model.slice(5)].map((index) => event(ended(Number(index)))))
+        : body.stream
           ? events(response, cut(...["a", "b"].map((text) => event({ choices: [{ index: 0, text }] })), "data: [DONE]\n\n"))
           : json(response, 200, { ...head("text_completion"), choices: [{ index: 0, text: "dog", finish_reason: "stop" }] }),
       "POST /v1/embeddings": () => json(response, 200, { object: "list", model: "m", data: [{ index: 0, embedding: [1, 2] }] }),

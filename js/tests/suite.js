@@ -168,6 +168,22 @@ export const checks = {
     }
   },
 
+  async "a stream of several choices ends when each of them has"({ sdk, url }) {
+    const client = new sdk.LLMasOS({ baseURL: `${url}/v1` });
+    const read = (model) => client.streamChat("x", { model, n: 3 }).final();
+    for (const model of ["ends-102", "ends-10D"]) {
+      const { choices, text } = await read(model);
+      equal(choices.map((choice) => choice.message.content), ["0", "1", "2"].slice(0, choices.length));
+      equal([text, choices.length], ["0", model === "ends-102" ? 3 : 2]);
+      equal((await all(client.streamChat("x", { model, n: 3 }).text)).join(""), "0", "the first choice's text");
+    }
+    await failure(() => read("ends-10"), sdk.ConnectionError);
+    const prompts = ["a", "b"];
+    await failure(() => all(client.streamComplete(prompts, { model: "ends-0" })), sdk.ConnectionError);
+    equal((await all(client.streamComplete(prompts, { model: "ends-10" }))).length, 2);
+    equal((await all(client.streamComplete([1, 2], { model: "ends-0" }))).length, 1);
+  },
+
   async "each status has its own error with what the server told"({ sdk, url }) {
     const client = new sdk.LLMasOS({ baseURL: `${url}/v1`, maxRetries: 0 });
     const types = { 400: "BadRequestError", 401: "AuthenticationError", 403: "PermissionDeniedError" };

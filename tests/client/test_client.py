@@ -1,3 +1,4 @@
+import contextlib
 import email.utils
 import json
 import subprocess
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from both_clients import KINDS, items
 
 from llmasos.client import AsyncClient, Client
 from llmasos.client import http as client_http
@@ -37,6 +39,7 @@ CHAT = {
         "prompt_tokens_details": {"cached_tokens": 2},
     },
 }
+DONE = b"[DONE]"
 
 
 class Server:
@@ -80,8 +83,8 @@ def events(*data: object) -> bytes:
     return b"".join(b"data: " + (d if isinstance(d, bytes) else json.dumps(d).encode()) + b"\n\n" for d in data)
 
 
-def chunk(text: str, reason: str | None = None) -> dict[str, object]:
-    choice = {"index": 0, "delta": {"content": text}, "finish_reason": reason}
+def chunk(text: str, reason: str | None = None, index: int = 0) -> dict[str, object]:
+    choice = {"index": index, "delta": {"content": text}, "finish_reason": reason}
     return {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
 
 
@@ -112,6 +115,22 @@ def test_a_stream_that_breaks_off_is_an_error_after_its_text() -> None:
     assert next(stream).choices[0].delta.content == "Pa"
     with pytest.raises(NetworkError, match="before the answer was complete"):
         next(stream)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("ends", "done", "complete"), [((1, 0), (), False), ((1, 0, 2), (), True), ((1,), (DONE,), True)]
+)
+async def test_a_stream_of_several_choices_ends_when_each_of_them_has(kind, ends, done, complete) -> None:
+    texts = [chunk("", "stop", index) for index in ends]
+    for one in texts:  # of either kind
+        del one["object"]
+        one["choices"][0]["text"] = "x"
+    server = Server((200, {}, events(*texts, *done)))
+    client = server.client() if kind == "sync" else server.async_client()
+    for stream in (client.stream_chat("?", model="m", n=3), client.stream_complete(["a", "b", "c"], model="m")):
+        with contextlib.nullcontext() if complete else pytest.raises(NetworkError, match="before the answer was"):
+            assert [piece.choices[0].index for piece in await items(stream)] == list(ends)
 
 
 def test_an_error_inside_a_stream_is_raised_with_its_message() -> None:

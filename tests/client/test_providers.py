@@ -199,7 +199,7 @@ def test_a_reply_of_any_shape_is_an_answer_or_a_provider_error(data: object) -> 
 def test_an_event_of_any_shape_is_read_or_a_provider_error(data: object, kind: str) -> None:
     body = {**data, "type": kind} if isinstance(data, dict) else data
     with contextlib.suppress(ProviderError):
-        WIRE.stream_reader().read(Event(json.dumps(body)))
+        WIRE.stream_reader({}).read(Event(json.dumps(body)))
 
 
 def test_a_login_or_a_token_in_a_name_is_never_shown() -> None:

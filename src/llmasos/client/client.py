@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from llmasos.client.http import AsyncHttp, Http, Target
 from llmasos.client.join import ChatJoiner
 from llmasos.client.providers.anthropic import AnthropicWire
-from llmasos.client.providers.openai import CompletionReader, OpenAIWire, parsed
+from llmasos.client.providers.openai import OpenAIWire, completion_reader, parsed
 from llmasos.client.providers.table import Endpoint, own_server
 from llmasos.client.sse import Event
 from llmasos.client.types import (
@@ -66,7 +66,7 @@ class Wire(Protocol):
     def fields(self, body: Mapping[str, Any]) -> dict[str, Any]: ...
     def chat_call(self, body: Mapping[str, Any]) -> tuple[str, dict[str, Any]]: ...
     def chat_reply(self, data: Any) -> ChatCompletion: ...
-    def stream_reader(self) -> StreamReader: ...
+    def stream_reader(self, body: Mapping[str, Any]) -> StreamReader: ...
 
 
 class _Calls:
@@ -157,7 +157,7 @@ class Client(_Calls):
     ) -> Generator[ChatCompletionChunk, None, None]:
         """Closing the iterator ends the request. Raises NetworkError if the stream breaks off."""
         call = self._chat(messages, model, {**fields, "stream": True})
-        yield from self._http.stream(self._wire.stream_reader(), "POST", *call)
+        yield from self._http.stream(self._wire.stream_reader(call[1]), "POST", *call)
 
     def complete(
         self, prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]], *, model: str, **fields: Any
@@ -168,7 +168,7 @@ class Client(_Calls):
         self, prompt: str | Sequence[int], *, model: str, **fields: Any
     ) -> Generator[TextCompletion, None, None]:
         call = self._completion(prompt, model, {**fields, "stream": True})
-        yield from self._http.stream(CompletionReader(self.provider.name), "POST", *call)
+        yield from self._http.stream(completion_reader(call[1], self.provider.name), "POST", *call)
 
     def embed(self, texts: str | Sequence[str], *, model: str, **fields: Any) -> EmbeddingList:
         return self._parsed(EmbeddingList, self._http.json("POST", *self._embedding(texts, model, fields)))
@@ -314,7 +314,7 @@ class AsyncClient(_Calls):
         self, messages: Messages, *, model: str, **fields: Any
     ) -> AsyncGenerator[ChatCompletionChunk, None]:
         call = self._chat(messages, model, {**fields, "stream": True})
-        async with aclosing(self._http.stream(self._wire.stream_reader(), "POST", *call)) as chunks:
+        async with aclosing(self._http.stream(self._wire.stream_reader(call[1]), "POST", *call)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -327,7 +327,7 @@ class AsyncClient(_Calls):
         self, prompt: str | Sequence[int], *, model: str, **fields: Any
     ) -> AsyncGenerator[TextCompletion, None]:
         call = self._completion(prompt, model, {**fields, "stream": True})
-        async with aclosing(self._http.stream(CompletionReader(self.provider.name), "POST", *call)) as chunks:
+        async with aclosing(self._http.stream(completion_reader(call[1], self.provider.name), "POST", *call)) as chunks:
             async for chunk in chunks:
                 yield chunk
 

@@ -90,7 +90,7 @@ class AnthropicWire:
         }
         return parsed(ChatCompletion, completion, self.provider.name)
 
-    def stream_reader(self) -> AnthropicStreamReader:
+    def stream_reader(self, body: Mapping[str, Any]) -> AnthropicStreamReader:
         return AnthropicStreamReader(self.provider.name)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -14,6 +14,7 @@ from llmasos.client.types import ChatCompletion, ChatCompletionChunk, TextComple
 from llmasos.errors import ProviderError, UnavailableError
 
 T = TypeVar("T", bound=BaseModel)
+T_chunk = TypeVar("T_chunk", ChatCompletionChunk, TextCompletion)
 
 
 def parsed(model: type[T], data: Any, provider: str) -> T:
@@ -71,37 +72,31 @@ class OpenAIWire:
     def chat_reply(self, data: Any) -> ChatCompletion:
         return parsed(ChatCompletion, data, self.provider.name)
 
-    def stream_reader(self) -> OpenAIStreamReader:
-        return OpenAIStreamReader(self.provider.name)
+    def stream_reader(self, body: Mapping[str, Any]) -> OpenAIStreamReader[ChatCompletionChunk]:
+        return OpenAIStreamReader(ChatCompletionChunk, self.provider.name, body.get("n") or 1)
 
 
-class OpenAIStreamReader:
-    """`done` is true once the stream has said that it is complete."""
+class OpenAIStreamReader(Generic[T_chunk]):
+    """`done` is true once the stream has said that it is complete, or (not every server says so) each of the
+    `num_choices` completions that were asked for has ended."""
 
-    def __init__(self, provider: str) -> None:
-        self.provider = provider
+    def __init__(self, kind: type[T_chunk], provider: str, num_choices: int) -> None:
+        self.kind, self.provider = kind, provider
         self.done = False
+        self._open = set(range(num_choices))
 
-    def read(self, event: Event) -> list[ChatCompletionChunk]:
+    def read(self, event: Event) -> list[T_chunk]:
         if event.data.strip() == "[DONE]":
             self.done = True
             return []
-        chunk = parsed(ChatCompletionChunk, event_json(event, self.provider), self.provider)
-        self.done = self.done or any(choice.finish_reason for choice in chunk.choices)
+        chunk = parsed(self.kind, event_json(event, self.provider), self.provider)
+        self._open.difference_update(choice.index for choice in chunk.choices if choice.finish_reason)
+        self.done = self.done or not self._open
         return [chunk]
 
 
-class CompletionReader:
-    """The same for /completions."""
-
-    def __init__(self, provider: str) -> None:
-        self.provider = provider
-        self.done = False
-
-    def read(self, event: Event) -> list[TextCompletion]:
-        if event.data.strip() == "[DONE]":
-            self.done = True
-            return []
-        chunk = parsed(TextCompletion, event_json(event, self.provider), self.provider)
-        self.done = self.done or any(choice.finish_reason for choice in chunk.choices)
-        return [chunk]
+def completion_reader(body: Mapping[str, Any], provider: str) -> OpenAIStreamReader[TextCompletion]:
+    """The same for /completions, which takes several prompts at once."""
+    prompt = body["prompt"]
+    num_prompts = 1 if isinstance(prompt, str) or not prompt or isinstance(prompt[0], int) else len(prompt)
+    return OpenAIStreamReader(TextCompletion, provider, num_prompts * (body.get("n") or 1))

@@ -200,6 +200,21 @@ def test_the_secret_is_compared_by_argon2_and_its_hash_tells_32_bits() -> None:
     assert len({keys.new_text() for _ in range(1000)}) == 1000
 
 
+@pytest.mark.parametrize(("path", "name"), [("/v1/completions", "small-9"), ("/api/generate", "small-9:latest")])
+async def test_a_name_that_is_unknown_tells_a_key_only_of_its_own_models(
+    memory: Database, path: str, name: str
+) -> None:
+    key = make_key(memory, models=["small-*"])
+    access, client = guarded(memory, llms={name: FakeLLM(name) for name in ("small-1", "one")})
+    async with client:
+        answer = await client.post(path, json={"model": name, "prompt": "hi"}, headers=bearer(key))
+        assert answer.status_code == 404 and "Served: small-1." in answer.text
+        for other in ("one", "two"):  # whether it is there is not told
+            refused = await client.post(path, json={"model": other, "prompt": "hi"}, headers=bearer(key))
+            assert refused.status_code == 403 and f"may not use the model '{other}'" in refused.text
+    await access.close()
+
+
 async def test_models_that_a_key_may_not_use_are_refused(memory: Database) -> None:
     key = make_key(memory, models=["small-*", "one"])
     access, client = guarded(memory, llms={name: FakeLLM(name) for name in ("small-1", "one", "two")})

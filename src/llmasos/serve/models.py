@@ -220,28 +220,27 @@ class Models:
 
     def check(self, name: str, caller: Caller) -> tuple[str, str | None]:
         """The model's own name, and the adapter's if that is what was named; nothing is loaded. Raises
-        ModelNotFoundError, and ForbiddenError for a model that the caller may not use."""
+        ModelNotFoundError that lists what the caller may use, and ForbiddenError for a model that it may not."""
         named = self._aliases.get(name, name)
         if not caller.may_use(named):
             found = self.backing.find(named)  # it may be another name of one that is allowed
             caller.check_model(named if found is None else found)
-        return self._find(name)
+        return self._find(name, caller)
 
     def _served(self, base: str, model: ServedModel, adapter: str | None) -> Served:
         if base not in self._admissions:
             self._admissions[base] = Admission(base, partial(self.backing.at_once, base), self._max_waiting)
         return Served(base, model, self._admissions[base], self.metrics, adapter)
 
-    def _find(self, name: str) -> tuple[str, str | None]:
+    def _find(self, name: str, caller: Caller = ANYONE) -> tuple[str, str | None]:
         """The model's own name, and the adapter's if that is what was named."""
         if (base := self.backing.find(self._aliases.get(name, name))) is not None:
             return base, None
         for adapter, base in self.backing.adapters():
             if adapter == name:
                 return base, adapter
-        raise ModelNotFoundError(
-            f"The model {name!r} is not served here.", hint=f"Served: {', '.join(self.names) or 'none'}."
-        )
+        served = ", ".join(filter(caller.may_use, self.names))
+        raise ModelNotFoundError(f"The model {name!r} is not served here.", hint=f"Served: {served or 'none'}.")
 
     def _bases(self) -> list[str]:
         own = (self.backing.find(name) for name in self.backing.names)

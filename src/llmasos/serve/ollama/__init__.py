@@ -138,8 +138,9 @@ def create_router(models: Models, residents: Residents) -> APIRouter:
 
     @router.post("/api/show", summary="Describe a model", responses=_responses(400, 404))
     async def show(body: OllamaShowRequest, request: Request) -> OllamaShowResponse:
-        name = await served_name(models, body.model, facts=True)
-        base, _ = models.check(name, caller_of(request))
+        caller = caller_of(request)
+        name = await served_name(models, body.model, caller, facts=True)
+        base, _ = models.check(name, caller)
         facts = await asyncio.to_thread(shelf.facts_of, base)
         return shelf.show(name, models[name].model, facts, models.created)
 

@@ -30,7 +30,7 @@ from llmasos.text.reply import TextDelta
 
 async def lines(models: Models, residents: Residents, caller: Caller, body: Generating) -> AsyncGenerator[Line, None]:
     clock = Clock()
-    name = await served_name(models, body.model)
+    name = await served_name(models, body.model, caller)
     asked = read(body, name)
     is_chat = isinstance(body, OllamaChatRequest)
     if asked.is_empty:
@@ -121,7 +121,7 @@ async def whole_answer(found: AsyncGenerator[Line, None]) -> Line:
 async def embed(models: Models, residents: Residents, caller: Caller, body: OllamaEmbedRequest) -> OllamaEmbedResponse:
     clock = Clock()
     texts = [body.input] if isinstance(body.input, str) else body.input
-    name = await served_name(models, body.model)
+    name = await served_name(models, body.model, caller)
     warnings = body.options.warnings() if body.options else []
     stay = _stay(keep_alive_of(body), residents, caller, warnings)
     vectors: list[list[float]] = []
@@ -148,7 +148,7 @@ async def embed_one(
     models: Models, residents: Residents, caller: Caller, body: OllamaEmbeddingsRequest
 ) -> OllamaEmbeddingsResponse:
     warnings = body.options.warnings() if body.options else []
-    name = await served_name(models, body.model)
+    name = await served_name(models, body.model, caller)
     stay = _stay(keep_alive_of(body), residents, caller, warnings)
     async with models.lease(name, caller, keep_alive=stay) as served:
         vectors, _ = await _vectors(served, [body.prompt], False, warnings) if body.prompt else ([[]], 0)

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 
+from llmasos.serve.caller import Caller
 from llmasos.serve.models import ModelNotFoundError, Models
 
 LATEST = ":latest"
@@ -33,8 +34,9 @@ def spellings(name: str) -> Iterator[str]:
         yield name.replace(":", "-")
 
 
-async def served_name(models: Models, name: str, *, facts: bool = False) -> str:
-    """The served model that a client means; `facts`: as in `Models.look`. Raises ModelNotFoundError."""
+async def served_name(models: Models, name: str, caller: Caller, *, facts: bool = False) -> str:
+    """The served model that a client means; `facts`: as in `Models.look`. Raises ModelNotFoundError, and ForbiddenError
+    for an unknown name that the caller may not use."""
     for spelling in spellings(name):
         await models.look(spelling, facts=facts)
         try:
@@ -42,7 +44,7 @@ async def served_name(models: Models, name: str, *, facts: bool = False) -> str:
         except ModelNotFoundError:
             continue
         return spelling
-    models[name]
+    models.check(name, caller)
     raise AssertionError("it was found after all")
 
 

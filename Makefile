@@ -22,8 +22,9 @@ chat: $(VENV)/.base ## talk to MODEL=...
 serve: $(VENV)/.base ## serve MODEL=... on http://127.0.0.1:8000/v1
 	@$(BIN)/llmasos serve "$(MODEL)"
 
+# Two processes of one thread each: a test waits for others more than it computes. A file's tests share what they load.
 test: $(VENV)/.dev ## set up and run the tests (offline, a few minutes)
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-all: $(VENV)/.dev ## also the slow and network tests
 	$(BIN)/python -m pytest -q -m "not gpu and not shared"

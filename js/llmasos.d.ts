@@ -387,6 +387,14 @@ export interface Batches {
 export interface ModelStatus extends Body {
   name: string;
   state: "absent" | "loading" | "ready" | "failed" | "stopping";
+  /** How far a load is; `done` of `total` bytes of its phase. */
+  loading?: {
+    phase: "plan" | "room" | "start" | "download" | "check" | "unpack" | "load";
+    done: number;
+    total?: number | null;
+    seconds: number;
+    expected_seconds?: number | null;
+  } | null;
   pinned: boolean;
   busy: number;
   waiting: number;

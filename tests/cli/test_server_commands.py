@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,7 @@ from fake_llm import FakeLLM, live_server
 from llmasos.apps.hosting import listen
 from llmasos.cli import ps, top
 from llmasos.cli.log import text_of
+from llmasos.client.native import Native
 from llmasos.client.types.native import LogLine, ModelStatus, ReplicaInfo, SystemInfo
 from llmasos.errors import NetworkError
 
@@ -160,6 +162,45 @@ def test_how_long_a_model_stays_and_what_it_takes_is_said_in_words() -> None:
     two = [ReplicaInfo(device="cuda:0", state="ready"), ReplicaInfo(device="cuda:1", state="ready")]
     assert ps.devices(status("a", replicas=two)) == "cuda:0, cuda:1 x2" and ps.devices(status("a")) == "-"
     assert ps.remark(status("a", last_error="it broke", why_evicted="x")) == "it broke"
+    long = [ReplicaInfo(device="cpu", state="ready", step_seconds=75.3)]
+    assert ps.remark(status("a", replicas=long)) == "a step of its engine has been running for 75 s"
+
+
+@pytest.mark.parametrize(
+    ("progress", "words"),
+    [
+        ({"phase": "download", "done": 1000, "total": 4000}, "downloading 1.0 kB / 4.0 kB (25 %)"),
+        ({"phase": "check", "done": 1000}, "checking 1.0 kB"),
+        ({"phase": "load", "seconds": 2.2, "expected_seconds": 9.6}, "reading its weights, 2 s of about 10 s"),
+        ({"phase": "start", "expected_seconds": 0.2}, "starting its process, 0 s of about 1 s"),
+        ({"phase": "room"}, "waiting for room in memory"),
+        ({"phase": "plan"}, "reading its headers"),
+    ],
+)
+def test_how_far_a_load_is_is_said_in_words(progress: dict[str, object], words: str) -> None:
+    assert ps.remark(status("a", state="loading", loading=progress, last_error="earlier")) == words
+
+
+def test_load_shows_how_far_it_is_while_it_waits(
+    cli: Cli, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looked = threading.Event()
+
+    def load(self: Native, model: str, *, pin: bool | None = None) -> ModelStatus:
+        assert looked.wait(20)
+        return status(model, load_seconds=1.0)
+
+    def look(self: Native) -> list[ModelStatus]:
+        shown = capsys.readouterr().err
+        if "reading its weights, 2 s of about 10 s" in shown:
+            looked.set()
+        return [status("A", state="loading", loading={"phase": "load", "seconds": 2, "expected_seconds": 10})]
+
+    monkeypatch.setattr(Native, "load", load)
+    monkeypatch.setattr(Native, "status", look)
+    monkeypatch.setattr(ps, "LOOK_S", 0.001)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert "a is ready" in cli("load", "a").err
 
 
 def test_top_leaves_at_q_and_goes_on_when_the_server_is_away(monkeypatch: pytest.MonkeyPatch) -> None:

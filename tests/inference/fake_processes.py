@@ -85,6 +85,7 @@ class FakeProcess:
     def __init__(self, world, spec):
         self.world, self.spec, self.pid, self.load_seconds = world, spec, next(self.pids), 2.0
         self.crashed, self.memory_limit = False, None
+        self.step_seconds, self.why = 0.0, "signal SIGKILL."
         self.ended = asyncio.get_running_loop().create_future()
         self.llm = FakeLLM(self)
         size = world.sizes[spec.name]
@@ -135,9 +136,10 @@ class World:
             num = self.loading[name] + sum(p.spec.name == name for p in self.alive)
             assert num <= self.replicas.get(name, 1), f"{name} is loaded twice"
 
-    async def start(self, spec, *, memory_limit):
+    async def start(self, spec, *, memory_limit, on_progress):
         self.starts.append(spec)
         self.limits.append(memory_limit)
+        self.report = on_progress
         self.loading[spec.name] += 1
         self.check()
         try:

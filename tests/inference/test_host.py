@@ -1,6 +1,7 @@
 """The host: loads, leases, keep-alive, eviction, crashes. Processes and clock are stand-ins."""
 
 import asyncio
+import logging
 import math
 import random
 from collections import Counter
@@ -18,6 +19,8 @@ from llmasos.errors import (
 )
 from llmasos.inference.host.host import MOST_CRASHES, RETRIES, STABLE
 from llmasos.inference.host.lending import ClosingError, LoadFailedError, QueueFullError
+from llmasos.inference.host.status import Loading
+from llmasos.store.transfer import Progress
 
 
 async def ask(host, name, **options):
@@ -109,6 +112,33 @@ async def test_a_process_may_take_what_is_promised_to_no_other_and_keeps_what_it
     await host.unload("b")
     await ask(host, "b")
     assert (world.process("a").memory_limit, world.process("b").memory_limit) == (80, 60)
+    await host.close()
+
+
+async def test_how_far_a_load_is_is_told_and_that_it_is_done_logged(caplog) -> None:
+    world = World(100, a=60, b=60)
+    world.gates = {"a": asyncio.Event(), "b": asyncio.Event()}
+    host = world.host()
+    first = asyncio.ensure_future(ask(host, "a"))
+    await asyncio.sleep(0)
+    assert status(host, "a").loading.phase == "plan" and status(host, "b").loading is None
+    await until(lambda: world.loading["a"] == 1)
+    second = asyncio.ensure_future(ask(host, "b"))
+    await idle()
+    assert status(host, "b").loading.phase == "room"
+    world.clock.advance(3)
+    assert status(host, "a").loading == Loading("start", 0, None, 3.0, 2.0)
+    world.report(Progress("download", done=10, total=40))
+    assert status(host, "a").loading == Loading("download", 10, 40, 3.0, 2.0)
+    world.report(Progress("load", total=50))
+    assert status(host, "a").loading == Loading("load", 0, 50, 3.0, 2.0)
+    for gate in world.gates.values():
+        gate.set()
+    with caplog.at_level(logging.INFO, "llmasos"):
+        await asyncio.gather(first, second)
+    assert status(host, "b").loading is None
+    lines = [record.getMessage() for record in caplog.records if "is ready" in record.msg]
+    assert lines == [f"{name} is ready: loaded in 2.0 s, it has 0.0 MB on cpu." for name in "ab"]
     await host.close()
 
 
@@ -352,7 +382,7 @@ async def test_after_a_crash_those_in_flight_fail_and_those_that_had_not_begun_d
     world.clock.advance(1)
     assert await asyncio.gather(*others) == ["abc"] * 3 and await later == ["abc"]
     found = status(host, "a")
-    assert found.restarts == 1 and "ended unexpectedly" in str(found.last_error) and found.busy == 0
+    assert found.restarts == 1 and found.last_error.endswith("has ended: signal SIGKILL.") and found.busy == 0
     await host.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from llmasos.errors import (
     ModelCrashedError,
     NotFoundError,
 )
+from llmasos.inference.host import messages as wire
 from llmasos.inference.host.process import ModelProcess, ModelSpec
 from llmasos.inference.request import SamplingParams
 from llmasos.store.transfer import Progress
@@ -69,6 +71,7 @@ async def test_the_last_words_of_a_process_are_in_the_error(tiny_model: Path) ->
     with pytest.raises(ModelCrashedError, match=r"(?s)signal SIGSEGV\. Its last words:.*Segmentation fault"):
         await call
     await process.wait()
+    assert process.why.startswith("signal SIGSEGV. Its last line: ")
 
 
 async def test_bytes_that_are_no_message_end_the_process(tiny_model: Path) -> None:
@@ -97,9 +100,25 @@ def _push(address: str, frame: bytes) -> None:
 
 
 async def test_a_process_beyond_its_memory_is_ended_and_the_reason_said(tiny_model: Path) -> None:
-    with pytest.raises(InsufficientMemoryError, match=r"took [0-9,]+ MB of main memory; its limit is 100 MB") as caught:
+    with pytest.raises(
+        InsufficientMemoryError, match=r"took [0-9,]+ MB of main memory; its limit is 100 MB"
+    ) as caught:
         await ModelProcess.start(spec_of(tiny_model), memory_limit=100_000_000)
     assert "limit" in caught.value.hint
+
+
+def test_a_long_step_is_worth_a_line_now_and_then(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ModelProcess, "_live", lambda self: None)  # it starts nothing
+    process = ModelProcess(spec_of(tiny_model), on_progress=None, memory_limit=None)
+    with caplog.at_level(logging.WARNING, "llmasos"):
+        for seconds in (1, 59, 60, 61, 119, 120, 121, 0, 61):
+            process._hear(wire.Beat(seconds))
+    process.link.end(lambda: ModelCrashedError("over"))
+    process.link.close()
+    assert [record.args[1] for record in caplog.records if record.args] == [60, 120, 61]
+    assert process.step_seconds == 61
 
 
 async def test_errors_of_loading_are_those_of_llm(tiny_model: Path, tmp_path: Path) -> None:
@@ -147,17 +166,18 @@ async def test_stop_without_patience_fails_what_runs(tiny_model: Path) -> None:
     assert not family(process.pid)
 
 
-async def test_without_the_kernels_help_an_end_is_noticed_too(
+async def test_a_process_that_gives_no_sign_of_life_is_ended_also_without_the_kernels_help(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(os, "pidfd_open", raising=False)
     process = await ModelProcess.start(spec_of(tiny_model))
     task = asyncio.create_task(process.llm.acomplete("a", SamplingParams(**LONG)))
     await until_async(lambda: process.llm.stats.num_running == 1)
-    os.kill(process.pid, signal.SIGKILL)
-    with pytest.raises(ModelCrashedError):
+    os.kill(process.pid, signal.SIGSTOP)
+    process.most_silence = 0.3
+    with pytest.raises(ModelCrashedError, match=r"It gave no sign of life for \d+ s and was ended"):
         await task
-    assert await process.wait() == -signal.SIGKILL
+    assert await process.wait() == -signal.SIGKILL and "no sign of life" in process.why
 
 
 async def test_a_process_that_does_not_listen_is_killed(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,7 @@ NEWS: list[wire.News] = [
     wire.Step([1, 2], [7, 8], [PART], EngineStats(num_steps=4, kv_cache_usage=0.5)),
     wire.Result(3, [[0.5, 1.5]]),
     wire.Status(EngineStats(), [AdapterInfo("a", Path("/a"), 1, 4, 2)], 5, 6),
+    wire.Beat(1.5),
     wire.Log(20, "hello"),
 ]
 DECODERS: list[Callable[[bytes], Any]] = [wire.decode_order, wire.decode_news, wire.decode_setup]

@@ -107,6 +107,11 @@ def test_it_answers_as_an_engine_in_this_process(here: LLM, there: HostedLLM, op
         assert all(0 < out.metrics.queue_seconds <= out.metrics.time_to_first_token < 20 for out in found)
 
 
+def test_it_says_that_it_lives_though_nobody_asks_for_anything(process: ModelProcess) -> None:
+    heard = process.link.num_heard
+    until(lambda: process.link.num_heard > heard and process.step_seconds == 0.0)
+
+
 async def test_all_doors_are_open(here: LLM, there: HostedLLM) -> None:
     messages = [{"role": "user", "content": "What is the capital?"}]
     assert there.generate(PROMPTS, max_tokens=9, echo=True) == here.generate(PROMPTS, max_tokens=9, echo=True)

@@ -34,7 +34,7 @@ SHORT = SamplingParams(max_tokens=4)
 
 class Process:
     def __init__(self, spec):
-        self.spec, self.pid, self.load_seconds = spec, 42, 1.5
+        self.spec, self.pid, self.load_seconds, self.step_seconds = spec, 42, 1.5, 0.0
         self.llm = FakeLLM(spec.name)
         self.llm.adapters = [SimpleNamespace(name=name) for name in spec.adapters]
         self.llm.load_adapter = lambda name, path: self.llm.adapters.append(SimpleNamespace(name=name))

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from llmasos.cli.messages import t
 from llmasos.cli.render import emit, say, size, table, working
 from llmasos.cli.server import server
-from llmasos.errors import InvalidInputError
+from llmasos.errors import InvalidInputError, LLMasOSError
 
 if TYPE_CHECKING:
-    from llmasos.client.types.native import ModelStatus
+    from llmasos.client.native import Native
+    from llmasos.client.types.native import LoadProgress, ModelStatus
+
+LOOK_S = 0.5
+"""Seconds between two looks at a load."""
+LONG_STEP_S = 60.0
+"""A step of an engine that takes longer is worth a remark."""
 
 
 def ps(*, url: str | None = None, api_key: str | None = None, json: bool = False) -> None:
@@ -61,20 +71,57 @@ def until(one: ModelStatus) -> str:
 
 
 def remark(one: ModelStatus) -> str:
+    if one.loading is not None:
+        return progress(one.loading)
+    if (seconds := max((replica.step_seconds for replica in one.replicas), default=0.0)) >= LONG_STEP_S:
+        return t("ps.long_step", seconds=round(seconds))
     return one.last_error or (one.why_evicted if one.state == "absent" else None) or ""
+
+
+def progress(load: LoadProgress) -> str:
+    """How far a load is, in words."""
+    name = t(f"phase.{load.phase}")
+    if load.phase in ("download", "check", "unpack"):
+        of = f" / {size(load.total)} ({load.done * 100 // load.total} %)" if load.total else ""
+        return f"{name} {size(load.done)}{of}"
+    if load.expected_seconds is None:
+        return name
+    return t("ps.seconds", phase=name, seconds=round(load.seconds), expected=max(1, round(load.expected_seconds)))
 
 
 def load(
     model: str, /, *, pin: bool = False, url: str | None = None, api_key: str | None = None, json: bool = False
 ) -> None:
     """`llmasos load`: returns when the model is ready."""
-    with server(url, api_key) as native, working(t("load.working", ref=model)):
-        one = native.load(model, pin=pin or None)
+    with server(url, api_key) as native, working(t("load.working", ref=model)) as show:
+        one = _load(native, model, pin or None, show)
     if json:
         emit(one.model_dump(mode="json"))
         return
     seconds = f"{one.load_seconds:.1f}" if one.load_seconds is not None else "-"
     say(t("load.done", name=one.name, memory=memory(one), seconds=seconds))
+
+
+def _load(native: Native, model: str, pin: bool | None, show: Callable[[str], None] | None) -> ModelStatus:
+    """Load, and `show` meanwhile how far it is."""
+    if show is None:
+        return native.load(model, pin=pin)
+    over: Future[ModelStatus] = Future()
+
+    def wait() -> None:
+        try:
+            over.set_result(native.load(model, pin=pin))
+        except BaseException as e:
+            over.set_exception(e)
+
+    threading.Thread(target=wait, daemon=True).start()
+    while True:
+        with suppress(TimeoutError):
+            return over.result(LOOK_S)
+        with suppress(LLMasOSError):  # the load itself says what is wrong
+            for one in native.status():
+                if one.loading is not None and one.name.lower() == model.lower():
+                    show(progress(one.loading))
 
 
 def unload(

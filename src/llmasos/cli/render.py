@@ -7,7 +7,7 @@ import json
 import sys
 import time
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmasos.cli.messages import t
@@ -97,14 +97,19 @@ def size(num_bytes: float) -> str:
 
 
 @contextlib.contextmanager
-def working(message: str) -> Iterator[None]:
-    """`message` on the terminal while something takes its time; nothing where there is no terminal."""
+def working(message: str) -> Iterator[Callable[[str], None] | None]:
+    """`message` on the terminal while something takes its time, with what the yielded function is given behind it;
+    nothing, and no function, where there is no terminal."""
     if not sys.stderr.isatty():
-        yield
+        yield None
         return
-    print(f"{message} …", end="", file=sys.stderr, flush=True)
+
+    def show(more: str) -> None:
+        print(f"\r\x1b[K{message} … {more}", end="", file=sys.stderr, flush=True)
+
+    show("")
     try:
-        yield
+        yield show
     finally:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -41,6 +42,8 @@ class EngineLoop:
         self._closed = False
         self.after_step: Callable[[], None] = lambda: None
         """Is called in the engine's thread when all outputs of a step have been given to their listeners."""
+        self.turn_began: float | None = None
+        """When the step that runs now began (`time.monotonic`)."""
 
     def submit(self, request: Request, listener: Taker, home: object = None) -> Future[None]:
         """Queue a request; its outputs go to `listener`, in the engine's thread. The future fails for a request that
@@ -181,7 +184,9 @@ def _serve(loop: weakref.ref[EngineLoop], inbox: queue.SimpleQueue[Callable[[], 
             if busy:
                 me = loop()
                 if me is not None:
+                    me.turn_began = time.monotonic()
                     me._turn()
+                    me.turn_began = None
             continue
         me = loop()
         if command is None or me is None:

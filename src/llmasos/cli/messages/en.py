@@ -189,6 +189,10 @@ MESSAGES = {
     "phase.download": "downloading",
     "phase.check": "checking",
     "phase.unpack": "unpacking",
+    "phase.plan": "reading its headers",
+    "phase.room": "waiting for room in memory",
+    "phase.start": "starting its process",
+    "phase.load": "reading its weights",
     # run
     "run.empty_prompt": "The prompt is empty.",
     "run.empty_prompt.hint": "llmasos run MODEL What is the capital of France?",
@@ -256,6 +260,8 @@ MESSAGES = {
     "ps.pinned": "pinned",
     "ps.in_use": "in use",
     "ps.forever": "for ever",
+    "ps.seconds": "{phase}, {seconds} s of about {expected} s",
+    "ps.long_step": "a step of its engine has been running for {seconds} s",
     "load.done": "{name} is ready ({memory}, loaded in {seconds} s).",
     "unload.which": "Which model?",
     "unload.which.hint": "Name models, or give --all. `llmasos ps` shows what is in memory. Ctrl-C stops the server "

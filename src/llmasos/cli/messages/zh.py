@@ -185,6 +185,10 @@ MESSAGES = {
     "phase.download": "下载中",
     "phase.check": "校验中",
     "phase.unpack": "解包中",
+    "phase.plan": "正在读取文件头",
+    "phase.room": "等待内存空间",
+    "phase.start": "正在启动进程",
+    "phase.load": "正在读取权重",
     # run
     "run.empty_prompt": "提示词为空。",
     "run.empty_prompt.hint": "llmasos run MODEL What is the capital of France?",
@@ -246,6 +250,8 @@ MESSAGES = {
     "ps.pinned": "固定",
     "ps.in_use": "使用中",
     "ps.forever": "一直",
+    "ps.seconds": "{phase}，{seconds} 秒，预计约 {expected} 秒",
+    "ps.long_step": "引擎的一步已运行 {seconds} 秒",
     "load.done": "{name} 已就绪（{memory}，加载用时 {seconds} 秒）。",
     "unload.which": "哪个模型？",
     "unload.which.hint": "请写出模型名，或用 --all。`llmasos ps` 显示内存中的模型。Ctrl-C 停止服务本身；"

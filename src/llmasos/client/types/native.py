@@ -24,6 +24,20 @@ class ReplicaInfo(WireResponse):
     device: str
     state: str
     busy: int = 0
+    step_seconds: float = 0.0
+    """For how long its engine's current step has been running."""
+
+
+class LoadProgress(WireResponse):
+    """How far a load is. `phase`: plan (what it needs is told from its headers), room (it waits until others have made
+    some), start (of its process), download, check, unpack, load (of its weights). `done` of `total` bytes of the phase;
+    `seconds` since the process was started, of those that it is expected to take without a download."""
+
+    phase: str
+    done: int = 0
+    total: int | None = None
+    seconds: float = 0.0
+    expected_seconds: float | None = None
 
 
 class ModelStatus(WireResponse):
@@ -35,6 +49,8 @@ class ModelStatus(WireResponse):
     name: str
     reference: str
     state: ModelState
+    loading: LoadProgress | None = None
+    """Of a model that is."""
     pinned: bool = False
     replicas: list[ReplicaInfo] = Field(default_factory=list)
     num_replicas: int = 1

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 STATUS_S = 1.0
 """Seconds between two looks at memory and at other ranks."""
+BEAT_S = 1.0
+"""Seconds between two signs of life."""
 LINGER_MS = 1000
 _PR_SET_PDEATHSIG = 1
 
@@ -65,6 +68,21 @@ class Line:
         with self._lock:
             self._news.close()
             self._contexts[1].term()
+
+
+class Pulse(threading.Thread):
+    """Signs of life from the process's first moments to its last, whatever its other threads do."""
+
+    def __init__(self, line: Line) -> None:
+        super().__init__(name="llmasos-pulse", daemon=True)
+        self._line = line
+        self.step_seconds: Callable[[], float] = lambda: 0.0
+
+    def run(self) -> None:
+        with suppress(zmq.ZMQError):  # the line is closed
+            while True:
+                self._line.send(wire.Beat(self.step_seconds()))
+                time.sleep(BEAT_S)
 
 
 class _Asked:
@@ -107,6 +125,10 @@ class Child:
         else:
             assert not isinstance(order, wire.Stop)
             threading.Thread(target=self._call, args=(order,), name="llmasos-call", daemon=True).start()
+
+    def step_seconds(self) -> float:
+        began = self.llm._loop.turn_began
+        return 0.0 if began is None else time.monotonic() - began
 
     # requests
 
@@ -337,6 +359,8 @@ def main() -> None:
     with suppress(OSError):  # if memory runs out, this process goes before its parent (Linux)
         Path("/proc/self/oom_score_adj").write_text("500")
     line = Line(setup)
+    pulse = Pulse(line)
+    pulse.start()
     log = logging.getLogger("llmasos")
     log.addHandler(_Logs(line))
     log.setLevel(logging.INFO)
@@ -359,6 +383,7 @@ def main() -> None:
         )
     )
     child = Child(llm, line)
+    pulse.step_seconds = child.step_seconds
     child._tell()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:

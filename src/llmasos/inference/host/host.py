@@ -39,7 +39,7 @@ from llmasos.inference.host.records import (
     status_of,
     used,
 )
-from llmasos.inference.host.residency import Load, Place, Refuse, Replica, Residency, State, Stop
+from llmasos.inference.host.residency import Load, Place, Refuse, Replica, Residency, State, Stop, gigabytes
 from llmasos.inference.host.status import ModelStatus
 
 if TYPE_CHECKING:
@@ -461,7 +461,9 @@ class Host:
         if life.place.paged:
             engine["kv_cache_memory"] = replica.pages
         spec = replace(hosted.spec, device=life.place.device, engine=engine)
-        life.process = process = await self._start(spec, memory_limit=self._most(replica))
+        life.process = process = await self._start(
+            spec, memory_limit=self._most(replica), on_progress=lambda progress: setattr(life, "progress", progress)
+        )
         self._set_limits()
         life.seen = await asyncio.to_thread(
             self._memory.loaded, prediction, process.memory, pages=replica.pages, load_seconds=process.load_seconds
@@ -471,6 +473,8 @@ class Host:
         hosted.plan_error = self._memory.error(prediction, process.memory, pages=replica.pages)
         hosted.load_seconds = process.load_seconds
         hosted.loads += 1
+        took = ", ".join(f"{gigabytes(n)} on {where}" for where, n in used(life).items())
+        _log.info("%s is ready: loaded in %.1f s, it has %s.", hosted.name, process.load_seconds, took)
         hosted.failures, hosted.failure, hosted.restart = 0, None, False
         hosted.stale = True
         self._residency.ready(
@@ -543,11 +547,13 @@ class Host:
             return
         replica, now = life.replica, self._clock.time()
         hosted.crashes = 1 if now - replica.ready_at > STABLE else hosted.crashes + 1
-        hosted.last_error = f"Its process (pid {life.process.pid if life.process else 0}) ended unexpectedly."
+        assert life.process is not None
+        hosted.last_error = f"Its process (pid {life.process.pid}) has ended: {life.process.why}"
         _log.error("%s: %s", hosted.name, hosted.last_error)
         if hosted.crashes > MOST_CRASHES:
             hosted.crashes = 0
-            self._fail(hosted, ServerError(f"it ended {MOST_CRASHES + 1} times in a row.", hint="Its log may say why."))
+            what = f"it ended {MOST_CRASHES + 1} times in a row, the last time: {life.process.why}"
+            self._fail(hosted, ServerError(what, hint="Its log may say more."))
             return
         hosted.retry_at = now + min(BACK_OFF[0] * 2 ** (hosted.crashes - 1), BACK_OFF[1])
         if replica.busy or replica.pinned or replica.expires_at > now:
@@ -596,8 +602,8 @@ def _seconds(seconds: float) -> int:
     return max(1, min(300, math.ceil(seconds)))
 
 
-async def _start_process(spec: ModelSpec, *, memory_limit: int) -> Process:
+async def _start_process(spec: ModelSpec, **options: Any) -> Process:
     from llmasos.inference.host.process import ModelProcess  # not loaded by those that bring their own
 
-    process: Process = await ModelProcess.start(spec, memory_limit=memory_limit)
+    process: Process = await ModelProcess.start(spec, **options)
     return process

@@ -54,6 +54,8 @@ class Link:
         self._on_news, self._on_broken = on_news, on_broken
         self.stats = EngineStats()
         self.adapters: list[AdapterInfo] = []
+        self.num_heard = 0
+        """Messages so far."""
         self._ids = itertools.count()
         self._lock = threading.Lock()
         self._entries: dict[int, _Entry] = {}
@@ -205,6 +207,7 @@ class Link:
                 poller.unregister(self._bell)
                 poller.poll(LAST_MS)
             while not broken and (frame := self._next()) is not None:
+                self.num_heard += 1
                 try:
                     self._take(wire.decode_news(frame))
                 except wire.MalformedError as error:

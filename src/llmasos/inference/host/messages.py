@@ -218,12 +218,19 @@ class Status(_Message, tag="status"):
     peak_device_bytes: int = 0
 
 
+class Beat(_Message, tag="beat"):
+    """The process lives, whatever its engine does."""
+
+    step_seconds: float
+    """For how long the engine's current step has been running."""
+
+
 class Log(_Message, tag="log"):
     level: int
     message: str
 
 
-News = Working | Located | Loaded | Failed | Step | Result | Status | Log
+News = Working | Located | Loaded | Failed | Step | Result | Status | Beat | Log
 
 
 # bytes

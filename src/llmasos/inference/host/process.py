@@ -7,7 +7,8 @@
     stderr reader <-- stderr ----------      native libraries, tracebacks
 
 Whatever ends the child is noticed at once by a thread that waits for it, and every request on its way fails with
-ModelCrashedError. The child in turn ends with its parent. Both hold on Linux, macOS and Windows.
+ModelCrashedError. One that gives no sign of life is ended. The child in turn ends with its parent. All this holds on
+Linux, macOS and Windows.
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ TERM_S = 5.0
 ORPHANS_S = 3.0
 """How long the child's own children may take to end after it."""
 LAST_LINES = 20
+SILENT_S = 120.0
+"""A child that has said nothing for so long hangs, and is ended. It says every second that it lives, from a thread that
+nothing but the interpreter can hold up: torch on a slow disk does, for as long as one library takes to be read."""
+LONG_STEP_S = 60.0
+"""After so long a step of the engine is worth a line of the log, and again after twice that time."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,10 @@ class ModelProcess:
         self._reason: LLMasOSError | None = None
         """Why the process ends, where it is known better than by its exit code."""
         self._how = "it runs"
+        self.most_silence = SILENT_S
+        self.step_seconds = 0.0
+        """For how long the engine's current step has been running, as of the last sign of life."""
+        self._heard, self._silent, self._next_warning = 0, 0.0, LONG_STEP_S
         self._stopping = False
         self._begin = time.monotonic()
         self.link = Link(self._hear, self._break)
@@ -200,6 +210,7 @@ class ModelProcess:
         with _waiting(process) as ended:
             while not ended(LOOK_S):
                 self._look(process)
+                self._listen(process)
         reader.join(0.2)  # its last words; its own children may hold the pipe longer
         self._report_end(_exit_code(process))
         self._ended.set_result(self._reap(process))
@@ -255,6 +266,16 @@ class ModelProcess:
             )
             process.kill()
 
+    def _listen(self, process: subprocess.Popen[bytes]) -> None:
+        """Silence is counted in looks, not by a clock: when this process was stopped itself, no child is dead."""
+        heard, self._heard = self._heard, self.link.num_heard
+        self._silent = self._silent + LOOK_S if heard == self._heard else 0.0
+        if self._silent > self.most_silence and self._reason is None:
+            self._reason = ServerError(
+                f"It gave no sign of life for {self._silent:.0f} s and was ended.", hint="Send the request again."
+            )
+            process.kill()
+
     def _read_stderr(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stderr is not None
         for line in process.stderr:
@@ -286,6 +307,13 @@ class ModelProcess:
         if not self._stopping:
             _log.error("%s", self._crash().message)
 
+    @property
+    def why(self) -> str:
+        """Why it has ended, in a line."""
+        if self._reason is not None:
+            return self._reason.message
+        return f"{self._how}." + (f" Its last line: {self._last_lines[-1]}" if self._last_lines else "")
+
     def _crash(self) -> LLMasOSError:
         name = self.spec.name
         if self._stopping:
@@ -307,6 +335,8 @@ class ModelProcess:
             self.memory = MemoryUse(
                 self.memory.rss_bytes, self.memory.peak_rss_bytes, news.device_bytes, news.peak_device_bytes
             )
+        elif isinstance(news, wire.Beat):
+            self._beat(news.step_seconds)
         elif isinstance(news, wire.Log):
             _log.log(news.level, "%s: %s", self.spec.name, news.message)
         elif isinstance(news, wire.Working):
@@ -318,6 +348,14 @@ class ModelProcess:
             self._tokenizer.add_done_callback(lambda read: self._ready(news, read))
         elif isinstance(news, wire.Failed):
             self._reason = wire.error_of(news.problem)
+
+    def _beat(self, step_seconds: float) -> None:
+        self.step_seconds = step_seconds
+        if step_seconds < LONG_STEP_S:
+            self._next_warning = LONG_STEP_S
+        elif step_seconds >= self._next_warning:
+            self._next_warning *= 2
+            _log.warning("%s: a step of its engine has been running for %.0f s.", self.spec.name, step_seconds)
 
     def _break(self, error: wire.MalformedError) -> None:
         self._reason = error

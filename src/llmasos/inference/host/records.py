@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from llmasos.inference.host.memory import MemoryUse, Prediction, Seen
 from llmasos.inference.host.residency import Place, Replica, State
-from llmasos.inference.host.status import ModelState, ModelStatus, ReplicaStatus
+from llmasos.inference.host.status import Loading, ModelState, ModelStatus, ReplicaStatus
+from llmasos.store.transfer import Progress
 
 if TYPE_CHECKING:
     from llmasos.inference.host.process import ModelSpec
@@ -34,6 +35,12 @@ class Process(Protocol):
     def memory(self) -> MemoryUse: ...
     @property
     def load_seconds(self) -> float: ...
+    @property
+    def step_seconds(self) -> float: ...
+    @property
+    def why(self) -> str:
+        """Why it has ended."""
+
     async def wait(self) -> int: ...
     async def stop(self, grace: float) -> None: ...
 
@@ -64,6 +71,8 @@ class Life:
     task: asyncio.Task[None] | None = None
     process: Process | None = None
     seen: Seen | None = None
+    progress: Progress | None = None
+    """Of the load; None until the process says something."""
     grace: float = STOP_GRACE
 
 
@@ -145,6 +154,7 @@ def status_of(hosted: Hosted, now: float) -> ModelStatus:
     if not replicas and hosted.prediction is not None:
         predicted.update(hosted.prediction.places[0].least)
     return ModelStatus(
+        loading=_loading(hosted, now) if state == "loading" else None,
         name=hosted.name,
         reference=hosted.spec.reference,
         state=state,
@@ -168,6 +178,18 @@ def status_of(hosted: Hosted, now: float) -> ModelStatus:
     )
 
 
+def _loading(hosted: Hosted, now: float) -> Loading:
+    """Of the replica that has been loading for longest."""
+    lives = [life for life in hosted.lives.values() if life.replica.state is State.LOADING]
+    if not lives:
+        known = hosted.prediction is not None and not hosted.stale
+        return Loading("room" if known else "plan", 0, None, 0.0, None)
+    life = min(lives, key=lambda life: life.began)
+    progress = life.progress or Progress("note")
+    phase = "start" if progress.phase in ("note", "wait", "done") else progress.phase
+    return Loading(phase, progress.done, progress.total, now - life.began, life.replica.load_seconds)
+
+
 def _replica_status(life: Life) -> ReplicaStatus:
     replica, process = life.replica, life.process
     return ReplicaStatus(
@@ -179,4 +201,5 @@ def _replica_status(life: Life) -> ReplicaStatus:
         measured_device=process.memory.device_bytes if process else None,
         busy=replica.busy,
         draining=replica.draining,
+        step_seconds=process.step_seconds if process else 0.0,
     )

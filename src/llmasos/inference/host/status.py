@@ -7,6 +7,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 ModelState = Literal["absent", "loading", "ready", "stopping", "failed"]
+LoadPhase = Literal["plan", "room", "start", "download", "check", "unpack", "load"]
+"""What takes time before a model is ready: what it needs is told from its headers, it waits until others have made
+room, its process begins, its files are fetched, its weights are read."""
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How far a load is. `done` of `total` bytes of the phase; `seconds` since the process was started, of those that
+    it is expected to take without a download."""
+
+    phase: LoadPhase
+    done: int
+    total: int | None
+    seconds: float
+    expected_seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -22,6 +37,8 @@ class ReplicaStatus:
     """Bytes of its device's memory that it has now; 0 on a CPU."""
     busy: int
     draining: bool
+    step_seconds: float
+    """For how long the engine's current step has been running."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +71,8 @@ class ModelStatus:
     last_error: str | None
     retry_at: float | None
     """When a failed or crashed model may be started again."""
+    loading: Loading | None = None
+    """Of a model that is."""
 
     @property
     def pids(self) -> tuple[int, ...]:

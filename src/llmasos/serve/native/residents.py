@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from fastapi import APIRouter, Request
 
 from llmasos.client.types.native import (
+    LoadProgress,
     LoadRequest,
     ModelStatus,
     ModelStatusList,
@@ -122,9 +123,16 @@ def _wire(one: HostStatus, copies: Sequence[ServedModel]) -> ModelStatus:
         name=one.name,
         reference=one.reference,
         state=one.state,
+        loading=None if one.loading is None else LoadProgress(**vars(one.loading)),
         pinned=one.pinned,
         replicas=[
-            ReplicaInfo(pid=replica.pid, device=replica.device, state=replica.state, busy=replica.busy)
+            ReplicaInfo(
+                pid=replica.pid,
+                device=replica.device,
+                state=replica.state,
+                busy=replica.busy,
+                step_seconds=round(replica.step_seconds, 1),
+            )
             for replica in one.replicas
         ],
         num_replicas=one.num_replicas,

@@ -237,6 +237,53 @@ async def test_adapters_outlive_the_process_that_they_were_loaded_into() -> None
             await models.unload_adapter("a")
 
 
+async def test_an_adapter_is_in_every_copy_of_a_model_or_in_none() -> None:
+    async with world() as models:
+        models.backing.add(spec("a"), replicas=2)
+        await ask(models, "a")
+        while len(models.backing.loaded()["a"]) < 2:
+            await asyncio.sleep(0.001)
+        first, second = models.backing.loaded()["a"]
+
+        def names():
+            return [[one.name for one in llm.adapters] for llm in (first, second)]
+
+        def fail(*_):
+            raise FormatError("The adapter is of another model.")
+
+        await models.load_adapter("x", "/x", None)
+        assert names() == [["x"], ["x"]]
+        load, second.load_adapter = second.load_adapter, fail
+        first.unload_adapter = lambda name: first.adapters.pop()
+        with pytest.raises(FormatError, match="of another model"):
+            await models.load_adapter("y", "/y", None)
+        assert names() == [["x"], ["x"]] and models.names == ["a", "x"]
+        second.load_adapter, second.unload_adapter = load, fail
+        with pytest.raises(FormatError):
+            await models.unload_adapter("x")
+        assert names() == [["x"], ["x"]] and models.names == ["a", "x"]
+
+
+async def test_a_copy_that_is_being_loaded_gets_the_adapters_that_came_meanwhile() -> None:
+    async with world() as models:
+        gate, start = asyncio.Event(), models.backing.host._start
+
+        async def held(one, **options):
+            if models.started:
+                await gate.wait()
+            return await start(one, **options)
+
+        models.backing.host._start = held
+        models.backing.add(spec("a", adapters={"gone": "/gone"}), replicas=2)
+        await ask(models, "a")
+        await models.load_adapter("x", "/x", None)
+        await models.unload_adapter("gone")
+        gate.set()
+        while len(models.backing.loaded()["a"]) < 2:
+            await asyncio.sleep(0.001)
+        assert [one.name for one in models.backing.loaded()["a"][1].adapters] == ["x"]
+
+
 async def test_a_new_adapter_names_its_model_where_there_are_several() -> None:
     async with world(spec("a"), spec("b")) as models:
         with pytest.raises(InvalidInputError, match="Several models are served"):

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from llmasos.errors import BusyError, NotFoundError
+from llmasos.errors import BusyError, LLMasOSError, ModelCrashedError, NotFoundError
 from llmasos.inference.config import EngineConfig
 from llmasos.inference.state import AdapterInfo, EngineStats
 from llmasos.serve.installed import Facts, Installed, find_installed, installed, read_all_facts
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from llmasos.inference.host.process import ModelSpec
     from llmasos.inference.host.status import ModelStatus
     from llmasos.serve.models import ServedModel
+
+_log = logging.getLogger("llmasos")
 
 MOST_SEEN = 1000
 """Names of installed models that are remembered; a model has many spellings."""
@@ -214,18 +217,42 @@ class Hosted:
         return ((adapter, name) for name in self.host.names for adapter in self.host.spec(name).adapters)
 
     async def load_adapter(self, name: str, adapter: str, path: str | None) -> None:
-        """Into every copy, and with every load from now on."""
+        """Into every copy or none, and with every load from now on."""
         async with self.host.lease(name):
-            for llm in self.host.loaded().get(name, []):
-                await asyncio.to_thread(llm.load_adapter, adapter, path)
-        spec = self.host.spec(name)
-        self.host.amend(replace(spec, adapters={**spec.adapters, adapter: path or adapter}))
+            await self._in_every_copy(
+                name, lambda llm: llm.load_adapter(adapter, path), undo=lambda llm: llm.unload_adapter(adapter)
+            )
+            spec = self.host.spec(name)
+            self.host.amend(replace(spec, adapters={**spec.adapters, adapter: path or adapter}))
 
     async def unload_adapter(self, name: str, adapter: str) -> None:
-        for llm in self.host.loaded().get(name, []):
-            await asyncio.to_thread(llm.unload_adapter, adapter)
+        """From every copy or none."""
+        path = self.host.spec(name).adapters[adapter]
+
+        def unload(llm: ServedModel) -> None:
+            with suppress(ModelCrashedError):  # then it is gone from there, too
+                llm.unload_adapter(adapter)
+
+        await self._in_every_copy(name, unload, undo=lambda llm: llm.load_adapter(adapter, path))
         spec = self.host.spec(name)
         self.host.amend(replace(spec, adapters={k: v for k, v in spec.adapters.items() if k != adapter}))
+
+    async def _in_every_copy(
+        self, name: str, work: Callable[[ServedModel], None], *, undo: Callable[[ServedModel], None]
+    ) -> None:
+        """Also in those that become ready meanwhile. The next statement of the caller runs before another can."""
+        done: list[ServedModel] = []
+        try:
+            while left := [llm for llm in self.host.loaded().get(name, []) if llm not in done]:
+                await asyncio.to_thread(work, left[0])
+                done.append(left[0])
+        except Exception:
+            for llm in done:
+                try:
+                    await asyncio.to_thread(undo, llm)
+                except LLMasOSError as e:
+                    _log.warning("A copy of %s could not be put back: %s", name, e.message)
+            raise
 
 
 class Absent:

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Hashable
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -465,6 +465,7 @@ class Host:
             spec, memory_limit=self._most(replica), on_progress=lambda progress: setattr(life, "progress", progress)
         )
         self._set_limits()
+        await self._catch_up(hosted, spec.adapters, process.llm)
         life.seen = await asyncio.to_thread(
             self._memory.loaded, prediction, process.memory, pages=replica.pages, load_seconds=process.load_seconds
         )
@@ -481,6 +482,17 @@ class Host:
             replica, self._clock.time(), load_seconds=process.load_seconds, keep_alive=hosted.keep_alive
         )
         self._step()
+
+    async def _catch_up(self, hosted: Hosted, loaded: Mapping[str, str], llm: Any) -> None:
+        """Load and unload the adapters that came and went while the process began."""
+        while loaded != (wanted := hosted.spec.adapters):
+            for name, path in loaded.items():
+                if wanted.get(name) != path:
+                    await asyncio.to_thread(llm.unload_adapter, name)
+            for name, path in wanted.items():
+                if loaded.get(name) != path:
+                    await asyncio.to_thread(llm.load_adapter, name, path)
+            loaded = wanted
 
     def _most(self, replica: Replica) -> int:
         """Main memory that is promised to no other replica: more, and the process is ended before it harms others."""

@@ -241,6 +241,14 @@ async def test_messages_reach_the_template_in_its_own_form() -> None:
     assert llm.prompts[-1] == "user: hi"
 
 
+async def test_what_the_assistant_refused_is_what_it_said() -> None:
+    llm = FakeLLM()
+    parts = [{"type": "refusal", "refusal": "Never."}]
+    for message in ({"refusal": "Never."}, {"content": None, "refusal": "Never."}, {"content": parts}):
+        assert (await chat(llm, messages=[*HI, {"role": "assistant", **message}, *HI])).status_code == 200
+    assert llm.prompts == ["user: hi\nassistant: Never.\nuser: hi"] * 3
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "word"),
     [
@@ -297,6 +305,21 @@ async def test_messages_reach_the_template_in_its_own_form() -> None:
             "image_url",
         ),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "not Unicode"),
+        ({"messages": [{"role": "user", "content": [{"type": "video", "url": 1}]}]}, "messages.0.content.0", "video"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text", "required"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "refusal", "refusal": "no"}]}]},
+            "messages.0.content.0",
+            "'refusal'",
+        ),
+        ({"stop": "\ud800"}, "stop", "not Unicode"),
+        ({"tools": [{"type": "function", "function": {"name": "\ud800"}}]}, "tools", "not Unicode"),
+        ({"structured_outputs": {"choice": ["a", "\ud800"]}}, "structured_outputs", "not Unicode"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"const": "\ud800"}}}},
+            "response_format",
+            "not Unicode",
+        ),
     ],
 )
 async def test_what_is_wrong_in_a_chat_is_named(fields, param, word) -> None:

@@ -9,6 +9,7 @@ import pytest
 from access_world import make_key
 from fake_llm import FakeLLM, asgi_client, live_server
 
+from llmasos.errors import InvalidInputError
 from llmasos.serve.access.access import Access
 from llmasos.serve.access.policy import Policy
 from llmasos.serve.problems import error_response
@@ -74,6 +75,50 @@ async def test_what_the_gate_refuses_is_said_in_the_requests_own_words() -> None
         answer = await client.get("/v1/chat/completions", headers=foreign)
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
         assert "request-id" not in answer.headers
+
+
+class Unenforceable(FakeLLM):
+    async def astream_complete(self, prompt, params, **request):
+        assert params.structured is not None
+        raise InvalidInputError("grammar='ours' can't be enforced: no such type.", param="structured")
+        yield
+
+
+HI = [{"role": "user", "content": "hi"}]
+SCHEMA = {"type": "objekt"}
+FORMAT = {"type": "json_schema", "schema": SCHEMA}
+TOOL = {"name": "f", "strict": True}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        (
+            "/v1/chat/completions",
+            {"messages": HI, "response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}},
+            "response_format",
+        ),
+        ("/v1/chat/completions", {"messages": HI, "structured_outputs": {"json": SCHEMA}}, "structured_outputs"),
+        ("/v1/chat/completions", {"messages": HI, "tools": [{"type": "function", "function": TOOL}]}, "tools"),
+        ("/v1/completions", {"prompt": "a", "structured_outputs": {"json": SCHEMA}}, "structured_outputs"),
+        (
+            "/v1/messages",
+            {"messages": HI, "max_tokens": 5, "output_config": {"format": FORMAT}},
+            "output_config.format",
+        ),
+        ("/api/chat", {"messages": HI, "format": SCHEMA}, "format"),
+        ("/api/generate", {"prompt": "a", "format": SCHEMA, "raw": True}, "format"),
+    ],
+)
+async def test_a_form_that_can_not_be_enforced_is_named_as_it_was_asked_for(path, fields, param, stream) -> None:
+    async with asgi_client(Unenforceable()) as client:
+        answer = await client.post(path, json={"model": "fake", "stream": stream, **fields})
+    assert answer.status_code == 400
+    body = answer.json()
+    found = body["error"] if isinstance(body["error"], dict) else {"message": body["error"], **body}
+    assert found["message"] == "The form of the output can't be enforced: no such type."
+    assert found.get("details", found)["param"] == param
 
 
 def test_keys_that_are_missing_weak_or_spent_are_the_official_clients_usual_exceptions(tmp_path: Path) -> None:

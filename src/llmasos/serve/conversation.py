@@ -91,6 +91,7 @@ def _tools(request: ChatCompletionRequest) -> Tools:
         if choice not in (None, "none"):
             raise InvalidInputError("tool_choice is given without tools.", param="tool_choice")
         return Tools([])
+    prepare.unicode(json.dumps(tools, ensure_ascii=False), "tools")
     names = [tool["function"]["name"] for tool in tools]
     if twice := next((name for at, name in enumerate(names) if name in names[:at]), None):
         raise InvalidInputError(f"Two tools have the name {twice!r}.", param="tools")

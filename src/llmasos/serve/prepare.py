@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from llmasos.client.types import (
     ChatMessage,
     CompletionRequest,
     EmbeddingRequest,
+    RefusalPart,
     SamplingRequest,
     StructuredOutputs,
     TextPart,
@@ -58,9 +60,12 @@ def template_message(message: ChatMessage, index: int) -> dict[str, Any]:
 
 def _content(message: ChatMessage, index: int) -> str:
     if not isinstance(message.content, list):
-        return message.content or ""
+        return message.content or message.refusal or ""
     texts = []
     for i, part in enumerate(message.content):
+        if isinstance(part, RefusalPart) and message.role == "assistant":
+            texts.append(part.refusal)
+            continue
         if not isinstance(part, TextPart):
             where = f"messages.{index}.content.{i}"
             raise UnsupportedError(f"Content of type {part.type!r} is not supported yet.", param=where)
@@ -112,20 +117,51 @@ def _response_format(request: ChatCompletionRequest) -> StructuredOutput | None:
         return StructuredOutput(json_object=True)
     if asked.json_schema is None:
         raise InvalidInputError("response_format of type 'json_schema' has no json_schema.", param="response_format")
-    return StructuredOutput(json=asked.json_schema.json_schema)
+    return _form("response_format", json=asked.json_schema.json_schema)
 
 
 def _structured(asked: StructuredOutputs) -> StructuredOutput:
+    return _form(
+        "structured_outputs",
+        json=asked.json_schema,
+        regex=asked.regex,
+        choice=None if asked.choice is None else tuple(asked.choice),
+        grammar=asked.grammar,
+        json_object=asked.json_object,
+    )
+
+
+def _form(param: str, **fields: Any) -> StructuredOutput:
+    with form_called(param):
+        form = StructuredOutput(**fields)
+    for text in (form.json, form.regex, form.grammar, *(form.choice or ())):
+        if isinstance(text, str):
+            unicode(text, param)
+    return form
+
+
+@contextmanager
+def form_called(param: str) -> Iterator[None]:
+    """Errors about what the engine calls `structured` name the field that asked for it; what it was made of, which may
+    be a grammar of ours, stays out of them."""
     try:
-        return StructuredOutput(
-            json=asked.json_schema,
-            regex=asked.regex,
-            choice=None if asked.choice is None else tuple(asked.choice),
-            grammar=asked.grammar,
-            json_object=asked.json_object,
-        )
+        yield
     except InvalidInputError as e:
-        raise InvalidInputError(e.message, hint=e.hint, param="structured_outputs") from None
+        if e.param != "structured":
+            raise
+        _, enforced, reason = e.message.partition("can't be enforced")
+        message = f"The form of the output {enforced}{reason}" if enforced else e.message
+        raise InvalidInputError(message, hint=e.hint, param=param) from None
+
+
+@asynccontextmanager
+async def fields_called(names: Mapping[str, str]) -> AsyncIterator[None]:
+    """Errors that name a field of a chat request, name it as the protocol does that the request came in."""
+    try:
+        yield
+    except InvalidInputError as e:
+        e.param = names.get(e.param or "", e.param)
+        raise
 
 
 def request_options(request: SamplingRequest) -> dict[str, Any]:
@@ -243,6 +279,8 @@ def _params(model: ServedModel, request: SamplingRequest, **more: Any) -> Sampli
         options["stop"] = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
         if len(options["stop"]) > MAX_STOPS:
             raise InvalidInputError(f"stop holds more than {MAX_STOPS} strings.", param="stop")
+        for text in options["stop"]:
+            unicode(text, "stop")
     if request.stop_token_ids:
         check_ids(model, request.stop_token_ids, "stop_token_ids")
         options["stop_token_ids"] = tuple(request.stop_token_ids)

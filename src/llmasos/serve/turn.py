@@ -64,23 +64,31 @@ async def turn(served: Served, body: ChatCompletionRequest, *, fit: bool = False
     yield TurnStart(len(asked.ids))
     readers = [_Reader(asked, body, index) for index in range(params.n)]
     num_output_tokens = num_cached_tokens = 0
-    if params.num_beams > 1 and not body.stream:  # beams have no chunks
-        [output] = await served.complete([asked.ids], params, **options)
-        for one in output.outputs:
-            for event in readers[one.index].read(one.text, one.token_ids, (), one.finish_reason, one.stop_reason):
-                yield event
-        num_output_tokens, num_cached_tokens = output.num_output_tokens, output.metrics.num_cached_tokens
-    else:
-        async with aclosing(served.stream([asked.ids], params, **options)) as chunks:
-            async for _, chunk in chunks:
-                num_output_tokens += len(chunk.token_ids)
-                num_cached_tokens += chunk.metrics.num_cached_tokens if chunk.metrics else 0
-                for event in readers[chunk.index].read(
-                    chunk.text, chunk.token_ids, chunk.logprobs, chunk.finish_reason, chunk.stop_reason
-                ):
+    with prepare.form_called(_form_field(body)):
+        if params.num_beams > 1 and not body.stream:  # beams have no chunks
+            [output] = await served.complete([asked.ids], params, **options)
+            for one in output.outputs:
+                for event in readers[one.index].read(one.text, one.token_ids, (), one.finish_reason, one.stop_reason):
                     yield event
+            num_output_tokens, num_cached_tokens = output.num_output_tokens, output.metrics.num_cached_tokens
+        else:
+            async with aclosing(served.stream([asked.ids], params, **options)) as chunks:
+                async for _, chunk in chunks:
+                    num_output_tokens += len(chunk.token_ids)
+                    num_cached_tokens += chunk.metrics.num_cached_tokens if chunk.metrics else 0
+                    for event in readers[chunk.index].read(
+                        chunk.text, chunk.token_ids, chunk.logprobs, chunk.finish_reason, chunk.stop_reason
+                    ):
+                        yield event
     num_reasoning_tokens = sum(reader.num_reasoning_tokens for reader in readers)
     yield TurnUsage(len(asked.ids), num_output_tokens, num_cached_tokens, num_reasoning_tokens)
+
+
+def _form_field(body: ChatCompletionRequest) -> str:
+    """Where the form of the output comes from, if it has one."""
+    if body.response_format is not None and body.response_format.type != "text":
+        return "response_format"
+    return "tools" if body.structured_outputs is None else "structured_outputs"
 
 
 class _Reader:

@@ -7,9 +7,9 @@ Face.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
 
 from llmasos.client.types.base import WireRequest, WireResponse
 
@@ -34,11 +34,35 @@ class TextPart(WireRequest):
     text: str
 
 
+class RefusalPart(WireRequest):
+    """What the assistant said instead of an answer."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
 class MediaPart(BaseModel):
-    """Image, audio and file parts: known to the wire, refused by a text model by name."""
+    """Image, audio, file and other parts: refused by a text model by name."""
 
     model_config = ConfigDict(extra="allow")
-    type: Literal["image_url", "input_audio", "file", "refusal"]
+    type: str
+
+
+def _part_tag(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return f"<{kind}>" if kind in ("text", "refusal") else "<other>"
+
+
+ContentPart = Annotated[
+    Annotated[TextPart, Tag("<text>")]
+    | Annotated[RefusalPart, Tag("<refusal>")]
+    | Annotated[MediaPart, Tag("<other>")],
+    Discriminator(_part_tag),
+]
+
+
+def _content_tag(value: Any) -> str:
+    return "<parts>" if isinstance(value, list) else "<text>"
 
 
 class ChatMessage(WireRequest):
@@ -47,7 +71,12 @@ class ChatMessage(WireRequest):
     UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"audio": (), "function_call": (), "annotations": ([],)}
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart | MediaPart] | None = None
+    content: (
+        Annotated[
+            Annotated[str, Tag("<text>")] | Annotated[list[ContentPart], Tag("<parts>")], Discriminator(_content_tag)
+        ]
+        | None
+    ) = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None

@@ -30,7 +30,7 @@ from llmasos.client.types.anthropic import (
     TokensCount,
 )
 from llmasos.errors import InvalidInputError
-from llmasos.serve import render
+from llmasos.serve import prepare, render
 from llmasos.serve.anthropic.reply import Writer, add_up
 from llmasos.serve.anthropic.request import apply_thinking, chat_request, hides_thinking
 from llmasos.serve.body import ReadAside
@@ -61,6 +61,8 @@ _STREAM = {
         "description": "message_start, content blocks (start, deltas, stop), message_delta, message_stop; ping, error.",
     }
 }
+_FIELDS = {"response_format": "output_config.format", "stop": "stop_sequences"}
+"""Of a chat request, where they have other names here."""
 
 
 class _AnthropicOnly(APIRoute):
@@ -140,7 +142,7 @@ async def _events(models: Models, caller: Caller, body: MessagesRequest) -> Asyn
     """Nothing comes before the first token, so that errors up to there have a status of their own; but not later than
     PATIENCE."""
     chat = chat_request(body)
-    async with models.lease(body.model, caller) as served:
+    async with models.lease(body.model, caller) as served, prepare.fields_called(_FIELDS):
         warnings = apply_thinking(body, chat, served.model)
         writer = Writer(body.model, served.model.context_length, body.max_tokens, hides_thinking(body), warnings)
         async with aclosing(turn(served, chat, fit=True)) as events:

@@ -27,6 +27,9 @@ from llmasos.serve.openai.embeddings import cut
 from llmasos.serve.turn import TurnDelta, TurnEnd, TurnEvent, TurnStart, TurnUsage, turn
 from llmasos.text.reply import TextDelta
 
+_FIELDS = {"response_format": "format", "structured_outputs": "format", "stop": "options.stop"}
+"""Of a chat request, where they have other names here."""
+
 
 async def lines(models: Models, residents: Residents, caller: Caller, body: Generating) -> AsyncGenerator[Line, None]:
     clock = Clock()
@@ -48,7 +51,7 @@ async def lines(models: Models, residents: Residents, caller: Caller, body: Gene
             tokenizer=served.model.tokenizer,
             with_logprobs=bool(body.logprobs),
         )
-        async with aclosing(_turn(served, body, asked)) as events:
+        async with prepare.fields_called(_FIELDS), aclosing(_turn(served, body, asked)) as events:
             async for event in events:
                 for line in writer.read(event):
                     yield line
@@ -77,13 +80,14 @@ async def _raw_turn(served: Served, asked: Asked) -> AsyncGenerator[TurnEvent, N
     yield TurnStart(len(ids))
     num_output_tokens = num_cached_tokens = 0
     async with aclosing(served.stream([ids], params, **prepare.request_options(request))) as chunks:
-        async for _, chunk in chunks:
-            num_output_tokens += len(chunk.token_ids)
-            num_cached_tokens += chunk.metrics.num_cached_tokens if chunk.metrics else 0
-            if chunk.text or chunk.logprobs:
-                yield TurnDelta(0, TextDelta(chunk.text), chunk.logprobs)
-            if (reason := render.finish(chunk.finish_reason)) is not None:
-                yield TurnEnd(0, reason, chunk.stop_reason)
+        with prepare.form_called("format"):
+            async for _, chunk in chunks:
+                num_output_tokens += len(chunk.token_ids)
+                num_cached_tokens += chunk.metrics.num_cached_tokens if chunk.metrics else 0
+                if chunk.text or chunk.logprobs:
+                    yield TurnDelta(0, TextDelta(chunk.text), chunk.logprobs)
+                if (reason := render.finish(chunk.finish_reason)) is not None:
+                    yield TurnEnd(0, reason, chunk.stop_reason)
     yield TurnUsage(len(ids), num_output_tokens, num_cached_tokens)
 
 

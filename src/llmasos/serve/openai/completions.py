@@ -25,7 +25,8 @@ async def answer(models: Models, caller: Caller, body: CompletionRequest) -> Tex
 async def _answer(served: Served, body: CompletionRequest) -> TextCompletion:
     prompts = await asyncio.to_thread(prepare.completion_prompts, served.model, body)
     params = prepare.completion_params(served.model, body)
-    outputs = await served.complete(prompts, params, **prepare.request_options(body))
+    with prepare.form_called("structured_outputs"):
+        outputs = await served.complete(prompts, params, **prepare.request_options(body))
     return await asyncio.to_thread(_completion, served, body, outputs)
 
 
@@ -83,8 +84,9 @@ def _completion_logprobs(served: Served, body: CompletionRequest, output: Reques
 async def events(models: Models, caller: Caller, body: CompletionRequest) -> AsyncGenerator[str, None]:
     """The completions of all prompts as they come; `index` tells them apart."""
     async with models.lease(body.model, caller) as served, aclosing(_events(served, body)) as found:
-        async for event in found:
-            yield event
+        with prepare.form_called("structured_outputs"):
+            async for event in found:
+                yield event
     yield DONE
 
 

@@ -1,7 +1,10 @@
 """Files and uploads: through the official client, and as raw HTTP where names and forms are hostile."""
 
+import asyncio
 import hashlib
 import os
+import shutil
+import threading
 import time
 from datetime import timedelta
 
@@ -13,12 +16,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import delete
 
-from llmasos.serve.files import form, store
+from llmasos.client.types.files import CompleteUploadRequest, UploadRequest
+from llmasos.errors import DiskFullError, InvalidInputError
+from llmasos.serve import storage
+from llmasos.serve.batches.ledger import Ledger
+from llmasos.serve.caller import ANYONE, Caller
+from llmasos.serve.files import form, store, uploads
 from llmasos.serve.files.form import label
 from llmasos.serve.files.tables import FileRow, UploadRow
+from llmasos.serve.storage import Storage
 from llmasos.store.database import Database, utc_now
 
 DATA = b'{"a": 1}\n'
+FIELD = "content-disposition: form-data"
+GIB = 2**30
+
+
+def disk_with(monkeypatch, free, total=1000 * GIB):
+    """Clients' files lie on a disk like that."""
+    usage = shutil.disk_usage("/")._replace(total=total, free=free)
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda path: usage)
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +119,6 @@ def test_a_file_that_expired_is_gone(client: openai.OpenAI, home) -> None:
 
 
 async def test_cleaning_removes_what_expired_and_what_a_killed_server_left(tmp_path, monkeypatch) -> None:
-    from llmasos.serve.caller import ANYONE
-    from llmasos.serve.storage import Storage
-
     monkeypatch.setenv("LLMASOS_HOME", str(tmp_path))
     files = store.Files(Storage())
     files.folder.mkdir(parents=True)
@@ -297,3 +311,112 @@ def test_an_upload_waits_an_hour(client: openai.OpenAI) -> None:
         session.get(UploadRow, upload.id).expires = utc_now()
     with pytest.raises(openai.BadRequestError, match="expired"):
         client.uploads.parts.create(upload.id, data=b"5")
+
+
+async def upload_of(service, data, caller=ANYONE):
+    """An upload whose one part is there: its id and the part's."""
+    asked = UploadRequest(bytes=len(data), filename="a", mime_type="text/plain", purpose="batch")
+    upload = await service.create(caller, asked)
+    service.files.folder.mkdir(parents=True, exist_ok=True)
+    source = service.files.folder / f"{form.TEMPORARY}part"
+    source.write_bytes(data)
+    return upload.id, (await service.add_part(caller, upload.id, source, len(data))).id
+
+
+async def test_of_two_that_complete_an_upload_one_does(database: Database, tmp_path, monkeypatch) -> None:
+    service = uploads.Uploads(store.Files(Storage(database, tmp_path)))
+    for late in (False, True):  # the second comes while the first joins the parts, or when it has removed them
+        id, part = await upload_of(service, DATA)
+        body = CompleteUploadRequest(part_ids=[part])
+        real, joined = uploads.join, threading.Event()
+
+        def join(paths, into, late=late, real=real, joined=joined):
+            if late and joined.is_set():
+                wait_until(lambda: not paths[0].exists())
+            joined.set()
+            return real(paths, into)
+
+        monkeypatch.setattr(uploads, "join", join)
+        answers = await asyncio.gather(*(service.complete(ANYONE, id, body) for _ in range(2)), return_exceptions=True)
+        monkeypatch.setattr(uploads, "join", real)
+        [refused] = [one for one in answers if isinstance(one, Exception)]
+        assert isinstance(refused, InvalidInputError) and "is completed" in str(refused)
+        [done] = [one for one in answers if one is not refused]
+        assert (await service.files.content(ANYONE, done.file.id))[1].read_bytes() == DATA
+        listed = await service.files.list(ANYONE, purpose=None, after=None, limit=9, ascending=True)
+        assert {file.id for file in listed.data} == {file.name for file in service.files.folder.iterdir()}
+        await service.files.delete(ANYONE, done.file.id)
+
+
+def test_what_would_fill_the_disk_is_refused(client: openai.OpenAI, home, monkeypatch) -> None:
+    upload = client.uploads.create(bytes=4, filename="a", mime_type="text/plain", purpose="batch")
+    file = client.files.create(file=("in", DATA), purpose="batch")
+    disk_with(monkeypatch, free=GIB + 2**20)
+    asks = [
+        lambda num: client.files.create(file=("x", b"x" * num), purpose="batch"),
+        lambda num: client.uploads.create(bytes=num, filename="a", mime_type="text/plain", purpose="batch"),
+    ]
+    for ask in asks:
+        ask(2**19)
+        with pytest.raises(openai.InternalServerError, match="no room") as refused:
+            ask(2**20 + 1)
+        assert refused.value.status_code == 507 and refused.value.code == "disk_full"
+    disk_with(monkeypatch, free=GIB)
+    for ask in (
+        lambda: client.uploads.parts.create(upload.id, data=b"1"),
+        lambda: client.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h"),
+    ):
+        with pytest.raises(openai.InternalServerError, match="no room"):
+            ask()
+    assert not [name for name in on_disk(home) if name.startswith(form.TEMPORARY)]
+    disk_with(monkeypatch, free=3, total=200)  # of a small disk a hundredth
+    storage.check_room(home, 1)
+    with pytest.raises(DiskFullError):
+        storage.check_room(home, 2)
+
+
+def test_a_body_of_unknown_length_is_refused_when_the_disk_is_full(url: str, home, monkeypatch) -> None:
+    head, tail = f'--b\r\n{FIELD}; name="purpose"\r\n\r\nbatch\r\n--b\r\n{FIELD}; name="file"\r\n\r\n', "\r\n--b--\r\n"
+
+    def body():
+        yield head.encode()
+        disk_with(monkeypatch, free=GIB)
+        for _ in range(40):
+            yield b"x" * 2**16
+        yield tail.encode()
+
+    answer = httpx.post(f"{url}/files", content=body(), headers={"content-type": "multipart/form-data; boundary=b"})
+    assert answer.status_code == 507 and not [name for name in on_disk(home) if name.startswith(form.TEMPORARY)]
+
+
+def test_a_batch_keeps_the_margin_too(tmp_path, monkeypatch) -> None:
+    ledger = Ledger(tmp_path / "out", tmp_path / "err")
+    ledger.answered("a", 200, "req_1", b"{}")
+    disk_with(monkeypatch, free=GIB)
+    with pytest.raises(DiskFullError):
+        ledger.answered("b", 200, "req_2", b"{}")
+    ledger.close()
+    assert (tmp_path / "out").read_bytes().count(b"\n") == 1
+
+
+async def test_a_key_stores_no_more_than_it_may(database: Database, tmp_path) -> None:
+    files = store.Files(Storage(database, tmp_path), max_stored_bytes=100)
+    service = uploads.Uploads(files)
+    ann, bob = Caller(key_id="ann"), Caller(key_id="bob")
+
+    async def keep(caller, num):
+        source = files.folder / f"{form.TEMPORARY}x"
+        source.write_bytes(b"x" * num)
+        return await files.keep(caller, source, filename="x", purpose="batch")
+
+    id, part = await upload_of(service, b"x" * 40, ann)  # counts from its beginning
+    kept = await keep(ann, 60)
+    for refused in (keep(ann, 1), files.admit(ann), upload_of(service, b"x", ann)):
+        with pytest.raises(form.TooLargeError, match="stores 100 bytes"):
+            await refused
+    await service.complete(ann, id, CompleteUploadRequest(part_ids=[part]))
+    with pytest.raises(form.TooLargeError, match="stores 100 bytes"):
+        await files.admit(ann)
+    await keep(bob, 100)
+    await files.delete(ann, kept.id)
+    await keep(ann, 60)

@@ -62,6 +62,7 @@ def test_every_option_can_be_written_in_the_file(tmp_path: Path) -> None:
         max_waiting = 3
         max_body = "1MiB"
         max_upload = 2048
+        max_stored = "1GiB"
         drain = "1m30s"
         database = "postgresql://u:p@h/n"
         log_format = "json"

@@ -15,7 +15,7 @@ from llmasos.serve.batches.answers import Answers
 from llmasos.serve.batches.routes import create_router as batch_routes
 from llmasos.serve.batches.worker import Batches
 from llmasos.serve.files.routes import create_router as file_routes
-from llmasos.serve.files.store import Files
+from llmasos.serve.files.store import MAX_STORED_BYTES, Files
 from llmasos.serve.files.uploads import Uploads
 from llmasos.serve.models import Models
 from llmasos.serve.responses.routes import create_router as response_routes
@@ -37,10 +37,17 @@ class Background:
     What is unfinished when it stops goes on after the next start.
     """
 
-    def __init__(self, models: Models, storage: Storage, access: Access | None = None) -> None:
+    def __init__(
+        self,
+        models: Models,
+        storage: Storage,
+        access: Access | None = None,
+        *,
+        max_stored_bytes: int = MAX_STORED_BYTES,
+    ) -> None:
         aside = Aside(access)
         self.responses = Responses(models, storage, aside)
-        self.files = Files(storage)
+        self.files = Files(storage, max_stored_bytes=max_stored_bytes)
         self.uploads = Uploads(self.files)
         self.batches = Batches(storage, self.files, models, Answers(models, self.responses, aside), aside)
         self._cleaning: asyncio.Task[None] | None = None

@@ -135,6 +135,9 @@ class ServeConfig:
     )
     max_body: int = _option(32 * 2**20, "size", "the largest body of a request", "请求正文的上限", least=1024)
     max_upload: int = _option(100 * 2**30, "size", "the largest uploaded file", "上传文件的上限", least=1024)
+    max_stored: int = _option(
+        100 * 2**30, "size", "all files together that one key may store", "每个密钥可存放文件的总大小", least=1024
+    )
     drain: float = _option(
         10.0,
         "span",

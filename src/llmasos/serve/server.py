@@ -16,6 +16,7 @@ from llmasos.serve import adapters as adapter_routes
 from llmasos.serve import anthropic, health, native, ollama, openapi, problems
 from llmasos.serve.access.install import install as install_access
 from llmasos.serve.background import Background
+from llmasos.serve.files.store import MAX_STORED_BYTES
 from llmasos.serve.gate import Gate
 from llmasos.serve.health import Readiness
 from llmasos.serve.inflight import Requests, Watch
@@ -64,6 +65,7 @@ def assemble(
     loopback_only: bool = False,
     max_body_bytes: int = MAX_BODY_BYTES,
     max_upload_bytes: int = MAX_UPLOAD_BYTES,
+    max_stored_bytes: int = MAX_STORED_BYTES,
     enable_lora_loading: bool = False,
     database: Database | None = None,
     access: Access | None = None,
@@ -72,15 +74,16 @@ def assemble(
 ) -> FastAPI:
     """All routes around `models`.
 
-    `loopback_only` refuses requests with a Host header from elsewhere; `max_upload_bytes` is for uploaded files;
-    `enable_lora_loading` lets clients load adapters, from any path that they name. `database` stays the caller's;
-    without one, the home's is opened when something is to be kept. `access` says who may do what; without it everybody
-    may do everything. It and `telemetry` are closed with the application. `residents` decides what is loaded (default:
-    the models are the program's). `around` is entered before the first request and left after the last one.
+    `loopback_only` refuses requests with a Host header from elsewhere; `max_upload_bytes` is for one uploaded file,
+    `max_stored_bytes` for all of a key's; `enable_lora_loading` lets clients load adapters, from any path that they
+    name. `database` stays the caller's; without one, the home's is opened when something is to be kept. `access` says
+    who may do what; without it everybody may do everything. It and `telemetry` are closed with the application.
+    `residents` decides what is loaded (default: the models are the program's). `around` is entered before the first
+    request and left after the last one.
     """
     residents = residents or InProcess(models)
     storage = Storage(access.database if access and not database else database)
-    background = Background(models, storage, access)
+    background = Background(models, storage, access, max_stored_bytes=max_stored_bytes)
     requests, journal, readiness = Requests(), Journal(), readiness or Readiness()
     if access is not None or database is not None:
         readiness.checks["database"] = partial(_unreachable, storage)

@@ -79,6 +79,7 @@ def serve_config(config: ServeConfig, *, load: Load | None = None, on_ready: OnR
             "loopback_only": is_loopback(config.host),
             "max_body_bytes": config.max_body,
             "max_upload_bytes": config.max_upload,
+            "max_stored_bytes": config.max_stored,
             "enable_lora_loading": config.enable_lora_loading,
             "access": access,
             "telemetry": _telemetry(config),

@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from filelock import FileLock, Timeout
 
-from llmasos.errors import StoreError
+from llmasos.errors import DiskFullError, StoreError
 from llmasos.settings import settings
 
 if TYPE_CHECKING:
@@ -29,12 +30,25 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+DISK_MARGIN = 2**30
+"""Bytes that clients' files leave free on the disk, or a hundredth of a smaller one: databases and logs need them."""
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,256}")
 
 
 def is_id(text: str) -> bool:
     """Whether anything here can have this id: databases do not take every text."""
     return _ID.fullmatch(text) is not None
+
+
+def check_room(folder: Path, num_bytes: int) -> None:
+    """Raises DiskFullError if so many more would leave less than the margin. Blocking, for microseconds."""
+    disk = shutil.disk_usage(folder)
+    margin = min(DISK_MARGIN, disk.total // 100)
+    if disk.free - num_bytes < margin:
+        raise DiskFullError(
+            f"There is no room for {num_bytes} bytes: the server's disk has {disk.free} free and keeps {margin} so.",
+            hint="DELETE /v1/files/{id} makes some.",
+        )
 
 
 class Storage:

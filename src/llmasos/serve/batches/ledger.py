@@ -12,6 +12,7 @@ from typing import Any
 
 from llmasos.client.types.files import BatchError, BatchInputDetails, BatchOutputDetails, BatchUsage
 from llmasos.serve.files.form import disk_errors
+from llmasos.serve.storage import check_room
 
 
 class Ledger:
@@ -22,6 +23,7 @@ class Ledger:
         self.done: set[str] = set()
         self.num_completed = self.num_failed = 0
         self.tokens: Counter[str] = Counter()
+        self._folder = output.parent
         with disk_errors():
             output.parent.mkdir(parents=True, exist_ok=True)
             self._output, self._errors = _Journal(output), _Journal(errors)
@@ -44,6 +46,7 @@ class Ledger:
         head = f'{{"id": "batch_req_{secrets.token_hex(16)}", "custom_id": {json.dumps(custom_id)}'
         line = f'{head}, "response": {response}, "error": {error}}}'
         with disk_errors():
+            check_room(self._folder, len(line))
             (self._output if good else self._errors).append(line)
         self._count(json.loads(line))
 

@@ -11,13 +11,17 @@ from llmasos.client.types import files as wire
 from llmasos.serve.batches.worker import Batches
 from llmasos.serve.caller import caller_of
 
+_NO_ROOM: dict[int | str, dict[str, Any]] = {
+    413: {"model": ErrorBody, "description": "The key stores as much as it may."},
+    507: {"model": ErrorBody, "description": "The disk has no room for results."},
+}
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody, "description": "There is none of this id."}}
 
 
 def create_router(batches: Batches) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["OpenAI: batches"])
 
-    @router.post("/batches", summary="Have a file of requests answered")
+    @router.post("/batches", responses=_NO_ROOM, summary="Have a file of requests answered")
     async def create(body: wire.BatchRequest, request: Request) -> wire.Batch:
         return await batches.create(caller_of(request), body)
 

@@ -140,6 +140,8 @@ class Batches:
     # what clients ask
 
     async def create(self, caller: Caller, body: BatchRequest) -> Batch:
+        """Raises InvalidInputError, TooLargeError for a key that stores as much as it may, DiskFullError."""
+        await self.files.admit(caller)
         batch = await self.storage.run(lambda session: store.create(session, caller.key_id, body))
         self._news.set()
         return batch

@@ -18,6 +18,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
 from llmasos.errors import DiskFullError, InvalidInputError, StoreError
+from llmasos.serve.storage import check_room
 
 TEMPORARY = ".incoming-"
 """How names of files begin that are not whole yet."""
@@ -109,6 +110,7 @@ async def received(request: Request, folder: Path, *, file_field: str, max_bytes
     try:
         with disk_errors():
             await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+            check_room(folder, _declared(request))
             num_bytes = await _write(request, parser, reader, path, max_bytes)
         if reader.filename is None:
             raise InvalidInputError(f"The form has no field {file_field!r}.", param=file_field)
@@ -116,6 +118,12 @@ async def received(request: Request, folder: Path, *, file_field: str, max_bytes
         yield Form(fields, path, label(reader.filename), num_bytes)
     finally:
         path.unlink(missing_ok=True)
+
+
+def _declared(request: Request) -> int:
+    """Bytes of the body, as far as it is known."""
+    text = request.headers.get("content-length", "")
+    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def _parser(request: Request, reader: _Reader) -> MultipartParser:
@@ -149,6 +157,7 @@ async def _write(request: Request, parser: MultipartParser, reader: _Reader, pat
             if num_bytes > max_bytes:
                 raise TooLargeError(f"The file is longer than {max_bytes} bytes, this server's limit.")
             if len(reader.pending) >= _WRITE_BYTES:
+                check_room(path.parent, len(reader.pending))
                 await asyncio.to_thread(_flush, file, reader.pending)
         if not reader.complete:
             raise InvalidInputError("The body ends before its form does.")

@@ -19,7 +19,10 @@ from llmasos.serve.files.uploads import MAX_PART_BYTES, Uploads
 from llmasos.serve.problems import CLIENT_CLOSED_REQUEST
 
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody, "description": "There is none of this id."}}
-_TOO_LARGE: dict[int | str, dict[str, Any]] = {413: {"model": ErrorBody, "description": "The file is too long."}}
+_TOO_LARGE: dict[int | str, dict[str, Any]] = {
+    413: {"model": ErrorBody, "description": "The file is too long, or the key stores as much as it may."},
+    507: {"model": ErrorBody, "description": "The disk has no room for it."},
+}
 _FILE = {"type": "string", "format": "binary"}
 Limit = Annotated[int, Query(ge=1, le=10_000)]
 Order = Literal["asc", "desc"]
@@ -49,6 +52,7 @@ def create_router(files: Files, uploads: Uploads) -> APIRouter:
     )
     async def create(request: Request) -> Response:
         caller = caller_of(request)
+        await files.admit(caller)
 
         async def keep(form: Form) -> wire.File:
             purpose, seconds = _fields(form)
@@ -86,7 +90,7 @@ def create_router(files: Files, uploads: Uploads) -> APIRouter:
         await files.delete(caller_of(request), file_id)
         return wire.DeletedFile(id=file_id)
 
-    @router.post("/uploads", summary="Begin a file that comes in parts")
+    @router.post("/uploads", responses=_TOO_LARGE, summary="Begin a file that comes in parts")
     async def create_upload(body: wire.UploadRequest, request: Request) -> wire.Upload:
         return await uploads.create(caller_of(request), body)
 

@@ -8,25 +8,28 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Select, or_, select
+from sqlalchemy import ColumnElement, Select, func, or_, select
 from sqlalchemy.orm import Session
 
 from llmasos.client.types.files import File, FileList
 from llmasos.errors import BusyError, InvalidInputError, NotFoundError, StoreError
 from llmasos.serve.batches.tables import ACTIVE, BatchRow
 from llmasos.serve.caller import Caller
-from llmasos.serve.files.form import TEMPORARY, disk_errors
-from llmasos.serve.files.tables import FileRow, PartRow
-from llmasos.serve.storage import Storage, is_id
+from llmasos.serve.files.form import TEMPORARY, TooLargeError, disk_errors
+from llmasos.serve.files.tables import FileRow, PartRow, UploadRow
+from llmasos.serve.storage import Storage, check_room, is_id
 from llmasos.store.database import utc_now
+
+T = TypeVar("T")
 
 MAX_FILE_BYTES = 512 * 2**20
 """Of one file (OpenAI's limit)."""
+MAX_STORED_BYTES = 100 * 2**30
 STRAY_SECONDS = 24 * 3600
 """Bytes without a row that are older than this were left by a server that was killed."""
 _ID = re.compile(r"(file|part)[-_][0-9a-f]{32}")
@@ -40,8 +43,13 @@ class FileNotFoundHereError(NotFoundError):
 
 
 class Files:
-    def __init__(self, storage: Storage, *, max_file_bytes: int = MAX_FILE_BYTES) -> None:
-        self.storage, self.max_file_bytes = storage, max_file_bytes
+    """`max_stored_bytes`: of all files of one key."""
+
+    def __init__(
+        self, storage: Storage, *, max_file_bytes: int = MAX_FILE_BYTES, max_stored_bytes: int = MAX_STORED_BYTES
+    ) -> None:
+        self.storage = storage
+        self.max_file_bytes, self.max_stored_bytes = max_file_bytes, max_stored_bytes
 
     @property
     def folder(self) -> Path:
@@ -55,18 +63,56 @@ class Files:
     async def keep(
         self, caller: Caller, source: Path, *, filename: str, purpose: str, seconds: int | None = None
     ) -> File:
-        """Take the whole and synced file `source`, which is in `folder`, as a new one."""
+        """Take the whole and synced file `source`, which is in `folder`, as a new one. Raises TooLargeError for more
+        than the key may store."""
+
+        def work(session: Session, id: str) -> File:
+            self.check_share(session, caller.key_id, self.path(id).stat().st_size)
+            return self.add(session, id, caller.key_id, filename=filename, purpose=purpose, seconds=seconds)
+
+        return await self.take(source, work)
+
+    async def take(self, source: Path, work: Callable[[Session, str], T]) -> T:
+        """Move the whole and synced file `source`, which is in `folder`, to its place; `work(session, id)` writes its
+        row. If that fails, the bytes are removed."""
         id = new_file_id()
         path = self.path(id)
         with disk_errors():
             await asyncio.to_thread(_move, source, path)
         try:
-            return await self.storage.run(
-                lambda s: self.add(s, id, caller.key_id, filename=filename, purpose=purpose, seconds=seconds)
-            )
+            return await self.storage.run(lambda session: work(session, id))
         except Exception:  # not if we are cancelled: the row may be written all the same
             path.unlink(missing_ok=True)
             raise
+
+    async def admit(self, caller: Caller) -> None:
+        """Raises TooLargeError for a key that stores as much as it may, and DiskFullError: before bytes
+        are sent or made."""
+        await self.storage.run(lambda session: self.check_share(session, caller.key_id, 1), read_only=True)
+        await self.check_disk(1)
+
+    async def check_disk(self, num_bytes: int) -> None:
+        """Raises DiskFullError without room for so many more."""
+
+        def work() -> None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            check_room(self.folder, num_bytes)
+
+        with disk_errors():
+            await asyncio.to_thread(work)
+
+    def check_share(self, session: Session, key_id: str | None, num_bytes: int) -> None:
+        """Raises TooLargeError if with so many more the key would store more than it may. Uploads that wait for their
+        parts count as what they will be."""
+        files = select(func.sum(FileRow.bytes)).where(same_key(FileRow.key_id, key_id), _in_force())
+        coming = (UploadRow.status == "pending") & (UploadRow.expires > utc_now())
+        uploads = select(func.sum(UploadRow.bytes)).where(same_key(UploadRow.key_id, key_id), coming)
+        stored = sum(session.scalar(query) or 0 for query in (files, uploads))
+        if stored + num_bytes > self.max_stored_bytes:
+            raise TooLargeError(
+                f"This key stores {stored} bytes, and may store {self.max_stored_bytes}.",
+                hint="DELETE /v1/files/{id} makes room; or llmasos serve --max-stored.",
+            )
 
     def add(
         self, session: Session, id: str, key_id: str | None, *, filename: str, purpose: str, seconds: int | None = None

@@ -11,7 +11,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from llmasos.client.types.files import CompleteUploadRequest, Upload, UploadPart, UploadRequest
-from llmasos.errors import ChecksumError, InvalidInputError, NotFoundError
+from llmasos.errors import ChecksumError, InvalidInputError, NotFoundError, StoreError
 from llmasos.serve.caller import Caller
 from llmasos.serve.files.form import TEMPORARY, disk_errors, label
 from llmasos.serve.files.store import Files, join
@@ -46,7 +46,10 @@ class Uploads:
             limit = self.files.max_file_bytes
             raise InvalidInputError(f"bytes={body.bytes} is above {limit}, this server's limit.", param="bytes")
 
+        await self.files.check_disk(body.bytes)
+
         def work(session: Session) -> Upload:
+            self.files.check_share(session, caller.key_id, body.bytes)
             now = utc_now()
             row = UploadRow(
                 id=f"upload_{secrets.token_hex(16)}",
@@ -106,31 +109,33 @@ class Uploads:
 
         upload, seconds = await self.storage.run(parts_of, read_only=True)
         whole = self.files.folder / f"{TEMPORARY}{secrets.token_hex(16)}"
+
+        def end(session: Session, file_id: str) -> tuple[Upload, list[str]]:
+            name, purpose = upload.filename, upload.purpose
+            self.files.add(session, file_id, caller.key_id, filename=name, purpose=purpose, seconds=seconds)
+            return _end(session, caller, id, "completed", file_id)
+
         try:
-            with disk_errors():
-                paths = [self.files.path(part) for part in body.part_ids]
-                num_bytes, md5 = await asyncio.to_thread(join, paths, whole)
+            try:
+                await self.files.check_disk(upload.bytes)
+                with disk_errors():
+                    paths = [self.files.path(part) for part in body.part_ids]
+                    num_bytes, md5 = await asyncio.to_thread(join, paths, whole)
+            except StoreError:
+                await self.check_pending(caller, id)  # who completed or cancelled it meanwhile has removed its parts
+                raise
             if num_bytes != upload.bytes:
                 raise InvalidInputError(f"The parts have {num_bytes} bytes, not {upload.bytes}.", param="part_ids")
             if body.md5 is not None and body.md5.lower() != md5:
                 raise WrongChecksumError(f"The parts' MD5 is {md5}, not {body.md5}.", hint="Send them again.")
-            file = await self.files.keep(
-                caller, whole, filename=upload.filename, purpose=upload.purpose, seconds=seconds
-            )
+            upload, parts = await self.files.take(whole, end)
         finally:
             whole.unlink(missing_ok=True)
-        return await self._end(caller, id, "completed", file.id)
+        await asyncio.to_thread(self._remove, parts)
+        return upload
 
     async def cancel(self, caller: Caller, id: str) -> Upload:
-        return await self._end(caller, id, "cancelled")
-
-    async def _end(self, caller: Caller, id: str, status: str, file_id: str | None = None) -> Upload:
-        def work(session: Session) -> tuple[Upload, list[str]]:
-            row = _pending(session, id, caller.key_id, to_write=True)
-            row.status, row.file_id = status, file_id
-            return _shown(session, row), _forget_parts(session, [id])
-
-        upload, parts = await self.storage.run(work)
+        upload, parts = await self.storage.run(lambda session: _end(session, caller, id, "cancelled"))
         await asyncio.to_thread(self._remove, parts)
         return upload
 
@@ -152,6 +157,15 @@ class Uploads:
     def _remove(self, parts: list[str]) -> None:
         for part in parts:
             self.files.path(part).unlink(missing_ok=True)
+
+
+def _end(
+    session: Session, caller: Caller, id: str, status: str, file_id: str | None = None
+) -> tuple[Upload, list[str]]:
+    """The upload, and the parts that nobody needs any more. One that is over can't end again."""
+    row = _pending(session, id, caller.key_id, to_write=True)
+    row.status, row.file_id = status, file_id
+    return _shown(session, row), _forget_parts(session, [id])
 
 
 def _forget_parts(session: Session, uploads: list[str]) -> list[str]:

@@ -268,17 +268,6 @@ def test_logprobs_of_given_tokens() -> None:
     assert (ids, values) == (None, None)
 
 
-def test_beam_candidates_are_the_best_sums_after_penalties() -> None:
-    logits = random_logits(2, seed=11)
-    rows = [row([3], [4, 4], frequency_penalty=1.0), row([3], [9], frequency_penalty=1.0)]
-    totals = torch.tensor([-1.0, -2.5])
-    values, ids = SAMPLER.candidates(logits, make_batch(rows, [2, 1]), totals, 6)
-    for i, output in enumerate([[4, 4], [9]]):
-        expected = (penalise(logits[i].log_softmax(-1), rows[i].params, [3], output) + totals[i]).topk(6)
-        torch.testing.assert_close(values[i], expected.values)
-        assert ids[i].tolist() == expected.indices.tolist()
-
-
 def test_rows_know_what_they_need() -> None:
     assert not row(presence_penalty=1.0).needs_tokens
     assert row(logits_processors=(lambda output, logits: logits,)).needs_tokens

@@ -75,7 +75,13 @@ async def test_a_real_models_tokens_cache_and_times_are_told(tiny_model) -> None
         "request_queue_time", "time_to_first_token", "e2e_request_latency"
     )]  # fmt: skip
     assert 0 <= times[0] < times[1] < times[2]
-    for name in ("num_requests_running", "num_requests_waiting", "num_preemptions_total", "kv_cache_usage_perc"):
+    for name in (
+        "num_requests_running",
+        "num_requests_waiting",
+        "num_preemptions_total",
+        "prefix_cache_evictions_total",
+        "kv_cache_usage_perc",
+    ):
         assert found[name, "tiny"] == 0
     for name in ("spec_decode_num_draft_tokens_total", "spec_decode_num_accepted_tokens_total"):
         assert found[name, "tiny"] == 0

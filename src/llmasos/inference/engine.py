@@ -639,6 +639,7 @@ class Engine:
         scheduler = self.scheduler
         return replace(
             self.stats,
+            num_evictions=scheduler.cache.num_evictions,
             num_running=scheduler.num_running,
             num_waiting=scheduler.num_waiting + len(self._for_adapters),
             kv_cache_usage=scheduler.cache.pools[0].usage,

@@ -424,16 +424,6 @@ class Sampler:
             temperature > 0, drawn, torch.zeros_like(work).scatter_(1, work.argmax(-1, keepdim=True), 1.0)
         )
 
-    def candidates(
-        self, logits: Tensor, batch: SamplingBatch, totals: Tensor, num: int, pending: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """For beam search: the `num` best of totals[r] + log-probability, with bias, penalties and masks applied to the
-        log-probabilities as Hugging Face does: sums and tokens, [R, num]."""
-        moved = _to_device(batch.arrays, logits.device)
-        logprobs = _adjust(logits.float().log_softmax(-1), batch, moved, pending, {})
-        best = (logprobs + totals[:, None]).topk(min(num, logits.shape[1]))
-        return best.values, best.indices
-
     def _choose(self, work: Tensor, batch: SamplingBatch, moved: dict[str, Tensor]) -> Tensor:
         if not self.kernels:
             return _choose_by_row(work, batch).to(work.device)

@@ -153,6 +153,8 @@ class EngineStats:
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
     num_preemptions: int = 0
+    num_evictions: int = 0
+    """Cached pages that gave way to new ones."""
     num_finished: int = 0
     num_failed: int = 0
     num_running: int = 0

@@ -33,6 +33,7 @@ _COUNTERS = (
     ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", "num_asked_tokens"),
     ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", "num_cached_tokens"),
     ("num_preemptions", "Completions set back for want of pages.", "num_preemptions"),
+    ("prefix_cache_evictions", "Cached pages of keys and values that gave way to new ones.", "num_evictions"),
     ("spec_decode_num_draft_tokens", "Tokens that speculation proposed.", "num_draft_tokens"),
     ("spec_decode_num_accepted_tokens", "Proposed tokens that were accepted.", "num_accepted_tokens"),
 )

@@ -42,6 +42,24 @@ def test_the_path_tells_the_shape_and_for_models_a_header(path, headers, shape) 
     assert shape_of(scope(path, headers)) is shape
 
 
+async def test_documented_errors_have_the_shape_of_their_path() -> None:
+    async with asgi_client(FakeLLM()) as client:
+        paths = (await client.get("/openapi.json")).json()["paths"]
+    for path, statuses in (
+        ("/v1/completions", {"400", "404", "413", "500", "503"}),
+        ("/v1/responses", {"400", "404", "413", "500", "503"}),
+        ("/v1/messages", {"400", "404", "413", "500", "529"}),
+        ("/api/chat", {"400", "404", "413", "500", "503"}),
+    ):
+        assert statuses <= set(paths[path]["post"]["responses"])
+    for path, operations in paths.items():
+        own = f"#/components/schemas/{shape_of(scope(path)).model.__name__}"
+        for operation in operations.values():
+            for status, described in operation["responses"].items():
+                if status != "default" and int(status) >= 400 and path != "/readyz":
+                    assert described["content"]["application/json"]["schema"] == {"$ref": own}, path
+
+
 @pytest.mark.parametrize(
     ("status", "sent", "kind"),
     [

@@ -9,18 +9,12 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from llmasos.client.types import ChatCompletionChunk, ErrorBody, TextCompletion
-from llmasos.client.types.anthropic import AnthropicErrorBody
+from llmasos.client.types import ChatCompletionChunk, TextCompletion
 from llmasos.client.types.native import LogLine
-from llmasos.client.types.ollama import OllamaErrorBody
-from llmasos.serve.shapes import ANTHROPIC, OLLAMA, OPENAI, Shape, shape_of
+from llmasos.serve.shapes import ANTHROPIC, OLLAMA, OPENAI, shape_of
 
-_ERRORS: dict[Shape, type[BaseModel]] = {
-    OPENAI: ErrorBody,
-    ANTHROPIC: AnthropicErrorBody,
-    OLLAMA: OllamaErrorBody,
-}
-_EXTRA: tuple[type[BaseModel], ...] = (ChatCompletionChunk, TextCompletion, LogLine, *_ERRORS.values())
+_ERRORS = (OPENAI.model, ANTHROPIC.model, OLLAMA.model)
+_EXTRA: tuple[type[BaseModel], ...] = (ChatCompletionChunk, TextCompletion, LogLine, *_ERRORS)
 """What events and errors hold: no operation's answer need name these."""
 
 
@@ -34,7 +28,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         for path, operations in schema["paths"].items():
-            error = _ERRORS[shape_of({"path": path, "headers": []})].__name__
+            error = shape_of({"path": path, "headers": []}).model.__name__
             for operation in operations.values():
                 found = operation["responses"].get("422", {}).get("content", {}).get("application/json", {})
                 if found.get("schema", {}).get("$ref", "").endswith("/HTTPValidationError"):

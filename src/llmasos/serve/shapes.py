@@ -47,8 +47,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Shape:
-    """How one wire format says that something failed. `id_header`: where its clients look for the request's id."""
+    """How one wire format says that something failed: by a `model`. `id_header`: where its clients look for the
+    request's id."""
 
+    model: type[BaseModel]
     body: Callable[[Problem], BaseModel]
     status: Callable[[int], int] = int
     id_header: str = "x-request-id"
@@ -82,9 +84,9 @@ def _ollama(problem: Problem) -> OllamaErrorBody:
     return OllamaErrorBody(error=problem.message, **_known(code=problem.code, param=problem.param))
 
 
-OPENAI = Shape(_openai)
-ANTHROPIC = Shape(_anthropic, _anthropic_status, "request-id")
-OLLAMA = Shape(_ollama)
+OPENAI = Shape(ErrorBody, _openai)
+ANTHROPIC = Shape(AnthropicErrorBody, _anthropic, _anthropic_status, "request-id")
+OLLAMA = Shape(OllamaErrorBody, _ollama)
 
 
 def shape_of(scope: Scope) -> Shape:

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.routing import APIRoute
@@ -19,7 +19,6 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from llmasos.client.types.anthropic import (
-    AnthropicErrorBody,
     AnthropicMessage,
     AnthropicModel,
     AnthropicModelList,
@@ -36,31 +35,18 @@ from llmasos.serve.anthropic.request import apply_thinking, chat_request, hides_
 from llmasos.serve.body import ReadAside
 from llmasos.serve.caller import Caller, caller_of
 from llmasos.serve.conversation import chat_prompt_ids
+from llmasos.serve.documented import ASKED, errors, refusals, stream
 from llmasos.serve.models import Models
 from llmasos.serve.respond import json_response, streamed, whole
-from llmasos.serve.shapes import speaks_anthropic
+from llmasos.serve.shapes import ANTHROPIC, speaks_anthropic
 from llmasos.serve.turn import turn
 
 PATIENCE = 10.0
 """Seconds until a stream begins without the first token (errors that come later are its last event), and between
 pings while nothing else is sent: proxies close connections that are silent for long."""
 
-_WRONG = {
-    400: "A field is wrong, unknown or not supported; `error.details.param` names it.",
-    404: "The model is not served here.",
-    413: "The body is too long.",
-    500: "The server failed; `message` has the id of the request in its log.",
-    529: "Too many requests wait for the model; see Retry-After.",
-}
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": AnthropicErrorBody, "description": text} for status, text in _WRONG.items()
-}
-_STREAM = {
-    "schema": {
-        "type": "string",
-        "description": "message_start, content blocks (start, deltas, stop), message_delta, message_stop; ping, error.",
-    }
-}
+_RESPONSES = errors(*ASKED, shape=ANTHROPIC)
+_STREAM = stream("message_start, content blocks (start, deltas, stop), message_delta, message_stop; ping, error.")
 _FIELDS = {"response_format": "output_config.format", "stop": "stop_sequences"}
 """Of a chat request, where they have other names here."""
 
@@ -81,12 +67,9 @@ def create_router(models: Models) -> APIRouter:
     @router.post(
         "/messages",
         summary="Answer a conversation",
-        description=_refusals(MessagesRequest),
+        description=refusals(MessagesRequest),
         response_model=AnthropicMessage,
-        responses={
-            **_RESPONSES,
-            200: {"description": "The message", "content": {"text/event-stream": _STREAM}},
-        },
+        responses=_RESPONSES | _STREAM,
     )
     async def messages(body: MessagesRequest, request: Request) -> Response:
         caller = caller_of(request)
@@ -98,7 +81,7 @@ def create_router(models: Models) -> APIRouter:
     @router.post(
         "/messages/count_tokens",
         summary="Count the tokens of a conversation",
-        description=_refusals(CountTokensRequest),
+        description=refusals(CountTokensRequest),
         response_model=TokensCount,
         responses=_RESPONSES,
     )
@@ -127,10 +110,6 @@ def create_router(models: Models) -> APIRouter:
 
     router.include_router(theirs)
     return router
-
-
-def _refusals(model: type[CountTokensRequest]) -> str:
-    return f"Refused by name when set: {', '.join(f'`{name}`' for name in sorted(model.UNSUPPORTED))}."
 
 
 async def _message(models: Models, caller: Caller, body: MessagesRequest) -> AnthropicMessage:

@@ -9,34 +9,17 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from llmasos.client.types import ErrorBody
-from llmasos.serve import render
+from llmasos.serve import documented, render
+from llmasos.serve.documented import Responses
 
 PING_SECONDS = 15.0
 """A comment is sent after this long without an event: proxies and clients give up on silent connections."""
 PING = ": still here\n\n"
 
-_WRONG = {
-    400: "A field is wrong, unknown or not supported; `param` names it.",
-    403: "The caller may not do this.",
-    404: "There is nothing of this name.",
-    409: "Not in its present state, or somebody else is at it.",
-    413: "Too long for this server.",
-    422: "The file is not what it claims to be, or of an unknown architecture.",
-    502: "A host could not be reached or answered wrongly.",
-    503: "Offline mode is on, or the server is stopping.",
-    507: "There is no room: on the disk, or in memory.",
-}
 
-
-def responses(*statuses: int, stream: str = "") -> dict[int | str, dict[str, Any]]:
-    """FastAPI's `responses`: the errors that an operation may answer with. `stream`: what its events are."""
-    known = (400, *statuses)
-    found: dict[int | str, dict[str, Any]] = {k: {"model": ErrorBody, "description": _WRONG[k]} for k in known}
-    if stream:
-        schema = {"type": "string", "description": f"`data:` lines of {stream}."}
-        found[200] = {"description": "The events", "content": {"text/event-stream": {"schema": schema}}}
-    return found
+def responses(*statuses: int, stream: str = "") -> Responses:
+    """The errors that an operation may answer with. `stream`: what its events are."""
+    return documented.errors(400, *statuses) | (documented.stream(f"`data:` lines of {stream}.") if stream else {})
 
 
 async def sse(

@@ -1,4 +1,4 @@
-"""What OpenAI's routes share: their documented errors, the head of an answer, events written without pydantic."""
+"""What OpenAI's answers share: their head, and events written without pydantic."""
 
 from __future__ import annotations
 
@@ -7,28 +7,8 @@ import secrets
 import time
 from typing import Any
 
-from llmasos.client.types import ErrorBody, Usage, WireRequest
+from llmasos.client.types import Usage
 from llmasos.serve import render
-
-_WRONG = {
-    400: "A field is wrong, unknown or not supported; `param` names it.",
-    404: "The model is not served here.",
-    413: "The body is too long.",
-    500: "The server failed; `message` has the id of the request in its log.",
-    503: "Too many requests wait for the model; see Retry-After.",
-}
-
-
-def responses(streamed: str = "") -> dict[int | str, dict[str, Any]]:
-    found: dict[int | str, dict[str, Any]] = {k: {"model": ErrorBody, "description": v} for k, v in _WRONG.items()}
-    if streamed:
-        schema = {"type": "string", "description": f"`data:` lines of {streamed} objects, then `data: [DONE]`."}
-        found[200] = {"description": "The answer", "content": {"text/event-stream": {"schema": schema}}}
-    return found
-
-
-def refusals(model: type[WireRequest]) -> str:
-    return f"Refused by name when set: {', '.join(f'`{name}`' for name in sorted(model.UNSUPPORTED))}."
 
 
 def head(kind: str, object_: str, model: str) -> dict[str, Any]:

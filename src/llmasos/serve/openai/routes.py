@@ -24,11 +24,13 @@ from llmasos.client.types import (
 )
 from llmasos.serve.body import ReadAside
 from llmasos.serve.caller import caller_of
+from llmasos.serve.documented import ASKED, errors, refusals, stream
 from llmasos.serve.models import Models
 from llmasos.serve.openai import chat, completions, embeddings, rerank, tokens
-from llmasos.serve.openai.common import refusals, responses
 from llmasos.serve.openai.models import describe
 from llmasos.serve.respond import streamed, whole
+
+_EVENTS = "`data:` lines of {} objects, then `data: [DONE]`."
 
 
 def create_router(models: Models) -> APIRouter:
@@ -47,7 +49,7 @@ def _openai(models: Models) -> APIRouter:
         await models.look(facts=True)
         return ModelList(data=[describe(models, name) for name in models.names if caller.may_use(name)])
 
-    @router.get("/models/{model:path}", summary="Describe one model", responses={404: responses()[404]})
+    @router.get("/models/{model:path}", summary="Describe one model", responses=errors(404))
     async def retrieve_model(model: str, request: Request) -> Model:
         await models.look(model, facts=True)
         models.check(model, caller_of(request))
@@ -58,7 +60,7 @@ def _openai(models: Models) -> APIRouter:
         summary="Answer a conversation",
         description=refusals(ChatCompletionRequest),
         response_model=ChatCompletion,
-        responses=responses("ChatCompletionChunk"),
+        responses=errors(*ASKED) | stream(_EVENTS.format("ChatCompletionChunk")),
     )
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
         caller = caller_of(request)
@@ -71,7 +73,7 @@ def _openai(models: Models) -> APIRouter:
         summary="Continue a text",
         description=refusals(CompletionRequest),
         response_model=TextCompletion,
-        responses=responses("TextCompletion"),
+        responses=errors(*ASKED) | stream(_EVENTS.format("TextCompletion")),
     )
     async def text_completions(body: CompletionRequest, request: Request) -> Response:
         caller = caller_of(request)
@@ -79,7 +81,7 @@ def _openai(models: Models) -> APIRouter:
             return await streamed(request, completions.events(models, caller, body))
         return await whole(request, completions.answer(models, caller, body))
 
-    @router.post("/embeddings", summary="Embed texts", response_model=EmbeddingList, responses=responses())
+    @router.post("/embeddings", summary="Embed texts", response_model=EmbeddingList, responses=errors(*ASKED))
     async def create_embeddings(body: EmbeddingRequest, request: Request) -> Response:
         return await whole(request, embeddings.embed(models, caller_of(request), body))
 
@@ -102,23 +104,23 @@ def _neighbours(models: Models) -> APIRouter:
             summary="Sort texts by how well they answer a query",
             description=refusals(RerankRequest),
             response_model=Reranking,
-            responses=responses(),
+            responses=errors(*ASKED),
         )(ranked)
     for path in ("/v1/score", "/score"):
         router.post(
             path,
             summary="Say how well texts answer a query",
             response_model=ScoreList,
-            responses=responses(),
+            responses=errors(*ASKED),
         )(scored)
 
     @router.post(
-        "/tokenize", summary="Turn a text or messages into tokens", response_model=Tokens, responses=responses()
+        "/tokenize", summary="Turn a text or messages into tokens", response_model=Tokens, responses=errors(*ASKED)
     )
     async def tokenize(body: TokenizeRequest, request: Request) -> Response:
         return await whole(request, tokens.tokenize(models, caller_of(request), body))
 
-    @router.post("/detokenize", summary="Turn tokens into text", response_model=TokensText, responses=responses())
+    @router.post("/detokenize", summary="Turn tokens into text", response_model=TokensText, responses=errors(*ASKED))
     async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
         return await whole(request, tokens.detokenize(models, caller_of(request), body))
 

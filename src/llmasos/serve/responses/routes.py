@@ -14,6 +14,7 @@ from llmasos.client.types import responses as wire
 from llmasos.errors import InvalidInputError, UnsupportedError
 from llmasos.serve.body import ReadAside
 from llmasos.serve.caller import caller_of
+from llmasos.serve.documented import ASKED, errors, stream
 from llmasos.serve.respond import streamed, whole
 from llmasos.serve.responses import store
 from llmasos.serve.responses.conversations import Conversations
@@ -23,8 +24,7 @@ from llmasos.serve.responses.service import Responses
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 Order = Literal["asc", "desc"]
-_NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody, "description": "There is none of this id."}}
-_STREAM = {"text/event-stream": {"schema": {"type": "string", "description": "`event:` and `data:` lines of events."}}}
+_NOT_FOUND = errors(404)
 
 
 def create_router(responses: Responses) -> APIRouter:
@@ -35,7 +35,7 @@ def create_router(responses: Responses) -> APIRouter:
         "/responses",
         summary="Answer, and remember",
         response_model=wire.Response,
-        responses={200: {"description": "The response", "content": _STREAM}},
+        responses=errors(*ASKED) | stream("`event:` and `data:` lines of events."),
     )
     async def create(body: wire.ResponseRequest, request: Request) -> Response:
         caller = caller_of(request)

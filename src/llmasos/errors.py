@@ -227,3 +227,30 @@ class ModelCrashedError(ServerError):
 
     http_status = 503
     retry_after = 1
+
+
+INT64 = 1 << 63
+
+
+def error_facts(error: LLMasOSError) -> dict[str, Any]:
+    """An error for the way to another process, in what JSON and msgpack have: the names of its class and of those above
+    it, its text, its simple attributes."""
+    simple = {
+        name: value
+        for name, value in vars(error).items()
+        if name not in ("message", "hint")
+        and (value is None or isinstance(value, str | float) or (isinstance(value, int) and -INT64 <= value < INT64))
+    }
+    kinds = [kind.__name__ for kind in type(error).__mro__ if issubclass(kind, LLMasOSError)]
+    return {"kinds": kinds, "message": error.message, "hint": error.hint, "fields": simple}
+
+
+def error_of(facts: Mapping[str, Any]) -> LLMasOSError:
+    """The error again, of the nearest class of this module."""
+    known = (globals().get(name) for name in facts["kinds"])
+    kind = next((one for one in known if isinstance(one, type) and issubclass(one, LLMasOSError)), ServerError)
+    error = kind.__new__(kind)
+    error.__dict__.update(facts["fields"])
+    error.message, error.hint = facts["message"], facts["hint"]
+    error.args = (error.message,)
+    return error

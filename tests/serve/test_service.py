@@ -10,13 +10,14 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
-from llmasos.errors import InvalidInputError, ServerError, UnsupportedError
-from llmasos.serve.config import ServeConfig
-from llmasos.serve.service import named_models, serve, spec_of
+from llmasos.errors import InvalidInputError, NotFoundError, ServerError, UnsupportedError
+from llmasos.serve.config import ModelOptions, ServeConfig
+from llmasos.serve.service import _Service, named_models, serve, spec_of
 
 SCRIPT = """
 import sys
@@ -68,6 +69,27 @@ def test_a_program_can_name_models_by_a_mapping_and_wrong_options_are_named() ->
         serve(["a"], colour=1)
     with pytest.raises(ServerError, match="keys are required"):
         serve({"a": "gpt2"}, host="0.0.0.0")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), NotFoundError("no such model")])
+async def test_whatever_keeps_a_named_model_from_loading_stops_the_server_and_is_said(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Host:
+        async def load(self, name: str) -> None:
+            raise error
+
+    ready: list[str] = []
+    service = _Service(ServeConfig.of(models=["a"]), {"a": ModelOptions("a")}, lambda: ready.append("ready"))
+    service._host = Host()  # type: ignore[assignment]
+    service.stop.watch(server := SimpleNamespace(should_exit=False))  # type: ignore[arg-type]
+    await service._begin()
+    assert server.should_exit and not ready
+    if isinstance(error, NotFoundError):
+        assert service.failure is error and not caplog.records
+    else:
+        assert isinstance(service.failure, ServerError) and service.failure.message == "RuntimeError: a bug"
+        assert caplog.records[0].exc_info
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="service managers of this kind are Unix's")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from llmasos.apps.hosting import Stop, listen, run, url_of
 from llmasos.client.http import is_loopback
 from llmasos.client.providers import is_remote
-from llmasos.errors import InvalidInputError, LLMasOSError, UnsupportedError
+from llmasos.errors import InvalidInputError, LLMasOSError, ServerError, UnsupportedError
 from llmasos.serve import systemd
 from llmasos.serve.access.open import open_access
 from llmasos.serve.config import ModelOptions, ServeConfig
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from llmasos.inference.host.process import ModelSpec
     from llmasos.inference.llm import LLM
     from llmasos.serve.backing import Hosted
+
+_log = logging.getLogger("llmasos")
 
 Load = Callable[[str], "LLM"]
 OnReady = Callable[[str], None]
@@ -149,6 +152,7 @@ class _Service:
         self.readiness, self.stop = Readiness(), Stop()
         self.failure: LLMasOSError | None = None
         self._host: Host | None = None
+        self._backing: Hosted | None = None
         self._loading = False
         self.readiness.checks["models"] = self._missing
 
@@ -179,7 +183,7 @@ class _Service:
         for name in {**self.named, **self.config.model}:
             model = self.named.get(name) or self.config.options_of(name)
             host.add(spec_of(name, model), **_terms(model))
-        backing = Hosted(host, installed=None if self.named else self._installed)
+        self._backing = backing = Hosted(host, installed=None if self.named else self._installed)
         models = Models(backing, self._aliases(), max_waiting=self.config.max_waiting)
         return assemble(
             models,
@@ -230,11 +234,15 @@ class _Service:
     async def _begin(self) -> None:
         """Load what was named, then say that the server is ready; if that fails, stop it."""
         try:
+            if self._backing is not None:
+                await self._backing.look()  # errors name what there is
             if self._host is not None:
                 systemd.notify(f"STATUS=loading {', '.join(self.named)}" if self.named else "STATUS=ready")
                 await asyncio.gather(*(self._host.load(name) for name in self.named))
-        except LLMasOSError as e:
-            self.failure = e
+        except Exception as e:  # nobody waits for this task: a server that never becomes ready must say why
+            if not isinstance(e, LLMasOSError):
+                _log.exception("The models that were named could not be loaded.")
+            self.failure = e if isinstance(e, LLMasOSError) else ServerError(f"{type(e).__name__}: {e}")
             self.stop()
             return
         self._loading = False

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmasos.errors import LLMasOSError
+from llmasos.errors import LLMasOSError, error_facts
 
 if TYPE_CHECKING:
     from llmasos.inference.config import EngineConfig
@@ -164,11 +164,11 @@ def _xpu_memory(index: int) -> int:
 
 
 def main() -> None:
-    """`{"ok": Forecast}`, or `{"error": {"type", "message", "hint"}}` of a typed error."""
+    """`{"ok": Forecast}`, or `{"error": error_facts}`."""
     try:
         answer: dict[str, Any] = {"ok": asdict(forecast(**json.load(sys.stdin)))}
     except LLMasOSError as e:
-        answer = {"error": {"type": type(e).__name__, "message": e.message, "hint": e.hint}}
+        answer = {"error": error_facts(e)}
     json.dump(answer, sys.stdout)
 
 

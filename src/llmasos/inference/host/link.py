@@ -18,6 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,42 @@ from llmasos.inference.state import AdapterInfo, EngineStats, Output, Request, R
 
 LAST_MS = 50
 """What a process said before it ended may still be in ZeroMQ's hands for so long."""
+
+
+FOLDERS = "llmasos-link-"
+"""What the folders of sockets are called in the system's for temporary ones."""
+SURE_S = 60.0
+"""An older folder without a lock is nobody's: its owner has not just made it."""
+
+
+def own(folder: Path) -> int:
+    """Lock a folder as long as this process lives, however it ends. Returns the lock's file descriptor."""
+    import fcntl  # not on Windows, which has no such folders
+
+    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return lock
+
+
+@cache
+def sweep() -> None:
+    """Once: delete what dead processes of this user have left. A lock tells who is dead, whatever has become of their
+    process numbers, also where containers share the folder."""
+    if os.name != "posix":
+        return
+    import fcntl
+
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDERS}*"):
+        with suppress(OSError):  # somebody else's, in use, or gone
+            stat = folder.lstat()
+            if stat.st_uid != os.getuid() or time.time() - stat.st_mtime < SURE_S:
+                continue
+            lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 @dataclass(slots=True, eq=False)
@@ -68,6 +105,7 @@ class Link:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._orders, self._news = context.socket(zmq.PUSH), context.socket(zmq.PULL)
         self._folder: Path | None = None
+        self._owned: int | None = None
         self.server_key = ""
         self.addresses = self._bind()
         self._bell, self._ringer = socket.socketpair()
@@ -82,7 +120,8 @@ class Link:
             one.setsockopt(zmq.SNDHWM, 0)
             one.setsockopt(zmq.RCVHWM, 0)
         if zmq.has("ipc") and os.name == "posix":
-            self._folder = Path(tempfile.mkdtemp(prefix="llmasos-"))  # readable by this user alone
+            self._folder = Path(tempfile.mkdtemp(prefix=FOLDERS))  # readable by this user alone
+            self._owned = own(self._folder)
             addresses = f"ipc://{self._folder}/orders", f"ipc://{self._folder}/news"
             for one, address in zip(sockets, addresses, strict=True):
                 one.bind(address)
@@ -196,6 +235,7 @@ class Link:
     # the reading thread
 
     def _read(self) -> None:
+        sweep()
         poller = zmq.Poller()
         poller.register(self._news, zmq.POLLIN)
         poller.register(self._bell, zmq.POLLIN)
@@ -222,6 +262,8 @@ class Link:
         self._ringer.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+        if self._owned is not None:
+            os.close(self._owned)
 
     def _next(self) -> bytes | None:
         try:

@@ -26,8 +26,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from llmasos import __version__, errors
-from llmasos.errors import DeviceError, LLMasOSError, ServerError
+from llmasos import __version__
+from llmasos.errors import DeviceError, LLMasOSError, ServerError, error_of
 from llmasos.inference.host.forecast import Forecast
 from llmasos.inference.host.residency import Bytes, Place
 from llmasos.settings import settings
@@ -419,13 +419,5 @@ async def run_forecast(options: dict[str, Any]) -> Forecast:
         last = "\n".join(err.decode(errors="replace").splitlines()[-5:])
         raise ServerError(f"What {options['reference']} takes could not be told: {last}") from None
     if "error" in answer:
-        raise _typed(**answer["error"])
+        raise error_of(answer["error"])
     return Forecast(**answer["ok"])
-
-
-def _typed(type: str, message: str, hint: str) -> LLMasOSError:
-    kind = getattr(errors, type, None)
-    try:
-        return kind(message, hint=hint)  # type: ignore[misc]  # an error of ours, or the TypeError below
-    except TypeError:
-        return ServerError(message, hint=hint)

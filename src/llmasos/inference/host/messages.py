@@ -17,13 +17,12 @@ from typing import Any
 import msgspec
 
 from llmasos import errors
-from llmasos.errors import InvalidInputError, LLMasOSError, ServerError
+from llmasos.errors import INT64, InvalidInputError, LLMasOSError, ServerError
 from llmasos.inference.request import FinishReason, SamplingParams, StructuredOutput
 from llmasos.inference.state import AdapterInfo, Beam, EngineStats, Output, RawLogprob, Request
 from llmasos.models.config import ModelConfig
 from llmasos.store.transfer import Progress
 
-INT64 = 1 << 63
 Salt = str | int | None
 Logprob = tuple[int, float, list[tuple[int, float]]]
 """A token, its log-probability, and the likeliest tokens with theirs."""
@@ -294,29 +293,11 @@ def problem_of(error: BaseException) -> Problem:
     """An error for the way; one that is not ours becomes a ServerError."""
     if not isinstance(error, LLMasOSError):
         return Problem(["ServerError"], f"The model failed: {type(error).__name__}: {error}", "Try again.")
-    kinds = [kind.__name__ for kind in type(error).__mro__ if issubclass(kind, LLMasOSError)]
-    simple = {
-        name: value
-        for name, value in vars(error).items()
-        if name not in ("message", "hint")
-        and (value is None or (isinstance(value, str | int | float) and not _is_big(value)))
-    }
-    return Problem(kinds, error.message, error.hint, simple)
+    return Problem(**errors.error_facts(error))
 
 
 def error_of(problem: Problem) -> LLMasOSError:
-    """The error again, of the nearest class that this process knows."""
-    kind = next((known for name in problem.kinds if (known := _known(name)) is not None), ServerError)
-    error = kind.__new__(kind)
-    error.__dict__.update(problem.fields)
-    error.message, error.hint = problem.message, problem.hint
-    error.args = (problem.message,)
-    return error
-
-
-def _known(name: str) -> type[LLMasOSError] | None:
-    found = getattr(errors, name, None)
-    return found if isinstance(found, type) and issubclass(found, LLMasOSError) else None
+    return errors.error_of(msgspec.structs.asdict(problem))
 
 
 def _is_big(value: object) -> bool:

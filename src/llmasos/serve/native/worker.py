@@ -17,8 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llmasos import errors
-from llmasos.errors import LLMasOSError, ServerError
+from llmasos.errors import LLMasOSError, ServerError, error_facts, error_of
 
 STOP_SECONDS = 5.0
 """After a polite request to end; then the process is killed."""
@@ -70,23 +69,6 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(process.wait()), STOP_SECONDS)
             return
-
-
-def error_facts(e: LLMasOSError) -> dict[str, Any]:
-    """An error for the way to another process: under the name of its nearest public class."""
-    kind = next(c for c in type(e).__mro__ if c.__module__ == errors.__name__)
-    return {"type": kind.__name__, "message": e.message, "hint": e.hint, "param": getattr(e, "param", None)}
-
-
-def error_of(facts: dict[str, Any]) -> LLMasOSError:
-    kind = getattr(errors, facts["type"], ServerError)
-    try:
-        error: LLMasOSError = kind(facts["message"], hint=facts["hint"])
-    except TypeError:  # one that is made of numbers, not of a message
-        error = errors.InvalidInputError(facts["message"], hint=facts["hint"])
-    if isinstance(error, errors.InvalidInputError):
-        error.param = facts["param"]
-    return error
 
 
 # the child's side

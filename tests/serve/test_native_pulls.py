@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,11 @@ from store_web import tiny_gguf
 from llmasos.client.http import Http, Target
 from llmasos.client.native import Native, native_target
 from llmasos.client.types.native import PullJob
+from llmasos.client.types.ollama import OllamaProgress, OllamaPullRequest
 from llmasos.errors import BusyError, InvalidInputError, NetworkError, NotFoundError, ProviderError
+from llmasos.serve.models import Models
 from llmasos.serve.native.pulls import AT_ONCE, KEPT, Pulls
+from llmasos.serve.ollama.pulls import follow, wanted
 from llmasos.serve.storage import Storage
 from llmasos.store.database import Database
 
@@ -76,8 +79,6 @@ async def work() -> Work:
 
 async def test_a_pull_moves_and_ends(storage: Storage, work: Work) -> None:
     pulls = Pulls(storage, run=work)
-    installed: list[str] = []
-    pulls.on_installed.append(installed.append)
     job = await pulls.start("gpt2")
     assert (job.name, job.state) == ("gpt2", "waiting") and job.id.startswith("pull_")
     seen: list[PullJob] = []
@@ -95,7 +96,7 @@ async def test_a_pull_moves_and_ends(storage: Storage, work: Work) -> None:
     assert (seen[-1].state, seen[-1].done, seen[-1].total, seen[-1].file) == ("running", 40, 100, "w")
     work.finish("gpt2")
     await following
-    assert seen[-1].state == "done" and installed == ["gpt2"]
+    assert seen[-1].state == "done"
     assert [one.state async for one in pulls.follow(job.id)] == ["done"]
     await pulls.close()
 
@@ -211,6 +212,96 @@ async def test_only_the_latest_are_remembered(storage: Storage, work: Work, monk
         await until(lambda job=job: pulls._jobs[job.id].job.state == "done")
     assert [job.id for job in await pulls.list()] == ids[:-4:-1]
     assert {job.id for job in await Pulls(storage, run=work).list()} == set(ids[-3:])
+
+
+async def test_failed_and_paused_pulls_are_forgotten_too_after_those_that_are_over(
+    storage: Storage, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmasos.serve.native.pulls.KEPT", 3)
+    pulls = Pulls(storage, run=work)
+    work.error = NetworkError("The hub is away.")
+    for i in range(5):
+        work.finish(f"fails-{i}")
+        job = await pulls.start("gpt2", f"fails-{i}")
+        await until(lambda job=job: pulls._jobs[job.id].job.state == "failed")
+    assert [job.name for job in await pulls.list()] == ["fails-4", "fails-3", "fails-2"]
+    await pulls.pause((await pulls.start("gpt2", "pauses")).id)
+    await pulls.cancel((await pulls.start("gpt2", "over")).id)
+    await pulls.pause((await pulls.start("gpt2", "last")).id)
+    assert [job.name for job in await pulls.list()] == ["last", "pauses", "fails-4"]
+    assert {job.name for job in await Pulls(storage, run=work).list()} == {"last", "pauses", "fails-4"}
+
+
+# pulls that go on as long as somebody holds them: Ollama's
+
+
+def ollamas(pulls: Pulls, model: str = "gpt2") -> AsyncGenerator[OllamaProgress, None]:
+    return follow(wanted(OllamaPullRequest(model=model)), pulls, Models({"fake": FakeLLM()}))
+
+
+async def begun(pulls: Pulls, work: Work) -> AsyncGenerator[OllamaProgress, None]:
+    """A client of Ollama's that has seen a first progress of gpt2."""
+    client = ollamas(pulls)
+    assert (await anext(client)).status == "pulling manifest"
+    upcoming = asyncio.ensure_future(anext(client))
+    await until(lambda: work.running)
+    work.report["gpt2"](progress(40))
+    line = await upcoming
+    assert (line.status, line.digest, line.completed, line.total) == ("pulling w", "w", 40, 100)
+    return client
+
+
+async def test_a_client_of_ollamas_follows_a_job(storage: Storage, work: Work) -> None:
+    pulls = Pulls(storage, run=work)
+    client = await begun(pulls, work)
+    [job] = await pulls.list()
+    assert (job.name, job.state) == ("gpt2", "running")
+    for seen, status in (
+        (progress(0, phase="note", message="Trying another source."), "Trying another source."),
+        (progress(100, phase="check"), "verifying sha256 digest"),
+    ):
+        work.report["gpt2"](seen)
+        assert (await anext(client)).status == status
+    work.finish("gpt2")
+    assert [line.status async for line in client][-1] == "success"
+    await pulls.close()
+
+
+async def test_a_pull_that_its_last_client_of_ollamas_leaves_is_paused(storage: Storage, work: Work) -> None:
+    pulls = Pulls(storage, run=work)
+    clients = [await begun(pulls, work), await begun(pulls, work)]
+    [job] = await pulls.list()
+    await clients[0].aclose()
+    assert work.running == 1
+    await clients[1].aclose()
+    assert work.running == 0 and (await pulls.get(job.id)).state == "paused"
+    again = await begun(pulls, work)
+    assert work.asked == ["gpt2", "gpt2"] and len(await pulls.list()) == 1
+    work.finish("gpt2")
+    assert [line.status async for line in again][-1] == "success"
+
+
+@pytest.mark.parametrize("first", ["ollama", "native"])
+async def test_a_pull_that_was_started_as_well_goes_on_alone(storage: Storage, work: Work, first: str) -> None:
+    pulls = Pulls(storage, run=work)
+    native = [await pulls.start("gpt2")] if first == "native" else []
+    client = await begun(pulls, work)
+    job = native[0] if native else await pulls.start("gpt2")
+    await client.aclose()
+    assert work.running == 1 and (await pulls.get(job.id)).state == "running"
+    client = await begun(pulls, work)
+    await pulls.pause(job.id)
+    with pytest.raises(BusyError, match="is paused"):
+        await anext(client)
+    assert work.asked == ["gpt2"]
+    await pulls.close()
+
+
+async def test_one_model_by_two_names_is_one_pull(storage: Storage, work: Work) -> None:
+    pulls = Pulls(storage, run=work)
+    job = await pulls.start("gpt2")
+    assert (await pulls.start("GPT2")).id == job.id
+    await pulls.close()
 
 
 @pytest.mark.parametrize("model", ["/etc", "./x", "~/x", "file:/etc/hosts"])

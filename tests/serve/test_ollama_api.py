@@ -556,14 +556,23 @@ def pulling(monkeypatch: pytest.MonkeyPatch):
     return asked
 
 
-async def test_a_pull_tells_its_progress_and_ends_with_success(pulling) -> None:
-    found = lines(await post("/api/pull", {"model": "smollm2-135m-instruct:latest"}))
+@pytest.fixture
+async def pull():
+    """Asks a server of this test's own, whose home is the test's: jobs are remembered."""
+    app = create_app(FakeLLM())
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client,
+    ):
+        yield lambda model, **fields: client.post("/api/pull", json={"model": model, **fields})
+
+
+async def test_a_pull_tells_its_progress_and_ends_with_success(pulling, pull) -> None:
+    found = lines(await pull("smollm2-135m-instruct:latest"))
     assert pulling == [("pull", {"model": "smollm2-135m-instruct", "name": "smollm2-135m-instruct"})]
     assert found[0] == {"status": "pulling manifest"} and found[-1] == {"status": "success"}
-    assert {"status": "pulling model.gguf", "digest": "model.gguf", "completed": 10, "total": 100} in found
-    assert any(line["status"] == "verifying sha256 digest" for line in found)
     assert "serves only what it was started with" in found[-2]["status"]
-    whole = await post("/api/pull", {"model": "hf.co/acme/tiny:Q4_K_M", "stream": False})
+    whole = await pull("hf.co/acme/tiny:Q4_K_M", stream=False)
     assert whole.json() == {"status": "success"} and pulling[-1][1]["model"] == "hf:acme/tiny:Q4_K_M"
 
 
@@ -577,20 +586,20 @@ def test_the_official_client_pulls(pulling) -> None:
         assert missing.value.status_code == 404
 
 
-async def test_paths_of_the_servers_machine_are_not_pulled(pulling, tiny_model) -> None:
+async def test_paths_of_the_servers_machine_are_not_pulled(pulling, pull, tiny_model) -> None:
     for path in (str(tiny_model), f"file:{tiny_model}"):
-        assert "path of the server's machine" in error(await post("/api/pull", {"model": path}))["error"]
+        assert "path of the server's machine" in error(await pull(path))["error"]
     assert pulling == []
 
 
-async def test_a_pull_that_fails_says_so_on_its_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_pull_that_fails_says_so_on_its_last_line(pull, monkeypatch: pytest.MonkeyPatch) -> None:
     async def run(task, options, on_progress):
         raise NetworkError("The hub is away.", hint="Try again.")
 
     monkeypatch.setattr(worker, "run", run)
-    found = lines(await post("/api/pull", {"model": "smollm2-135m-instruct"}))
+    found = lines(await pull("smollm2-135m-instruct"))
     assert found == [{"status": "pulling manifest"}, {"error": "The hub is away. Try again.", "code": "network"}]
-    assert error(await post("/api/pull", {"model": "smollm2-135m-instruct", "stream": False}), 502)
+    assert error(await pull("smollm2-135m-instruct", stream=False), 502)
 
 
 def test_a_pull_that_its_client_leaves_stops(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,7 +128,7 @@ def assemble(
     app.include_router(create_openai_router(models))
     background.include(app)
     app.include_router(adapter_routes.create_router(models, enabled=enable_lora_loading))
-    app.include_router(ollama.create_router(models, residents))
+    app.include_router(ollama.create_router(models, residents, pulls))
     app.include_router(health.create_router(models, readiness))
     app.include_router(
         native.create_router(

@@ -49,11 +49,23 @@ class PullNotFoundError(NotFoundError):
     param = "id"
 
 
+class PullFailedError(LLMasOSError):
+    code = "internal_error"
+
+
+async def _in_process(task: str, options: dict[str, Any], on_progress: worker.OnProgress) -> dict[str, Any]:
+    return await worker.run(task, options, on_progress)
+
+
 class _Live:
-    """A job as it is in memory, and those who wait for its next change."""
+    """A job as it is in memory, and those who wait for its next change. `stays`: it goes on when nobody holds it;
+    `error` is what it failed with."""
 
     def __init__(self, job: PullJob) -> None:
         self.job = job
+        self.stays = False
+        self.num_holders = 0
+        self.error: LLMasOSError | None = None
         self.task: asyncio.Task[None] | None = None
         self.saved = 0.0
         self._changed = asyncio.Event()
@@ -70,13 +82,12 @@ class _Live:
 class Pulls:
     """The jobs of this server. `run` carries one out; tests pass another."""
 
-    def __init__(self, storage: Storage, *, run: Run = worker.run) -> None:
+    def __init__(self, storage: Storage, *, run: Run = _in_process) -> None:
         self._storage, self._run = storage, run
         self._jobs: dict[str, _Live] = {}
         self._read = asyncio.Lock()
         self._is_read = False
         self._turn = asyncio.Semaphore(AT_ONCE)
-        self.on_installed: list[Callable[[str], None]] = []
 
     async def list(self) -> list[PullJob]:
         """The latest first."""
@@ -89,19 +100,48 @@ class Pulls:
     async def start(self, model: str, name: str | None = None) -> PullJob:
         """The job that pulls `model`: a new one, or the unfinished one of the same name, which goes on.
 
-        Raises NotFoundError for an unknown name, InvalidInputError for a path of this machine.
+        Raises NotFoundError for an unknown name, InvalidInputError for a path of this machine, BusyError while the name
+        is pulled from elsewhere.
         """
+        live = await self._wanted(model, name)
+        live.stays = True
+        return self._begin(live)
+
+    async def hold(self, model: str, name: str) -> AsyncGenerator[PullJob, None]:
+        """As `start`, then `follow`, for a client that ends the pull by leaving: it is paused when the last one closes
+        the generator, unless somebody has started it. Raises what it fails with, too, and BusyError when somebody else
+        ends it."""
+        live = await self._wanted(model, name)
+        live.stays = live.stays and live.job.state in _ACTIVE
+        live.num_holders += 1
+        try:
+            self._begin(live)
+            async with contextlib.aclosing(self.follow(live.job.id)) as jobs:
+                async for job in jobs:
+                    yield job
+            if live.error is not None:
+                raise live.error
+            if live.job.state != "done":
+                raise BusyError(f"The pull of {live.job.name} is {live.job.state}.", hint="Pull it again to go on.")
+        finally:
+            live.num_holders -= 1
+            if live.job.state in _ACTIVE and not live.num_holders and not live.stays:
+                await asyncio.shield(self.pause(live.job.id))  # also when its request is cancelled
+
+    async def _wanted(self, model: str, name: str | None) -> _Live:
         await self._load()
         check_no_path(model)
-        target = check_name(name or Library().resolve(model).name)
+        library = Library()
+        wanted = library.resolve(model)
+        target = check_name(name or wanted.name)
         for live in self._jobs.values():
             if live.job.name.lower() == target.lower() and live.job.state not in _OVER:
-                if live.job.model != model:
+                if live.job.model != model and library.resolve(live.job.model).sources != wanted.sources:
                     raise BusyError(
                         f"{live.job.name} is being pulled from {live.job.model!r}.",
                         hint=f"Wait for it, cancel the pull {live.job.id}, or choose another name.",
                     )
-                return self._begin(live)
+                return live
         now = datetime.now(UTC)
         id = f"pull_{secrets.token_hex(8)}"
         live = self._jobs[id] = _Live(
@@ -109,7 +149,7 @@ class Pulls:
         )
         await self._storage.run(lambda session: session.add(_row(live.job, self._storage.place)))
         await self._forget()
-        return self._begin(live)
+        return live
 
     async def pause(self, id: str) -> PullJob:
         live = await self._find(id)
@@ -124,6 +164,7 @@ class Pulls:
         live = await self._find(id)
         if live.job.state in _OVER:
             raise _not_now(live.job, "resumed")
+        live.stays = True
         return self._begin(live)
 
     async def cancel(self, id: str) -> PullJob:
@@ -158,6 +199,7 @@ class Pulls:
 
     def _begin(self, live: _Live) -> PullJob:
         if live.job.state not in _ACTIVE or live.task is None:
+            live.error = None
             live.change(state="waiting", error=None, error_code=None, message="")
             live.task = asyncio.get_running_loop().create_task(self._carry_out(live))
         return live.job
@@ -168,15 +210,14 @@ class Pulls:
             async with self._turn:
                 await self._settle(live, state="running")
                 await self._run("pull", {"model": job.model, "name": job.name}, lambda seen: self._moved(live, seen))
-            for call in self.on_installed:
-                call(job.name)
             await self._settle(live, state="done", phase="done", message="")
         except LLMasOSError as e:
+            live.error = e
             await self._settle(live, state="failed", error=str(e), error_code=e.code)
         except Exception:
             log.exception("the pull of %s failed", job.name)
-            error = "The server failed on this pull; its log has the cause."
-            await self._settle(live, state="failed", error=error, error_code="internal_error")
+            live.error = PullFailedError("The server failed on this pull; its log has the cause.")
+            await self._settle(live, state="failed", error=str(live.error), error_code=live.error.code)
         finally:
             live.task = None
 
@@ -232,9 +273,10 @@ class Pulls:
             self._is_read = True
 
     async def _forget(self) -> None:
-        """Only the latest finished jobs are kept."""
-        over = [live.job for live in self._jobs.values() if live.job.state in _OVER]
-        old = [job.id for job in sorted(over, key=lambda job: job.updated)[: max(0, len(self._jobs) - KEPT)]]
+        """Only the latest jobs are kept; those that could go on are forgotten last, and their partial files stay."""
+        idle = [live.job for live in self._jobs.values() if live.job.state not in _ACTIVE]
+        idle.sort(key=lambda job: (job.state not in _OVER, job.updated))
+        old = [job.id for job in idle[: max(0, len(self._jobs) - KEPT)]]
         if old:
             for id in old:
                 del self._jobs[id]

@@ -39,7 +39,7 @@ from llmasos.errors import LLMasOSError
 from llmasos.serve import render
 from llmasos.serve.caller import caller_of
 from llmasos.serve.models import Models
-from llmasos.serve.native import worker
+from llmasos.serve.native.pulls import Pulls
 from llmasos.serve.native.residents import Residents
 from llmasos.serve.ollama import answer, pulls, shelf
 from llmasos.serve.ollama.body import AnyContentType
@@ -80,8 +80,8 @@ def _refusals(model: Any) -> str:
     return f"Refused by name when set: {', '.join(f'`{name}`' for name in sorted(model.UNSUPPORTED))}."
 
 
-def create_router(models: Models, residents: Residents) -> APIRouter:
-    """`residents` decides what is loaded."""
+def create_router(models: Models, residents: Residents, jobs: Pulls) -> APIRouter:
+    """`residents` decides what is loaded; `jobs` are the server's pulls."""
     router = APIRouter(tags=["Ollama"], route_class=AnyContentType)
 
     @router.post(
@@ -153,7 +153,7 @@ def create_router(models: Models, residents: Residents) -> APIRouter:
     )
     async def pull(body: OllamaPullRequest, request: Request) -> Response:
         resolved = await asyncio.to_thread(pulls.wanted, body)
-        progress = pulls.follow(resolved, worker.run, models)
+        progress = pulls.follow(resolved, jobs, models)
         if body.stream is False:
             return await whole(request, _last(progress))
         return await _ndjson(request, progress)

@@ -1,21 +1,19 @@
-"""Pulls as Ollama's clients follow them. One that its client leaves stops; what has arrived stays for the next try."""
+"""Pulls as Ollama's clients follow them: jobs as all others (`native.pulls`), but paused when their clients leave."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
+from llmasos.client.types.native import PullJob
 from llmasos.client.types.ollama import OllamaProgress, OllamaPullRequest
 from llmasos.errors import InvalidInputError, NotFoundError, UnsupportedError
 from llmasos.serve.models import ModelNotFoundError, Models
+from llmasos.serve.native.pulls import Pulls
 from llmasos.serve.ollama.names import spellings
 from llmasos.store.catalog import Resolved
 from llmasos.store.library import Library
-
-OnProgress = Callable[[dict[str, Any]], None]
-Run = Callable[[str, dict[str, Any], OnProgress], Awaitable[dict[str, Any]]]
-"""Carries a task of the store out in a process of its own; cancelling it ends the process."""
 
 _PHASES = {"download": "pulling", "check": "verifying sha256 digest", "unpack": "unpacking"}
 
@@ -42,40 +40,35 @@ def wanted(body: OllamaPullRequest) -> Resolved:
     raise first
 
 
-async def follow(resolved: Resolved, run: Run, models: Models) -> AsyncGenerator[OllamaProgress, None]:
-    """Progress, then `success`. Closing the generator stops the pull."""
-    queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+async def follow(resolved: Resolved, pulls: Pulls, models: Models) -> AsyncGenerator[OllamaProgress, None]:
+    """Progress, then `success`. Raises what the pull fails with."""
     yield OllamaProgress(status="pulling manifest")
-    pull = asyncio.ensure_future(run("pull", {"model": resolved.ref, "name": resolved.name}, queue.put_nowait))
-    pull.add_done_callback(lambda _: queue.put_nowait(None))
-    said: OllamaProgress | None = None
-    try:
-        while (seen := await queue.get()) is not None:
-            line = _line(seen)
+    message, said = "", None
+    async with aclosing(pulls.hold(resolved.ref, resolved.name)) as jobs:
+        async for job in jobs:
+            if job.message and job.message != message:
+                yield OllamaProgress(status=job.message)
+            message = job.message
+            line = _line(job)
             if line is not None and line != said:
                 said = line
                 yield line
-        name = (await pull)["name"]
-    finally:
-        pull.cancel()
-        await asyncio.gather(pull, return_exceptions=True)
+    await models.look(resolved.name)
     try:
-        await models.look(name)
-        models[name]
+        models[resolved.name]
     except ModelNotFoundError:
-        yield OllamaProgress(status=f"{name} is installed; this server serves only what it was started with")
+        status = f"{resolved.name} is installed; this server serves only what it was started with"
+        yield OllamaProgress(status=status)
     yield OllamaProgress(status="success")
 
 
-def _line(seen: dict[str, Any]) -> OllamaProgress | None:
-    """One report of the store's as a line."""
-    phase, file = seen["phase"], seen["file"]
-    if phase in ("note", "wait", "done"):
-        return OllamaProgress(status=seen["message"]) if seen["message"] else None
-    status = _PHASES.get(phase, phase)
-    if phase == "download" and file:
-        status = f"{status} {file}"
-    known: dict[str, Any] = {"completed": seen["done"]}
-    if seen["total"]:
-        known["total"] = seen["total"]
-    return OllamaProgress(status=status, digest=file or status, **known)
+def _line(job: PullJob) -> OllamaProgress | None:
+    if job.state != "running" or not job.phase:
+        return None
+    status = _PHASES.get(job.phase, job.phase)
+    if job.phase == "download" and job.file:
+        status = f"{status} {job.file}"
+    known: dict[str, Any] = {"completed": job.done}
+    if job.total:
+        known["total"] = job.total
+    return OllamaProgress(status=status, digest=job.file or status, **known)

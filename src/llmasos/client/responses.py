@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from llmasos.client.http import AsyncHttp, Http, path_of
 from llmasos.client.providers.openai import event_json, parsed, stream_error
 from llmasos.client.sse import Event
+from llmasos.client.types.response_events import ResponseErrorEvent, ResponseEvent, ResponseStateEvent
 from llmasos.client.types.responses import (
     Conversation,
     DeletedConversation,
@@ -24,9 +25,6 @@ from llmasos.client.types.responses import (
     InputTokens,
     ItemList,
     Response,
-    ResponseErrorEvent,
-    ResponseEvent,
-    ResponseStateEvent,
 )
 from llmasos.errors import ProviderError
 

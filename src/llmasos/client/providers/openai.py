@@ -81,7 +81,8 @@ class OpenAIStreamReader(Generic[T_chunk]):
     `num_choices` completions that were asked for has ended."""
 
     def __init__(self, kind: type[T_chunk], provider: str, num_choices: int) -> None:
-        self.kind, self.provider = kind, provider
+        self.kind: type[T_chunk] = kind
+        self.provider = provider
         self.done = False
         self._open = set(range(num_choices))
 

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from llmasos.client.types.base import KeptRequest, WireRequest, WireResponse
-from llmasos.client.types.responses import Id, Metadata
+from llmasos.client.types.response_items import Id
+from llmasos.client.types.responses import Metadata
 
 FilePurpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
 PURPOSES: tuple[FilePurpose, ...] = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")

@@ -1,7 +1,6 @@
-"""OpenAI's Responses API on the wire: bodies, items, and every event of a stream.
+"""OpenAI's Responses API on the wire: requests, answers, conversations. Items and events have modules of their own.
 
-Source: OpenAI API reference, Responses. Fields under "extensions" are not OpenAI's. Items are what goes in and out:
-messages, function calls, their outputs, reasoning.
+Source: OpenAI API reference, Responses. Fields under "extensions" are not OpenAI's.
 """
 
 from __future__ import annotations
@@ -12,160 +11,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
 
 from llmasos.client.types.base import KeptRequest, WireRequest, WireResponse
+from llmasos.client.types.response_items import Id, InputItem, OutputItem, OutputMessage, text_or_list
 
 _INT64 = 2**63
-ItemStatus = Literal["in_progress", "completed", "incomplete"]
 ResponseStatus = Literal["completed", "failed", "in_progress", "cancelled", "queued", "incomplete"]
 MetadataValue = Annotated[str, Field(max_length=512)]
 Metadata = Annotated[dict[Annotated[str, Field(max_length=64)], MetadataValue], Field(max_length=16)]
 """Labels: up to 16, names up to 64 characters, values up to 512 (OpenAI's limits)."""
-Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,256}$")]
-
-
-class InputText(WireRequest):
-    UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"prompt_cache_breakpoint": ()}
-
-    type: Literal["input_text"]
-    text: str
-
-
-class OutputTextInput(WireRequest):
-    """Text of an earlier answer; what came with it may stay."""
-
-    type: Literal["output_text"]
-    text: str
-    annotations: list[JsonValue] | None = None
-    logprobs: list[JsonValue] | None = None
-
-
-class RefusalInput(WireRequest):
-    type: Literal["refusal"]
-    refusal: str
-
-
-class OtherContent(BaseModel):
-    """Images, audio and files: known to the wire, refused by a text model by name."""
-
-    model_config = ConfigDict(extra="allow")
-    type: str
-
-
-def _content_tag(value: Any) -> str:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return f"<{kind}>" if kind in ("input_text", "output_text", "refusal") else "<other>"
-
-
-InputContent = Annotated[
-    Annotated[InputText, Tag("<input_text>")]
-    | Annotated[OutputTextInput, Tag("<output_text>")]
-    | Annotated[RefusalInput, Tag("<refusal>")]
-    | Annotated[OtherContent, Tag("<other>")],
-    Discriminator(_content_tag),
-]
-
-
-def _text_or_list(value: Any) -> str:
-    return "<list>" if isinstance(value, list) else "<text>"
-
-
-TextOrContent = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[list[InputContent], Tag("<list>")], Discriminator(_text_or_list)
-]
-
-
-class MessageItem(WireRequest):
-    """`phase` is the label of a model that writes comments before its answer; ours have no such thing."""
-
-    type: Literal["message"] = "message"
-    role: Literal["user", "assistant", "system", "developer"]
-    content: TextOrContent
-    id: Id | None = None
-    status: ItemStatus | None = None
-    phase: Literal["commentary", "final_answer"] | None = None
-
-
-class FunctionCallItem(WireRequest):
-    UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "async": (False,),
-        "caller": ({"type": "direct"},),
-        "namespace": (),
-    }
-
-    type: Literal["function_call"]
-    call_id: str
-    name: str
-    arguments: str
-    id: Id | None = None
-    status: ItemStatus | None = None
-
-
-class FunctionCallOutputItem(WireRequest):
-    UNSUPPORTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"caller": ({"type": "direct"},), "namespace": ()}
-
-    type: Literal["function_call_output"]
-    call_id: str
-    output: TextOrContent
-    name: str | None = None
-    id: Id | None = None
-    status: ItemStatus | None = None
-
-
-class SummaryText(WireResponse):
-    type: Literal["summary_text"] = "summary_text"
-    text: str
-
-
-class ReasoningText(WireResponse):
-    type: Literal["reasoning_text"] = "reasoning_text"
-    text: str
-
-
-class ReasoningInputItem(WireRequest):
-    """The model's thoughts, given back with what they led to. Read are `content`, else `encrypted_content`, else
-    `summary`."""
-
-    type: Literal["reasoning"]
-    summary: list[SummaryText] = Field(default_factory=list)
-    content: list[ReasoningText] | None = None
-    encrypted_content: str | None = None
-    id: Id | None = None
-    status: ItemStatus | None = None
-
-
-class ItemReference(WireRequest):
-    """An item of a stored response, by its id."""
-
-    type: Literal["item_reference"] = "item_reference"
-    id: Id
-
-
-class OtherItem(BaseModel):
-    """Items of hosted tools and the like: known to the wire, refused by name."""
-
-    model_config = ConfigDict(extra="allow")
-    type: str
-
-
-_ITEMS = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
-
-
-def _item_tag(value: Any) -> str:
-    if not isinstance(value, dict):
-        kind = getattr(value, "type", None)
-    else:
-        kind = value.get("type") or ("message" if "role" in value else "item_reference" if "id" in value else "message")
-    return f"<{kind}>" if kind in _ITEMS else "<other>"
-
-
-InputItem = Annotated[
-    Annotated[MessageItem, Tag("<message>")]
-    | Annotated[FunctionCallItem, Tag("<function_call>")]
-    | Annotated[FunctionCallOutputItem, Tag("<function_call_output>")]
-    | Annotated[ReasoningInputItem, Tag("<reasoning>")]
-    | Annotated[ItemReference, Tag("<item_reference>")]
-    | Annotated[OtherItem, Tag("<other>")],
-    Discriminator(_item_tag),
-]
 
 
 class FunctionTool(WireRequest):
@@ -283,7 +135,7 @@ class InputRequest(KeptRequest):
 
     model: str = Field(description="Name of a served model, as in /v1/models.")
     input: Annotated[
-        Annotated[str, Tag("<text>")] | Annotated[list[InputItem], Tag("<list>")], Discriminator(_text_or_list)
+        Annotated[str, Tag("<text>")] | Annotated[list[InputItem], Tag("<list>")], Discriminator(text_or_list)
     ] = Field(description="A user's message as text, or a list of items.")
     instructions: str | None = Field(None, description="The system message; not carried over to later responses.")
     previous_response_id: Id | None = Field(None, description="A stored response that this one goes on from.")
@@ -367,54 +219,6 @@ class InputTokensRequest(InputRequest):
 class InputTokens(WireResponse):
     object: Literal["response.input_tokens"] = "response.input_tokens"
     input_tokens: int
-
-
-class ResponseTopLogprob(WireResponse):
-    token: str
-    bytes: list[int]
-    logprob: float
-
-
-class ResponseLogprob(ResponseTopLogprob):
-    top_logprobs: list[ResponseTopLogprob]
-
-
-class OutputText(WireResponse):
-    type: Literal["output_text"] = "output_text"
-    text: str
-    annotations: list[Any] = Field(default_factory=list)
-    logprobs: list[ResponseLogprob] | None = None
-
-
-class OutputMessage(WireResponse):
-    type: Literal["message"] = "message"
-    id: str
-    role: Literal["assistant"] = "assistant"
-    status: ItemStatus
-    content: list[OutputText]
-
-
-class FunctionToolCall(WireResponse):
-    """A function that the model wants called. `arguments` is JSON text as the model wrote it."""
-
-    type: Literal["function_call"] = "function_call"
-    id: str
-    call_id: str
-    name: str
-    arguments: str
-    status: ItemStatus
-
-
-class ReasoningItem(WireResponse):
-    type: Literal["reasoning"] = "reasoning"
-    id: str
-    summary: list[SummaryText]
-    content: list[ReasoningText] | None = None
-    encrypted_content: str | None = None
-    status: ItemStatus
-
-
-OutputItem = Annotated[OutputMessage | FunctionToolCall | ReasoningItem, Field(discriminator="type")]
 
 
 class ResponseError(WireResponse):
@@ -531,146 +335,3 @@ class ConversationItemsRequest(KeptRequest):
     """Body of POST /v1/conversations/{id}/items."""
 
     items: list[InputItem] = Field(min_length=1, max_length=20)
-
-
-class EventTopLogprob(WireResponse):
-    token: str
-    logprob: float
-
-
-class EventLogprob(EventTopLogprob):
-    """As events have it: without the bytes that the whole text's have."""
-
-    top_logprobs: list[EventTopLogprob]
-
-
-class _Event(WireResponse):
-    sequence_number: int
-
-
-class ResponseStateEvent(_Event):
-    """How the response stands. The last event of a stream is one of the last three."""
-
-    type: Literal[
-        "response.created",
-        "response.queued",
-        "response.in_progress",
-        "response.completed",
-        "response.incomplete",
-        "response.failed",
-    ]
-    response: Response
-
-
-class OutputItemEvent(_Event):
-    type: Literal["response.output_item.added", "response.output_item.done"]
-    output_index: int
-    item: OutputItem
-
-
-class ContentPartEvent(_Event):
-    type: Literal["response.content_part.added", "response.content_part.done"]
-    item_id: str
-    output_index: int
-    content_index: int
-    part: Annotated[OutputText | ReasoningText, Field(discriminator="type")]
-
-
-class OutputTextDelta(_Event):
-    type: Literal["response.output_text.delta"] = "response.output_text.delta"
-    item_id: str
-    output_index: int
-    content_index: int
-    delta: str
-    logprobs: list[EventLogprob]
-
-
-class OutputTextDone(_Event):
-    type: Literal["response.output_text.done"] = "response.output_text.done"
-    item_id: str
-    output_index: int
-    content_index: int
-    text: str
-    logprobs: list[EventLogprob]
-
-
-class ArgumentsDelta(_Event):
-    type: Literal["response.function_call_arguments.delta"] = "response.function_call_arguments.delta"
-    item_id: str
-    output_index: int
-    delta: str
-
-
-class ArgumentsDone(_Event):
-    type: Literal["response.function_call_arguments.done"] = "response.function_call_arguments.done"
-    item_id: str
-    output_index: int
-    name: str
-    arguments: str
-
-
-class ReasoningTextDelta(_Event):
-    type: Literal["response.reasoning_text.delta"] = "response.reasoning_text.delta"
-    item_id: str
-    output_index: int
-    content_index: int
-    delta: str
-
-
-class ReasoningTextDone(_Event):
-    type: Literal["response.reasoning_text.done"] = "response.reasoning_text.done"
-    item_id: str
-    output_index: int
-    content_index: int
-    text: str
-
-
-class SummaryPartEvent(_Event):
-    type: Literal["response.reasoning_summary_part.added", "response.reasoning_summary_part.done"]
-    item_id: str
-    output_index: int
-    summary_index: int
-    part: SummaryText
-
-
-class SummaryTextDelta(_Event):
-    type: Literal["response.reasoning_summary_text.delta"] = "response.reasoning_summary_text.delta"
-    item_id: str
-    output_index: int
-    summary_index: int
-    delta: str
-
-
-class SummaryTextDone(_Event):
-    type: Literal["response.reasoning_summary_text.done"] = "response.reasoning_summary_text.done"
-    item_id: str
-    output_index: int
-    summary_index: int
-    text: str
-
-
-class ResponseErrorEvent(_Event):
-    """The stream can't go on. The response itself may (a background one whose server stops)."""
-
-    type: Literal["error"] = "error"
-    code: str | None = None
-    message: str
-    param: str | None = None
-
-
-ResponseEvent = Annotated[
-    ResponseStateEvent
-    | OutputItemEvent
-    | ContentPartEvent
-    | OutputTextDelta
-    | OutputTextDone
-    | ArgumentsDelta
-    | ArgumentsDone
-    | ReasoningTextDelta
-    | ReasoningTextDone
-    | SummaryPartEvent
-    | SummaryTextDelta
-    | SummaryTextDone
-    | ResponseErrorEvent,
-    Field(discriminator="type"),
-]

@@ -7,13 +7,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from llmasos.client.types.responses import (
-    Conversation,
-    ConversationRequest,
-    ConversationUpdate,
-    InputItem,
-    ItemReference,
-)
+from llmasos.client.types.response_items import InputItem, ItemReference
+from llmasos.client.types.responses import Conversation, ConversationRequest, ConversationUpdate
 from llmasos.errors import UnsupportedError
 from llmasos.serve.caller import Caller
 from llmasos.serve.responses import store

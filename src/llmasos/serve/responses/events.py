@@ -8,34 +8,38 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from llmasos.client.types.responses import (
+from llmasos.client.types.response_events import (
     ArgumentsDelta,
     ArgumentsDone,
     ContentPartEvent,
     EventLogprob,
     EventTopLogprob,
-    FunctionToolCall,
-    IncompleteDetails,
-    InputTokensDetails,
     OutputItemEvent,
-    OutputMessage,
-    OutputText,
     OutputTextDelta,
     OutputTextDone,
-    OutputTokensDetails,
-    ReasoningItem,
-    ReasoningText,
     ReasoningTextDelta,
     ReasoningTextDone,
-    Response,
-    ResponseError,
-    ResponseLogprob,
     ResponseStateEvent,
-    ResponseUsage,
     SummaryPartEvent,
-    SummaryText,
     SummaryTextDelta,
     SummaryTextDone,
+)
+from llmasos.client.types.response_items import (
+    FunctionToolCall,
+    OutputMessage,
+    OutputText,
+    ReasoningItem,
+    ReasoningText,
+    ResponseLogprob,
+    SummaryText,
+)
+from llmasos.client.types.responses import (
+    IncompleteDetails,
+    InputTokensDetails,
+    OutputTokensDetails,
+    Response,
+    ResponseError,
+    ResponseUsage,
 )
 from llmasos.inference.request import TokenLogprob
 from llmasos.serve import render

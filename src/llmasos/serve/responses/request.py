@@ -14,23 +14,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llmasos.client.types import ChatCompletionRequest
-from llmasos.client.types.responses import (
-    AllowedTools,
+from llmasos.client.types.response_items import (
     FunctionCallItem,
     FunctionCallOutputItem,
-    FunctionChoice,
-    FunctionTool,
     InputContent,
     InputItem,
-    InputRequest,
     InputText,
     MessageItem,
     OtherItem,
     OutputTextInput,
     ReasoningInputItem,
     RefusalInput,
-    ResponseRequest,
 )
+from llmasos.client.types.responses import AllowedTools, FunctionChoice, FunctionTool, InputRequest, ResponseRequest
 from llmasos.errors import ContextOverflowError, InvalidInputError, LLMasOSError, UnsupportedError
 
 INCLUDE_LOGPROBS = "message.output_text.logprobs"

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from llmasos.client.types import ErrorBody
 from llmasos.client.types import responses as wire
+from llmasos.client.types.response_events import ResponseErrorEvent
 from llmasos.errors import InvalidInputError, UnsupportedError
 from llmasos.serve.body import ReadAside
 from llmasos.serve.caller import caller_of
@@ -156,7 +157,7 @@ def error_event(body: BaseModel, number: int) -> str:
     assert isinstance(body, ErrorBody)
     problem = body.error
     return sse(
-        wire.ResponseErrorEvent(code=problem.code, message=problem.message, param=problem.param, sequence_number=number)
+        ResponseErrorEvent(code=problem.code, message=problem.message, param=problem.param, sequence_number=number)
     )
 
 

@@ -18,16 +18,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
 
 from llmasos.client.types import ChatCompletionRequest
-from llmasos.client.types.responses import (
-    ConversationReference,
-    InputItem,
-    InputRequest,
-    ItemReference,
-    Response,
-    ResponseError,
-    ResponseRequest,
-    ResponseStateEvent,
-)
+from llmasos.client.types.response_events import ResponseStateEvent
+from llmasos.client.types.response_items import InputItem, ItemReference
+from llmasos.client.types.responses import ConversationReference, InputRequest, Response, ResponseError, ResponseRequest
 from llmasos.errors import InvalidInputError, LLMasOSError
 from llmasos.serve import prepare
 from llmasos.serve.aside import Aside

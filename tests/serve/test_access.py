@@ -491,6 +491,17 @@ async def test_odd_characters_are_no_server_error(database: Database) -> None:
     await access.close()
 
 
+ABOUT_A_MODEL = [
+    ("POST", "/llmasos/v1/load", {"model": "gone"}, 404),
+    ("POST", "/llmasos/v1/unload", {"model": "gone"}, 404),
+    ("POST", "/llmasos/v1/pin", {"model": "gone", "pinned": True}, 404),
+    ("POST", "/llmasos/v1/pulls", {"model": "gone"}, 404),
+    ("POST", "/api/pull", {"model": "gone"}, 404),
+    ("DELETE", "/api/delete", {"model": "gone"}, 404),
+    ("POST", "/v1/unload_lora_adapter", {"lora_name": "gone"}, 403),
+]
+
+
 async def test_what_changes_the_server_is_in_the_audit_log(memory: Database) -> None:
     boss, ann = make_key(memory, "boss", scopes=("manage",)), make_key(memory, "ann")
     access, client = guarded(memory)
@@ -499,9 +510,15 @@ async def test_what_changes_the_server_is_in_the_audit_log(memory: Database) -> 
         body = {"lora_name": "x", "lora_path": "/nowhere"}
         assert (await client.post(path, json=body, headers=bearer(boss))).status_code == 403  # not enabled
         assert (await client.post(path, json=body, headers=bearer(ann))).status_code == 403  # no such right
+        for method, own, body, _ in ABOUT_A_MODEL:
+            await client.request(method, own, json=body, headers=bearer(boss))
         log = (await client.get("/llmasos/v1/audit", headers=bearer(boss))).json()["data"]
     found = [(one["actor"], one["action"], one["details"]) for one in log if not one["action"].startswith("key.")]
-    assert found == [(f"key:{id_of(boss)}", f"POST {path}", {"status": 403})]
+    assert {actor for actor, *_ in found} == {f"key:{id_of(boss)}"}
+    assert [(action, details) for _, action, details in reversed(found)] == [
+        (f"POST {path}", {"status": 403, "model": "x"}),
+        *((f"{method} {own}", {"status": status, "model": "gone"}) for method, own, _, status in ABOUT_A_MODEL),
+    ]
     await access.close()
 
 

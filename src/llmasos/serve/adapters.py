@@ -10,6 +10,7 @@ from fastapi import APIRouter
 
 from llmasos.client.types import DeletedModel, ErrorBody, LoadAdapterRequest, Model, UnloadAdapterRequest
 from llmasos.errors import UnsupportedError
+from llmasos.serve import inflight
 from llmasos.serve.models import Models
 from llmasos.serve.openai import describe
 
@@ -41,12 +42,14 @@ def create_router(models: Models, *, enabled: bool) -> APIRouter:
 
     @router.post("/load_lora_adapter", summary="Load a LoRA adapter and serve it")
     async def load(body: LoadAdapterRequest) -> Model:
+        inflight.asks(body.lora_name)
         check()
         await models.load_adapter(body.lora_name, body.lora_path, body.base_model_name)
         return describe(models, body.lora_name)
 
     @router.post("/unload_lora_adapter", summary="Serve a LoRA adapter no longer")
     async def unload(body: UnloadAdapterRequest) -> DeletedModel:
+        inflight.asks(body.lora_name)
         check()
         await models.unload_adapter(body.lora_name)
         return DeletedModel(id=body.lora_name, object="model", deleted=True)

@@ -104,7 +104,7 @@ def current_id() -> str | None:
 
 
 def asks(model: str) -> None:
-    """The request wants `model`, which may have to be loaded first."""
+    """The request wants `model`, which may have to be loaded first, or does something with it."""
     if request := _current.get():
         request.model = redacted(model)
 

@@ -80,7 +80,9 @@ class Guard:
         transaction as the change."""
         if rule.access != "manage" or rule.method in _UNCHANGING or rule.path.startswith("/llmasos/v1/keys"):
             return
-        details = {"status": answer.status}
+        details: dict[str, object] = {"status": answer.status}
+        if (request := inflight.current()) is not None and request.model is not None:
+            details["model"] = request.model
         id = scope["state"].get("request_id")
         self.access.ledger.note(caller.actor, f"{rule.method} {rule.path}", redacted(scope["path"]), details, id)
 

@@ -22,6 +22,7 @@ from sqlalchemy import delete, select, update
 
 from llmasos.client.types.native import PullJob, PullJobList, PullRequest
 from llmasos.errors import BusyError, LLMasOSError, NotFoundError
+from llmasos.serve import inflight
 from llmasos.serve.native import worker
 from llmasos.serve.native.common import responses, sse
 from llmasos.serve.native.library import check_no_path
@@ -320,6 +321,7 @@ def create_router(pulls: Pulls, stopping: asyncio.Event) -> APIRouter:
 
     @router.post("", status_code=202, summary="Pull a model", responses=responses(404, 409))
     async def start(body: PullRequest) -> PullJob:
+        inflight.asks(body.model)
         return await pulls.start(body.model, body.name)
 
     @router.get("", summary="List the pulls")

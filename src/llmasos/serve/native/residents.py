@@ -20,6 +20,7 @@ from llmasos.client.types.native import (
 )
 from llmasos.errors import UnsupportedError
 from llmasos.inference.host.status import ModelStatus as HostStatus
+from llmasos.serve import inflight
 from llmasos.serve.backing import Hosted
 from llmasos.serve.caller import caller_of
 from llmasos.serve.models import ModelNotFoundError, Models, ServedModel
@@ -170,18 +171,21 @@ def create_router(residents: Residents) -> APIRouter:
 
     @router.post("/load", summary="Load a model", responses=responses(404, 503, 507))
     async def load(body: LoadRequest, request: Request) -> ModelStatus:
+        inflight.asks(body.model)
         caller_of(request).check_model(body.model)
         await residents.load(body.model, pin=body.pin)
         return found(body.model)
 
     @router.post("/unload", summary="Unload a model", responses=responses(404, 409))
     async def unload(body: UnloadRequest, request: Request) -> ModelStatus:
+        inflight.asks(body.model)
         caller_of(request).check_model(body.model)
         await residents.unload(body.model, force=body.force)
         return found(body.model)
 
     @router.post("/pin", summary="Keep a model loaded, or no longer", responses=responses(404))
     async def pin(body: PinRequest, request: Request) -> ModelStatus:
+        inflight.asks(body.model)
         caller_of(request).check_model(body.model)
         await residents.pin(body.model, body.pinned)
         return found(body.model)

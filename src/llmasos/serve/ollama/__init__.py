@@ -36,7 +36,7 @@ from llmasos.client.types.ollama import (
     OllamaVersion,
 )
 from llmasos.errors import LLMasOSError
-from llmasos.serve import render
+from llmasos.serve import inflight, render
 from llmasos.serve.caller import caller_of
 from llmasos.serve.models import Models
 from llmasos.serve.native.pulls import Pulls
@@ -152,6 +152,7 @@ def create_router(models: Models, residents: Residents, jobs: Pulls) -> APIRoute
         responses=_responses(400, 404, stream="OllamaProgress"),
     )
     async def pull(body: OllamaPullRequest, request: Request) -> Response:
+        inflight.asks(body.model)
         resolved = await asyncio.to_thread(pulls.wanted, body)
         progress = pulls.follow(resolved, jobs, models)
         if body.stream is False:
@@ -165,6 +166,7 @@ def create_router(models: Models, residents: Residents, jobs: Pulls) -> APIRoute
         responses=_responses(400, 404),
     )
     async def delete(body: OllamaDeleteRequest, request: Request) -> Response:
+        inflight.asks(body.model)
         name = await asyncio.to_thread(shelf.installed_name, body.model)
         caller_of(request).check_model(name)
         if any(status.name == name and status.state not in ("absent", "failed") for status in residents.status()):

@@ -313,6 +313,7 @@ async def test_what_the_assistant_refused_is_what_it_said() -> None:
             "'refusal'",
         ),
         ({"stop": "\ud800"}, "stop", "not Unicode"),
+        ({"stream": True, "num_beams": 2}, "num_beams", "Set stream: false"),
         ({"tools": [{"type": "function", "function": {"name": "\ud800"}}]}, "tools", "not Unicode"),
         ({"structured_outputs": {"choice": ["a", "\ud800"]}}, "structured_outputs", "not Unicode"),
         (

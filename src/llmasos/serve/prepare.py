@@ -273,6 +273,8 @@ def _ids(model: ServedModel, entry: str | list[int], param: str) -> list[int]:
 
 def _params(model: ServedModel, request: SamplingRequest, **more: Any) -> SamplingParams:
     options: dict[str, Any] = {k: v for k in _SAMPLING + _EXTENSIONS + _BEAMS if (v := getattr(request, k)) is not None}
+    if request.stream and (request.num_beams or 1) > 1:
+        raise UnsupportedError("Beam search can't be streamed.", hint="Set stream: false.", param="num_beams")
     if request.stream_options is not None and not request.stream:
         raise InvalidInputError("stream_options needs stream: true.", param="stream_options")
     if request.stop:

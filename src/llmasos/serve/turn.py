@@ -65,7 +65,7 @@ async def turn(served: Served, body: ChatCompletionRequest, *, fit: bool = False
     readers = [_Reader(asked, body, index) for index in range(params.n)]
     num_output_tokens = num_cached_tokens = 0
     with prepare.form_called(_form_field(body)):
-        if params.num_beams > 1 and not body.stream:  # beams have no chunks
+        if params.num_beams > 1:  # beams have no chunks
             [output] = await served.complete([asked.ids], params, **options)
             for one in output.outputs:
                 for event in readers[one.index].read(one.text, one.token_ids, (), one.finish_reason, one.stop_reason):

@@ -194,7 +194,9 @@ class OllamaEmbedRequest(_Named):
     truncate: bool | None = Field(
         default=None, description="true: texts beyond the context are cut, and warnings name them. Default: refused."
     )
-    dimensions: Whole | None = Field(default=None, ge=0, description="The model's own; 0: the same.")
+    dimensions: Whole | None = Field(
+        default=None, ge=0, description="The model's own (also 0), or fewer where its config allows it."
+    )
     options: OllamaOptions | None = None
     keep_alive: Duration | None = None
 

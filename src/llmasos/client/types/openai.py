@@ -161,7 +161,9 @@ class SamplingRequest(WireRequest):
     logit_bias: dict[str, float] | None = Field(
         None, description="Token id (as a string) to a number added to its logit, -100 to 100."
     )
-    n: int | None = Field(None, ge=1, le=128, description="Completions per prompt. Default 1.")
+    n: int | None = Field(
+        None, ge=1, le=128, description="Completions per prompt, as many as the model's line has room for. Default 1."
+    )
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     seed: int | None = Field(None, ge=-_INT64, lt=_INT64)
     stop: str | list[str] | None = Field(None, description="Up to 16 strings; the text ends before the first of them.")
@@ -180,7 +182,7 @@ class SamplingRequest(WireRequest):
     repetition_penalty: float | None = Field(None, ge=0.01, le=100, description="Extension.")
     stop_token_ids: list[int] | None = Field(None, max_length=64, description="Extension.")
     ignore_eos: bool | None = Field(None, description="Extension: go on after the end-of-sequence token.")
-    num_beams: int | None = Field(None, ge=1, le=64, description="Extension: beam search.")
+    num_beams: int | None = Field(None, ge=1, le=64, description="Extension: beam search. Can't be streamed.")
     length_penalty: float | None = Field(None, ge=-10, le=10, description="Extension: for beam search.")
     early_stopping: bool | None = Field(None, description="Extension: for beam search.")
     priority: int | None = Field(None, ge=-_INT64, lt=_INT64, description="Extension: smaller is sooner. Default 0.")
@@ -234,7 +236,8 @@ class ChatCompletionRequest(SamplingRequest):
     )
     parallel_tool_calls: bool | None = Field(None, description="false: one call at most.")
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
-        None, description="For templates that have a word for it; else refused."
+        None,
+        description="For templates that have a word for it, else refused; none also where reasoning can be switched off.",
     )
     metadata: dict[str, str] | None = Field(None, description="Your labels; the answer does not depend on them.")
     safety_identifier: str | None = Field(None, description="Your label; the answer does not depend on it.")
@@ -260,7 +263,7 @@ class CompletionRequest(SamplingRequest):
     )
 
     prompt: str | list[str] | list[int] | list[list[int]] = Field(
-        description="A text, several texts, one prompt as token ids, or several."
+        description="A text, several texts, one prompt as token ids, or several; up to 2048."
     )
     best_of: int | None = Field(
         None, ge=1, le=128, description="Make so many and keep the n likeliest (per token). Can't be streamed."
@@ -269,7 +272,9 @@ class CompletionRequest(SamplingRequest):
         None,
         description="Text behind the completion, for models that were trained to fill in the middle; else refused.",
     )
-    echo: bool | None = Field(None, description="Put the prompt before the completion.")
+    echo: bool | None = Field(
+        None, description="Put the prompt before the completion. Can't be streamed together with logprobs."
+    )
     logprobs: int | None = Field(None, ge=0, le=20, description="Alternatives per token.")
     max_tokens: int | None = Field(None, ge=0, description="Default 16.")
 
@@ -283,7 +288,7 @@ class EmbeddingRequest(WireRequest):
 
     model: str = Field(description="Name of a served model, as in /v1/models.")
     input: str | list[str] | list[int] | list[list[int]] = Field(
-        description="A text, several texts, one input as token ids, or several."
+        description="A text, several texts, one input as token ids, or several; up to 2048."
     )
     encoding_format: Literal["float", "base64"] | None = Field(
         None, description="base64: little-endian float32. Default float."

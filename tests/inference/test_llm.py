@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import llmasos
 from llmasos.errors import InvalidInputError, LLMasOSError, NoChatTemplateError, NotFoundError, UnsupportedError
-from llmasos.inference import generate_text
+from llmasos.inference import embed, generate_text
 from llmasos.inference.llm import LLM
 from llmasos.inference.request import SamplingParams
 from llmasos.model_zoo import get_model
@@ -111,6 +111,24 @@ async def test_asynchronous_twins_give_the_same(tiny_llm: LLM) -> None:
     assert "".join([c.text async for c in tiny_llm.astream("The quick", max_tokens=8)]) == text
     assert await tiny_llm.aembed("hello") == tiny_llm.embed("hello")
     assert await tiny_llm.ascore("hello you") == tiny_llm.score("hello you")
+
+
+@pytest.mark.parametrize("is_built", [False, True])
+def test_embeddings_are_made_in_passes_no_larger_than_the_engines(tiny_llm: LLM, monkeypatch, is_built) -> None:
+    sizes, texts = [], [[5, 6, 7], [8] * 4, [9], [10] * 2, [11] * 12]
+    run = embed.hidden_states
+
+    def noting(model, ids, *more):
+        sizes.append(sum(map(len, ids)))
+        return run(model, ids, *more)
+
+    expected = tiny_llm.embed(texts)
+    monkeypatch.setattr(embed, "hidden_states", noting)
+    with LLM(tiny_llm.model, name="narrow", max_num_seqs=2, max_num_batched_tokens=8) as llm:
+        if is_built:
+            llm.start()
+        torch.testing.assert_close(torch.tensor(llm.embed(texts)), torch.tensor(expected), atol=1e-5, rtol=1e-5)
+    assert sizes == [8, 2, 12]
 
 
 def test_embeddings_have_unit_length_and_do_not_depend_on_the_batch(tiny_llm: LLM) -> None:

@@ -1,6 +1,6 @@
 """One forward pass, no generation: embeddings, mask filling, classification.
 
-T = packed tokens, D = model width, V = vocabulary, B = texts. Texts are packed up to `BATCH_TOKENS` per pass. Each pass
+T = packed tokens, D = model width, V = vocabulary, B = texts. Texts are packed up to `most` tokens per pass. Each pass
 is given to `run`, which executes it between two steps of the engine, so that nobody waits for a whole batch, and in
 every process of a tensor-parallel model.
 """
@@ -23,15 +23,16 @@ if TYPE_CHECKING:
     from llmasos.models.load import LoadedModel
 
 BATCH_TOKENS = 4096
+"""Of an encoder's pass; a decoder's is as large as one of its engine."""
 Run = Callable[[Callable[["LoadedModel"], Any]], Any]
 """Executes one pass over the model and returns its result."""
 
 
-def batches(ids: Sequence[Sequence[int]]) -> Iterator[range]:
-    """Consecutive runs of texts that fit into one pass (a longer text gets one of its own)."""
+def batches(ids: Sequence[Sequence[int]], most: int) -> Iterator[range]:
+    """Consecutive runs of texts that fit into one pass of `most` tokens (a longer text gets one of its own)."""
     start, tokens = 0, 0
     for i, text in enumerate(ids):
-        if i > start and tokens + len(text) > BATCH_TOKENS:
+        if i > start and tokens + len(text) > most:
             yield range(start, i)
             start, tokens = i, 0
         tokens += len(text)
@@ -58,6 +59,7 @@ def embed(
     ids: Sequence[Sequence[int]],
     *,
     run: Run,
+    most: int = BATCH_TOKENS,
     pooling: str | None = None,
     normalize: bool = True,
 ) -> list[list[float]]:
@@ -68,7 +70,7 @@ def embed(
     kind = cast(Pooling, pooling or usual)
     check_pooling(kind)
     vectors: list[list[float]] = []
-    for batch in batches(ids):
+    for batch in batches(ids, most):
         vectors += run(partial(_embedded, texts=[ids[i] for i in batch], kind=kind, normalize=normalize))
     return vectors
 
@@ -104,7 +106,12 @@ def fill_mask(model: LoadedModel, ids: Sequence[int], top_k: int, *, run: Run) -
 
 
 def classify(
-    model: LoadedModel, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None, *, run: Run
+    model: LoadedModel,
+    ids: Sequence[Sequence[int]],
+    types: Sequence[Sequence[int]] | None = None,
+    *,
+    run: Run,
+    most: int = BATCH_TOKENS,
 ) -> list[list[float]]:
     """What a classification head says of each text, one number per label: see `TextModel.classify`. `types`: which text
     of a pair (0 or 1) each token is of."""
@@ -114,7 +121,7 @@ def classify(
             hint="Use a model fine-tuned for classification.",
         )
     results: list[list[float]] = []
-    for batch in batches(ids):
+    for batch in batches(ids, most):
         some = None if types is None else [types[i] for i in batch]
         results += run(partial(_classified, texts=[ids[i] for i in batch], types=some))
     return results

@@ -241,7 +241,9 @@ class LLM(TextModel):
     def _embed(self, ids: list[list[int]], pooling: str | None, normalize: bool) -> list[list[float]]:
         from llmasos.inference.embed import embed
 
-        return embed(self.model, ids, run=self._pass, pooling=pooling, normalize=normalize)
+        return embed(
+            self.model, ids, run=self._pass, most=self._tokens_per_pass(), pooling=pooling, normalize=normalize
+        )
 
     def _fill_mask(self, ids: list[int], top_k: int) -> list[tuple[list[int], list[float]]]:
         from llmasos.inference.embed import fill_mask
@@ -251,7 +253,17 @@ class LLM(TextModel):
     def _classify(self, ids: list[list[int]], types: list[list[int]] | None) -> list[list[float]]:
         from llmasos.inference.embed import classify
 
-        return classify(self.model, ids, types, run=self._pass)
+        return classify(self.model, ids, types, run=self._pass, most=self._tokens_per_pass())
+
+    def _tokens_per_pass(self) -> int:
+        from llmasos.inference.embed import BATCH_TOKENS
+        from llmasos.inference.rank import tokens_per_pass
+
+        if self.is_encoder:
+            return BATCH_TOKENS
+        if (engine := self._loop.current_engine) is not None:  # whose passes may have had to shrink
+            return engine.scheduler.max_num_batched_tokens
+        return tokens_per_pass(self.engine_config, self.model.module.device)
 
     def _pass(self, work: Callable[[LoadedModel], T]) -> T:
         """A pass that is no step of the engine, between two of its steps."""

@@ -41,6 +41,10 @@ class Sizes:
     bytes_per_page: tuple[int, ...]
 
 
+def tokens_per_pass(config: EngineConfig, device: torch.device) -> int:
+    return config.max_num_batched_tokens or max(8192 if device.type == "cuda" else 1024, 2 * config.max_num_seqs)
+
+
 def resolve(model: ModelConfig, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Sizes:
     """Raises InvalidInputError where the config contradicts the model."""
     cuda = device.type == "cuda"
@@ -54,7 +58,7 @@ def resolve(model: ModelConfig, config: EngineConfig, device: torch.device, dtyp
     page_size = config.page_size or (64 if cuda else 16)
     windows = tuple(page_groups(model)[0])
     per_page = (Pages.bytes_per_page(model, g, page_size, config.kv_cache_dtype, dtype) for g in range(len(windows)))
-    most = config.max_num_batched_tokens or max(8192 if cuda else 1024, 2 * config.max_num_seqs)
+    most = tokens_per_pass(config, device)
     if most < config.max_num_seqs:
         raise InvalidInputError(
             f"max_num_batched_tokens={most} leaves no room for prompts beside {config.max_num_seqs} sequences.",

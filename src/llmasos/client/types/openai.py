@@ -237,7 +237,7 @@ class ChatCompletionRequest(SamplingRequest):
     parallel_tool_calls: bool | None = Field(None, description="false: one call at most.")
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
         None,
-        description="For templates that have a word for it, else refused; none also where reasoning can be switched off.",
+        description="For templates that have a word for it, else refused; none also where it can be switched off.",
     )
     metadata: dict[str, str] | None = Field(None, description="Your labels; the answer does not depend on them.")
     safety_identifier: str | None = Field(None, description="Your label; the answer does not depend on it.")

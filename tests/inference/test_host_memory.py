@@ -239,7 +239,7 @@ async def test_only_so_many_models_are_remembered_and_the_latest_are(tmp_path: P
 # forecasts
 
 
-def test_a_forecast_counts_what_the_engine_will_take(tiny_model: Path) -> None:
+def test_a_forecast_counts_what_the_engine_will_take(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"reference": str(tiny_model), "device": "cpu", "dtype": "float32"}
     told = forecast(**options, engine={"max_num_seqs": 4})
     config = read_config(tiny_model)
@@ -248,6 +248,13 @@ def test_a_forecast_counts_what_the_engine_will_take(tiny_model: Path) -> None:
     with pytest.raises(InsufficientMemoryError):
         divide(sizes, told.least_pages - 1)
     assert told.device == "cpu" and told.num_context == 256 and told.context == 0
+    monkeypatch.setattr("llmasos.inference.host.forecast.CPU_TOKENS", 640)  # two and a half contexts
+    usual, short = (forecast(**options, engine=engine) for engine in ({}, {"max_model_len": 64}))
+    assert divide(sizes, usual.most_pages) == [18 + int(1.5 * 17)]
+    assert short.most_pages == pytest.approx(usual.most_pages, rel=0.25)  # as many tokens, whatever a context is
+    monkeypatch.setattr("llmasos.inference.host.forecast.CPU_TOKENS", 10)
+    long = forecast(**options)
+    assert long.most_pages == long.least_pages == told.least_pages
     weights = sum(f.stat().st_size for f in tiny_model.glob("*.safetensors"))
     assert told.weights == pytest.approx(weights, rel=0.05) and told.process > 50e6
     assert forecast(**options, load_format="dummy").weights == told.weights

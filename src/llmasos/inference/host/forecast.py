@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 CUDA_CONTEXT = 700_000_000
 """What a process holds of a GPU beside its tensors: CUDA's context, kernels, cuBLAS's workspace, graphs."""
-CONTEXTS = 16
-"""Whole contexts that a model's pages on a CPU hold at most, where max_num_seqs is not given: it computes no more at
-once in useful time, and other models need room too."""
+CPU_TOKENS = 32_768
+"""Tokens that a model's pages on a CPU hold at most, if one context is not longer, where max_num_seqs is not given: 16
+completions of 2048, and it computes no more at once in useful time. What is set aside here no other model may have, and
+a cache of prefixes fills all of it in time."""
 ROUNDS = 3
 """Copies of a pass's logits in float32 that sampling has at once."""
 
@@ -79,8 +80,10 @@ def forecast(
     rows = BATCH_TOKENS  # an encoder's passes are no steps of the engine
     if not config.is_encoder:
         sizes = resolve(own, options, placement.device, placement.dtype)
-        asked = (engine or {}).get("max_num_seqs") or (CONTEXTS if placement.device.type == "cpu" else None)
-        least, most = _pages(sizes, asked or sizes.max_num_seqs)
+        contexts: float = sizes.max_num_seqs
+        if placement.device.type == "cpu" and "max_num_seqs" not in (engine or {}):
+            contexts = min(contexts, max(1.0, CPU_TOKENS / sizes.max_model_len))
+        least, most = _pages(sizes, contexts)
         tokens, rows = sizes.max_model_len, sizes.max_num_batched_tokens
     on_gpu = placement.device.type == "cuda"
     named = device not in ("auto", placement.device.type)
@@ -114,12 +117,12 @@ def _made_up(folder: str) -> tuple[ModelConfig, int]:
     return config, sum(p.numel() for p in module.parameters())
 
 
-def _pages(sizes: Sizes, num_contexts: int) -> tuple[int, int]:
+def _pages(sizes: Sizes, num_contexts: float) -> tuple[int, int]:
     """Bytes of the pages for one whole context, and for several."""
     from llmasos.inference.rank import page_needs
 
     _, least, further = page_needs(sizes)
-    return least, least + further * (num_contexts - 1)
+    return least, least + int(further * (num_contexts - 1))
 
 
 def _activations(config: ModelConfig, rows: int, options: EngineConfig, width: int, *, fused: bool) -> int:

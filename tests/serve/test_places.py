@@ -82,6 +82,24 @@ async def test_a_background_response_stays_with_the_server_that_lives(database: 
     assert (len(near.prompts), len(far.prompts)) == (1, 0)
 
 
+async def test_a_background_response_can_be_cancelled_at_any_server(database: Database, tmp_path: Path) -> None:
+    server, _, id = await held(database, tmp_path)
+    other = responses(database, tmp_path / "other", FakeLLM())
+    assert (await other.cancel(ANYONE, id)).status == "cancelled"
+    await server.stop()
+    assert (await server.get(ANYONE, id)).status == (await other.cancel(ANYONE, id)).status == "cancelled"
+    await server.storage.close()
+    await other.take_up()
+    assert not other._runs
+
+
+async def test_the_answer_to_who_asks_is_the_response_as_it_was_accepted(database: Database, tmp_path: Path) -> None:
+    server = responses(database, tmp_path, FakeLLM())
+    accepted = await server.answer(ANYONE, ASKED)
+    assert await over(server, accepted.id) == "completed"
+    assert accepted.status == "queued" and accepted.output == []
+
+
 async def test_of_two_that_start_after_a_crash_one_goes_on(database: Database, tmp_path: Path) -> None:
     server, _, id = await held(database, tmp_path)
     assert server.storage._life is not None

@@ -12,7 +12,7 @@ from llmasos.store.database import Base
 
 
 class KeyRow(Base):
-    """A key. `id` is the public part of its text; of the secret part only a hash (argon2id) is kept.
+    """A key. `id` is the public part of its text; of the secret part only a hash is kept (`keys`).
 
     Rows are never deleted: usage and audit log go on naming them. None means: no limit, no end, every model.
     `version` is the clock's value at the row's last change, so that servers read only what changed.

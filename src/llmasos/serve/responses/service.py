@@ -67,14 +67,19 @@ class Plan:
 
 @dataclass
 class Run:
-    """A background response while this server works on it, and what its readers have to be told."""
+    """A background response while this server works on it, and what its readers have to be told. `accepted`: as it was
+    at first, for an answer that is written in a thread while `plan.response` goes on changing."""
 
     plan: Plan
     caller: Caller
     events: list[str] = field(default_factory=list)
     over: bool = False
     task: asyncio.Task[None] | None = None
+    accepted: Response = field(init=False)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.accepted = self.plan.response.model_copy(deep=True)
 
     def tell(self, event: BaseModel) -> None:
         if self.plan.body.stream:
@@ -119,12 +124,13 @@ class Responses:
 
     async def take_up(self) -> None:
         """Go on with what servers of this place that have ended left unfinished."""
-        place, server = self.storage.place, self.storage.server
+        place = self.storage.place
         at_work = await self.storage.run(lambda session: store.servers_at_work(session, place), read_only=True)
         # in this order: who was at work before and is not alive now has ended
         ended = at_work - await asyncio.to_thread(self.storage.living)
         if not ended:
             return
+        server = self.storage.server
         for id, key_id, request in await self.storage.run(lambda s: store.take_up(s, place, server, ended)):
             try:
                 caller = await self._aside.caller(key_id)
@@ -197,7 +203,7 @@ class Responses:
     async def answer(self, caller: Caller, body: ResponseRequest) -> Response:
         """The whole response; its errors are raised, and then nothing is kept."""
         if body.background:
-            return (await self._submit(caller, body)).plan.response
+            return (await self._submit(caller, body)).accepted
         plan = await self.plan(caller, body)
         async with aclosing(self._work(caller, plan, _writer(plan, count()))) as events:
             async for _ in events:
@@ -293,6 +299,10 @@ class Responses:
                 hint="Close the connection to end one that is being made.",
                 param="response_id",
             )
+        if response.status in ("queued", "in_progress"):  # another server's: what it makes is not written any more
+            response.status = "cancelled"
+            await self.storage.run(lambda session: store.save(session, response, caller.key_id, None))
+            response = await self.get(caller, id)
         return response
 
     async def delete(self, caller: Caller, id: str) -> None:

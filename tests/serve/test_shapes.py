@@ -98,7 +98,7 @@ async def test_what_the_gate_refuses_is_said_in_the_requests_own_words() -> None
 class Unenforceable(FakeLLM):
     async def astream_complete(self, prompt, params, **request):
         assert params.structured is not None
-        raise InvalidInputError("grammar='ours' can't be enforced: no such type.", param="structured")
+        raise InvalidInputError("grammar='ours' can't be enforced: no such type\n   1 | ours.", param="structured")
         yield
 
 

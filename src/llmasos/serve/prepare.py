@@ -150,7 +150,8 @@ def form_called(param: str) -> Iterator[None]:
         if e.param != "structured":
             raise
         _, enforced, reason = e.message.partition("can't be enforced")
-        message = f"The form of the output {enforced}{reason}" if enforced else e.message
+        reason, listing, _ = reason.partition("\n   1 | ")
+        message = f"The form of the output {enforced}{reason}{'.' if listing else ''}" if enforced else e.message
         raise InvalidInputError(message, hint=e.hint, param=param) from None
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from llmasos.client.types import ErrorBody
 from llmasos.client.types import files as wire
 from llmasos.serve.batches.worker import Batches
 from llmasos.serve.caller import caller_of
+from llmasos.serve.documented import errors
 
-_NO_ROOM: dict[int | str, dict[str, Any]] = {
-    413: {"model": ErrorBody, "description": "The key stores as much as it may."},
-    507: {"model": ErrorBody, "description": "The disk has no room for results."},
-}
-_NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody, "description": "There is none of this id."}}
+_NO_ROOM = errors(413, 507)
+_NOT_FOUND = errors(404)
 
 
 def create_router(batches: Batches) -> APIRouter:

@@ -9,20 +9,17 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
 from starlette.requests import ClientDisconnect
 
-from llmasos.client.types import ErrorBody
 from llmasos.client.types import files as wire
 from llmasos.errors import InvalidInputError
 from llmasos.serve.caller import caller_of
+from llmasos.serve.documented import errors
 from llmasos.serve.files.form import Form, received
 from llmasos.serve.files.store import Files
 from llmasos.serve.files.uploads import MAX_PART_BYTES, Uploads
 from llmasos.serve.problems import CLIENT_CLOSED_REQUEST
 
-_NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody, "description": "There is none of this id."}}
-_TOO_LARGE: dict[int | str, dict[str, Any]] = {
-    413: {"model": ErrorBody, "description": "The file is too long, or the key stores as much as it may."},
-    507: {"model": ErrorBody, "description": "The disk has no room for it."},
-}
+_NOT_FOUND = errors(404)
+_TOO_LARGE = errors(413, 507)
 _FILE = {"type": "string", "format": "binary"}
 Limit = Annotated[int, Query(ge=1, le=10_000)]
 Order = Literal["asc", "desc"]

@@ -24,7 +24,6 @@ from llmasos.client.types.ollama import (
     OllamaEmbeddingsResponse,
     OllamaEmbedRequest,
     OllamaEmbedResponse,
-    OllamaErrorBody,
     OllamaGenerateRequest,
     OllamaGenerateResponse,
     OllamaModelList,
@@ -38,6 +37,7 @@ from llmasos.client.types.ollama import (
 from llmasos.errors import LLMasOSError
 from llmasos.serve import inflight, render
 from llmasos.serve.caller import caller_of
+from llmasos.serve.documented import ASKED, Responses, errors, refusals, stream
 from llmasos.serve.models import Models
 from llmasos.serve.native.pulls import Pulls
 from llmasos.serve.native.residents import Residents
@@ -45,18 +45,13 @@ from llmasos.serve.ollama import answer, pulls, shelf
 from llmasos.serve.ollama.body import AnyContentType
 from llmasos.serve.ollama.names import served_name
 from llmasos.serve.respond import streamed, whole
+from llmasos.serve.shapes import OLLAMA
 from llmasos.store.library import Library
 
 OLLAMA_VERSION = "0.13.0"
 """The version of Ollama whose wire this is; clients compare it with the least that they need."""
-
-_WRONG = {
-    400: "A field is wrong, unknown or not supported; `param` names it.",
-    404: "There is no such model here.",
-    413: "The body is too long.",
-    500: "The server failed; `error` has the id of the request in its log.",
-    503: "Too many requests wait for the model; see Retry-After.",
-}
+_ASKED = errors(*ASKED, shape=OLLAMA)
+_NAMED = errors(400, 404, shape=OLLAMA)
 
 
 class NotImplementedHereError(LLMasOSError):
@@ -66,18 +61,8 @@ class NotImplementedHereError(LLMasOSError):
     code = "not_implemented"
 
 
-def _responses(*statuses: int, stream: str = "") -> dict[int | str, dict[str, Any]]:
-    found: dict[int | str, dict[str, Any]] = {
-        status: {"model": OllamaErrorBody, "description": _WRONG[status]} for status in (statuses or _WRONG)
-    }
-    if stream:
-        schema = {"type": "string", "description": f"{stream} objects, one per line."}
-        found[200] = {"description": "The answer", "content": {"application/x-ndjson": {"schema": schema}}}
-    return found
-
-
-def _refusals(model: Any) -> str:
-    return f"Refused by name when set: {', '.join(f'`{name}`' for name in sorted(model.UNSUPPORTED))}."
+def _lines(kind: str) -> Responses:
+    return stream(f"{kind} objects, one per line.", "application/x-ndjson")
 
 
 def create_router(models: Models, residents: Residents, jobs: Pulls) -> APIRouter:
@@ -87,9 +72,9 @@ def create_router(models: Models, residents: Residents, jobs: Pulls) -> APIRoute
     @router.post(
         "/api/chat",
         summary="Answer a conversation",
-        description=_refusals(OllamaChatRequest),
+        description=refusals(OllamaChatRequest),
         response_model=OllamaChatResponse,
-        responses=_responses(stream="OllamaChatResponse"),
+        responses=_ASKED | _lines("OllamaChatResponse"),
     )
     async def chat(body: OllamaChatRequest, request: Request) -> Response:
         return await _answer(body, request)
@@ -97,9 +82,9 @@ def create_router(models: Models, residents: Residents, jobs: Pulls) -> APIRoute
     @router.post(
         "/api/generate",
         summary="Answer a prompt, or continue a text",
-        description=_refusals(OllamaGenerateRequest),
+        description=refusals(OllamaGenerateRequest),
         response_model=OllamaGenerateResponse,
-        responses=_responses(stream="OllamaGenerateResponse"),
+        responses=_ASKED | _lines("OllamaGenerateResponse"),
     )
     async def generate(body: OllamaGenerateRequest, request: Request) -> Response:
         return await _answer(body, request)
@@ -110,7 +95,7 @@ def create_router(models: Models, residents: Residents, jobs: Pulls) -> APIRoute
             return await whole(request, answer.whole_answer(lines))
         return await _ndjson(request, lines)
 
-    @router.post("/api/embed", summary="Embed texts", response_model=OllamaEmbedResponse, responses=_responses())
+    @router.post("/api/embed", summary="Embed texts", response_model=OllamaEmbedResponse, responses=_ASKED)
     async def embed(body: OllamaEmbedRequest, request: Request) -> Response:
         return await whole(request, answer.embed(models, residents, caller_of(request), body))
 
@@ -118,7 +103,7 @@ def create_router(models: Models, residents: Residents, jobs: Pulls) -> APIRoute
         "/api/embeddings",
         summary="Embed a text (older form)",
         response_model=OllamaEmbeddingsResponse,
-        responses=_responses(),
+        responses=_ASKED,
     )
     async def embeddings(body: OllamaEmbeddingsRequest, request: Request) -> Response:
         return await whole(request, answer.embed_one(models, residents, caller_of(request), body))
@@ -136,7 +121,7 @@ def create_router(models: Models, residents: Residents, jobs: Pulls) -> APIRoute
         statuses = [status for status in residents.status() if caller.may_use(status.name)]
         return OllamaRunningList(models=await asyncio.to_thread(shelf.list_running, statuses))
 
-    @router.post("/api/show", summary="Describe a model", responses=_responses(400, 404))
+    @router.post("/api/show", summary="Describe a model", responses=_NAMED)
     async def show(body: OllamaShowRequest, request: Request) -> OllamaShowResponse:
         caller = caller_of(request)
         name = await served_name(models, body.model, caller, facts=True)
@@ -147,9 +132,9 @@ def create_router(models: Models, residents: Residents, jobs: Pulls) -> APIRoute
     @router.post(
         "/api/pull",
         summary="Install a model",
-        description=_refusals(OllamaPullRequest),
+        description=refusals(OllamaPullRequest),
         response_model=OllamaProgress,
-        responses=_responses(400, 404, stream="OllamaProgress"),
+        responses=_NAMED | _lines("OllamaProgress"),
     )
     async def pull(body: OllamaPullRequest, request: Request) -> Response:
         inflight.asks(body.model)
@@ -163,7 +148,7 @@ def create_router(models: Models, residents: Residents, jobs: Pulls) -> APIRoute
         "/api/delete",
         summary="Delete a model from the disk",
         response_class=Response,  # Ollama's has no body
-        responses=_responses(400, 404),
+        responses=_NAMED,
     )
     async def delete(body: OllamaDeleteRequest, request: Request) -> Response:
         inflight.asks(body.model)

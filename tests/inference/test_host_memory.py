@@ -1,6 +1,5 @@
 """Budgets, predictions and what is remembered of loads."""
 
-import asyncio
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,11 +9,11 @@ import pytest
 import torch
 from fake_processes import Spec
 
-from llmasos.errors import DeviceError, InsufficientMemoryError, NotFoundError
+from llmasos.errors import DeviceError, InsufficientMemoryError
 from llmasos.inference.config import EngineConfig
 from llmasos.inference.host import memory as module
 from llmasos.inference.host.forecast import Forecast, forecast
-from llmasos.inference.host.memory import GPU_HOST, Budgets, Memory, main_memory, run_forecast
+from llmasos.inference.host.memory import GPU_HOST, Budgets, Memory, main_memory
 from llmasos.inference.rank import divide, resolve
 from llmasos.models.load import read_config
 
@@ -260,13 +259,3 @@ def test_a_forecast_counts_what_the_engine_will_take(tiny_model: Path, monkeypat
     assert forecast(**options, load_format="dummy").weights == told.weights
     short = forecast(**options, engine={"max_num_seqs": 4, "max_model_len": 64})
     assert short.num_context == 64 and short.least_pages < told.least_pages
-
-
-async def test_a_forecast_comes_from_a_process_of_its_own_and_so_do_its_errors(tiny_model: Path, tmp_path) -> None:
-    found = await asyncio.gather(
-        run_forecast({"reference": str(tiny_model), "device": "cpu"}),
-        run_forecast({"reference": str(tmp_path / "none")}),
-        return_exceptions=True,
-    )
-    assert isinstance(found[0], Forecast) and found[0].num_context == 256
-    assert isinstance(found[1], NotFoundError) and "none" in found[1].message

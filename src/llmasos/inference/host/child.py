@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import json
 import logging
 import os
 import signal
@@ -18,13 +19,13 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import zmq
 
-from llmasos.errors import LLMasOSError, ServerError
+from llmasos.errors import LLMasOSError, ServerError, error_facts
 from llmasos.inference.host import messages as wire
 from llmasos.store.transfer import Progress
 
@@ -294,11 +295,35 @@ class _Logs(logging.Handler):
             self._line.send(wire.Log(record.levelno, self.format(record)))
 
 
-def read_setup() -> wire.Setup:
+def read_setup(answers: int) -> wire.Setup:
+    """From standard input. Before, the parent may ask what a model takes; that is written to `answers`."""
+    first = _read_message()
+    if isinstance(first, wire.Setup):
+        return first
+    foretell(first.options, answers)
+    return read_setup(answers)
+
+
+def _read_message() -> wire.Setup | wire.Foretell:
     """Four bytes of length, most significant first, and the message."""
     stdin = sys.stdin.buffer
-    length = int.from_bytes(stdin.read(4), "big")
-    return wire.decode_setup(stdin.read(length))
+    if not (head := stdin.read(4)):
+        os._exit(1)  # the parent is gone
+    return wire.decode_setup(stdin.read(int.from_bytes(head, "big")))
+
+
+def foretell(options: dict[str, Any], answers: int) -> None:
+    """See `wire.Foretell`."""
+    from llmasos.inference.host.forecast import forecast
+
+    try:
+        told = forecast(**options)
+        answer = {"ok": asdict(told)}
+    except LLMasOSError as e:
+        answer = {"error": error_facts(e)}
+    os.write(answers, json.dumps(answer).encode() + b"\n")
+    if "error" in answer or told.device != "cpu":
+        os._exit(0)
 
 
 def end_with_parent(parent: int) -> None:
@@ -352,9 +377,11 @@ def weight_bytes(path: Path) -> int:
 
 
 def main() -> None:
-    os.dup2(2, 1)  # whatever prints: nobody reads standard output
+    answers = os.dup(1)
+    os.dup2(2, 1)  # what libraries print is no answer
     faulthandler.enable(all_threads=False)
-    setup = read_setup()
+    setup = read_setup(answers)
+    os.close(answers)
     end_with_parent(setup.parent)
     with suppress(OSError):  # if memory runs out, this process goes before its parent (Linux)
         Path("/proc/self/oom_score_adj").write_text("500")

@@ -1,5 +1,4 @@
-"""What a model will take, told from its headers: run as `python -m llmasos.inference.host.forecast`, so that the server
-itself needs no torch. Reads one JSON object (the fields of `ModelSpec`) from stdin and writes one to stdout.
+"""What a model will take, told from its headers, in a process of its own (`spare`): the server needs no torch.
 
 Weights are counted as `store.plan` counts them, pages as the engine divides them, activations for a full pass of the
 engine, or of an encoder. What the process takes before it has a model is measured: this one imports the same. All are
@@ -8,13 +7,9 @@ bytes. Nothing is downloaded.
 
 from __future__ import annotations
 
-import json
-import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from llmasos.errors import LLMasOSError, error_facts
 
 if TYPE_CHECKING:
     from llmasos.inference.config import EngineConfig
@@ -164,16 +159,3 @@ def _xpu_memory(index: int) -> int:
     import torch
 
     return int(torch.xpu.get_device_properties(index).total_memory)
-
-
-def main() -> None:
-    """`{"ok": Forecast}`, or `{"error": error_facts}`."""
-    try:
-        answer: dict[str, Any] = {"ok": asdict(forecast(**json.load(sys.stdin)))}
-    except LLMasOSError as e:
-        answer = {"error": error_facts(e)}
-    json.dump(answer, sys.stdout)
-
-
-if __name__ == "__main__":
-    main()

@@ -25,6 +25,7 @@ from llmasos.errors import (
     NotFoundError,
     ServerError,
 )
+from llmasos.inference.host import spare
 from llmasos.inference.host.lending import ClosingError, LentModel, LoadFailedError, QueueFullError
 from llmasos.inference.host.memory import Budgets, Memory
 from llmasos.inference.host.records import (
@@ -329,6 +330,7 @@ class Host:
         await asyncio.gather(*(task for task in tasks if task is not None), return_exceptions=True)
         if self._timer is not None:
             self._timer.cancel()
+        await asyncio.to_thread(spare.end_all)
 
     # what is
 
@@ -407,7 +409,7 @@ class Host:
         """While a process begins or ends, what it uses is not known: what was free before then holds."""
         settled = all(r.state is State.READY for r in self._residency.replicas.values())
         if settled or any(device not in self._budgets for device in self.budget.limits):
-            now_used = Counter[str]()
+            now_used = Counter[str](cpu=spare.memory())
             for hosted in self._models.values():
                 for life in hosted.lives.values():
                     now_used.update(used(life))

@@ -22,14 +22,15 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from llmasos import __version__
-from llmasos.errors import DeviceError, LLMasOSError, ServerError, error_of
+from llmasos.errors import DeviceError, LLMasOSError
 from llmasos.inference.host.forecast import Forecast
 from llmasos.inference.host.residency import Bytes, Place
+from llmasos.inference.host.spare import run_forecast
 from llmasos.settings import settings
 
 T = TypeVar("T")
@@ -236,7 +237,7 @@ class Memory:
     budgets: Budgets
     path: Path | None = None
     """Default: `cache/memory.json` in the home folder."""
-    forecast: Callable[[dict[str, Any]], Awaitable[Forecast]] = field(default_factory=lambda: run_forecast)
+    forecast: Callable[[dict[str, Any]], Awaitable[Forecast]] = run_forecast
 
     async def predict(self, spec: Spec) -> Prediction:
         """Where a model could run and what it takes there. Raises what `store.plan` does."""
@@ -395,29 +396,3 @@ def _at(entry: Any) -> float:
         return float(entry["seen"]["at"])
     except (TypeError, KeyError, ValueError):
         return -math.inf
-
-
-async def run_forecast(options: dict[str, Any]) -> Forecast:
-    """Ask a short-lived process. Raises its typed error, or ServerError with the last lines that it wrote."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "llmasos.inference.host.forecast",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        out, err = await process.communicate(json.dumps(options).encode())
-    except asyncio.CancelledError:
-        process.kill()
-        await process.wait()
-        raise
-    try:
-        answer = json.loads(out.decode().splitlines()[-1])
-    except (ValueError, IndexError):
-        last = "\n".join(err.decode(errors="replace").splitlines()[-5:])
-        raise ServerError(f"What {options['reference']} takes could not be told: {last}") from None
-    if "error" in answer:
-        raise error_of(answer["error"])
-    return Forecast(**answer["ok"])

@@ -48,8 +48,16 @@ class Problem(_Message):
 # what the parent asks
 
 
-class Setup(_Message):
-    """How a process begins; the first thing it reads, from its standard input."""
+class Foretell(_Message, tag="foretell"):
+    """What a process may be asked before its setup: what a model takes. It answers with a line of JSON on its standard
+    output: `ok`, a Forecast, or `error`. After an error, or where it is not a CPU that is told of, it ends."""
+
+    options: dict[str, Any]
+    """Of `forecast`."""
+
+
+class Setup(_Message, tag="setup"):
+    """How a process begins, read from its standard input."""
 
     name: str
     reference: str
@@ -250,10 +258,10 @@ def _path(kind: type, value: Any) -> Any:
 _encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
 _orders: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
 _news: msgspec.msgpack.Decoder[News] = msgspec.msgpack.Decoder(News, dec_hook=_path)
-_setup: msgspec.msgpack.Decoder[Setup] = msgspec.msgpack.Decoder(Setup)
+_setup: msgspec.msgpack.Decoder[Setup | Foretell] = msgspec.msgpack.Decoder(Setup | Foretell)
 
 
-def encode(message: Order | News | Setup) -> bytes:
+def encode(message: Order | News | Setup | Foretell) -> bytes:
     """Raises InvalidInputError for what has no place in a message: an integer of more than 64 bits."""
     try:
         return _encoder.encode(message)
@@ -274,7 +282,7 @@ def decode_news(frame: bytes) -> News:
     return news
 
 
-def decode_setup(frame: bytes) -> Setup:
+def decode_setup(frame: bytes) -> Setup | Foretell:
     """Raises MalformedError."""
     return _decoded(_setup, frame)
 

@@ -18,7 +18,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -35,6 +34,7 @@ from llmasos.errors import InsufficientMemoryError, LLMasOSError, ModelCrashedEr
 from llmasos.formats.checkpoint import gguf_in
 from llmasos.inference.config import EngineConfig
 from llmasos.inference.host import messages as wire
+from llmasos.inference.host import spare
 from llmasos.inference.host.hosted import Description, HostedLLM
 from llmasos.inference.host.link import Link
 from llmasos.store.transfer import Progress
@@ -221,34 +221,28 @@ class ModelProcess:
         if self._config.speculative is not None:
             engine["speculative"] = asdict(self._config.speculative)
         orders, news = self.link.addresses
-        setup = wire.encode(
-            wire.Setup(
-                spec.name,
-                spec.reference,
-                spec.device,
-                spec.dtype,
-                spec.quantization,
-                spec.load_format,
-                engine,
-                dict(spec.adapters),
-                os.getpid(),
-                orders,
-                news,
-                self.link.server_key,
-            )
+        setup = wire.Setup(
+            spec.name,
+            spec.reference,
+            spec.device,
+            spec.dtype,
+            spec.quantization,
+            spec.load_format,
+            engine,
+            dict(spec.adapters),
+            os.getpid(),
+            orders,
+            news,
+            self.link.server_key,
         )
-        process = subprocess.Popen(
-            [sys.executable, "-m", "llmasos.inference.host.child", spec.name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the parent; and the child's own children can be found
-        )
+        warm = spare.take() if spec.device == "cpu" else None
+        if warm is not None:
+            self._begin = warm.began
+        process = warm.process if warm is not None else spare.start(spec.name)
         self._process, self.pid = process, process.pid
-        assert process.stdin is not None
-        with suppress(BrokenPipeError):  # it ended already: that is noticed elsewhere
-            process.stdin.write(len(setup).to_bytes(4, "big") + setup)
-            process.stdin.flush()  # the pipe stays open: its end is how a child knows that its parent is gone
+        assert process.stdout is not None
+        process.stdout.close()
+        spare.tell(process, setup)
         return process
 
     def _look(self, process: subprocess.Popen[bytes]) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from llmasos.inference.host.memory import MemoryUse, Prediction, Seen
 from llmasos.inference.host.residency import Place, Replica, State
-from llmasos.inference.host.status import Loading, ModelState, ModelStatus, ReplicaStatus
+from llmasos.inference.host.status import Loading, LoadPhase, ModelState, ModelStatus, ReplicaStatus
 from llmasos.store.transfer import Progress
 
 if TYPE_CHECKING:
@@ -186,7 +186,9 @@ def _loading(hosted: Hosted, now: float) -> Loading:
         return Loading("room" if known else "plan", 0, None, 0.0, None)
     life = min(lives, key=lambda life: life.began)
     progress = life.progress or Progress("note")
-    phase = "start" if progress.phase in ("note", "wait", "done") else progress.phase
+    phase: LoadPhase = "start"
+    if progress.phase != "note" and progress.phase != "wait" and progress.phase != "done":
+        phase = progress.phase
     return Loading(phase, progress.done, progress.total, now - life.began, life.replica.load_seconds)
 
 

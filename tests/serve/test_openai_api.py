@@ -313,8 +313,9 @@ async def test_what_the_assistant_refused_is_what_it_said() -> None:
             "'refusal'",
         ),
         ({"stop": "\ud800"}, "stop", "not Unicode"),
+        ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools.0.function.name", "at least 1"),
         ({"stream": True, "num_beams": 2}, "num_beams", "Set stream: false"),
-        ({"tools": [{"type": "function", "function": {"name": "\ud800"}}]}, "tools", "not Unicode"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "description": "\ud800"}}]}, "tools", "not Unicode"),
         ({"structured_outputs": {"choice": ["a", "\ud800"]}}, "structured_outputs", "not Unicode"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"schema": {"const": "\ud800"}}}},
@@ -384,6 +385,11 @@ async def test_models_that_can_not_do_it_say_so() -> None:
 async def test_a_request_has_a_bounded_number_of_prompts() -> None:
     assert error(await complete(prompt=["a"] * 2049))["param"] == "prompt"
     assert error(await complete(prompt=[[1]] * 2049, stream=True))["param"] == "prompt"
+    for fields, param in (({"prompt": ["a"] * 5}, "prompt"), ({"prompt": "a", "n": 5}, "n")):
+        for stream in (False, True):
+            body = {"model": "fake", "stream": stream, **fields}
+            found = error(await post("/v1/completions", body, FakeLLM(max_num_seqs=2), max_waiting=2))
+            assert found["param"] == param and "takes 4 at a time" in found["message"]
 
 
 async def test_an_unknown_model_is_404_and_lists_the_served_ones() -> None:

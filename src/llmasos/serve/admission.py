@@ -50,14 +50,14 @@ class Admission:
         return self._at_once() + self.max_waiting
 
     @contextmanager
-    def admit(self, num: int, caller: Caller = ANYONE) -> Iterator[None]:
-        """Raises QueueFullError, CallerQueueFullError; InvalidInputError for more than ever fit."""
+    def admit(self, num: int, caller: Caller = ANYONE, *, param: str = "n") -> Iterator[None]:
+        """Raises QueueFullError, CallerQueueFullError; InvalidInputError (of `param`) for more than ever fit."""
         key = caller.key_id
         if num > self.limit:
             raise InvalidInputError(
                 f"One request asks for {num} completions; {self.name} takes {self.limit} at a time.",
                 hint="Send several requests of fewer prompts, or a lower n.",
-                param="n",
+                param=param,
             )
         if self.num_in_flight >= self.limit:
             raise QueueFullError(

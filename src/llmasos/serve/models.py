@@ -105,7 +105,11 @@ class Served:
 
     async def complete(self, prompts: list[list[int]], params: SamplingParams, **request: Any) -> list[RequestOutput]:
         num = len(prompts) * max(params.n, params.num_beams)
-        with self._admission.admit(num, self._caller), self._metrics.watch(self.base, len(prompts) * params.n) as watch:
+        param = "n" if num > len(prompts) else "prompt"
+        with (
+            self._admission.admit(num, self._caller, param=param),
+            self._metrics.watch(self.base, len(prompts) * params.n) as watch,
+        ):
             inflight.begins(sum(map(len, prompts)))
             outputs = await self.model.acomplete(prompts, params, **self._request(request))
             for output in outputs:
@@ -121,7 +125,8 @@ class Served:
     ) -> AsyncGenerator[tuple[int, Chunk], None]:
         """Chunks of all prompts as they come, each with its prompt's number."""
         num = len(prompts) * params.n
-        with self._admission.admit(num, self._caller), self._metrics.watch(self.base, num) as watch:
+        param = "n" if num > len(prompts) else "prompt"
+        with self._admission.admit(num, self._caller, param=param), self._metrics.watch(self.base, num) as watch:
             inflight.begins(sum(map(len, prompts)))
             streams = [self.model.astream_complete(ids, params, **self._request(request)) for ids in prompts]
             async with aclosing(interleave(streams)) as chunks:

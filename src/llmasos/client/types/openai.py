@@ -86,7 +86,7 @@ class ChatMessage(WireRequest):
 
 
 class FunctionDefinition(WireRequest):
-    name: str
+    name: str = Field(min_length=1)
     description: str | None = None
     parameters: dict[str, JsonValue] | None = None
     strict: bool | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,8 +64,8 @@ class Answers:
             async with self._aside.request(caller, endpoint, request_id):
                 found = await work(caller, body)
             # what these endpoints send over HTTP: chat and the like leave out what is not set
-            text = found.model_dump_json() if isinstance(found, Response) else render.dump(found)
-            return Answer(200, text.encode("utf-8"))
+            write = _whole if isinstance(found, Response) else render.body
+            return Answer(200, await asyncio.to_thread(write, found))
         except ValidationError as e:
             return _failed(**validation_problem(e.errors()))
         except LLMasOSError as e:
@@ -76,6 +77,10 @@ class Answers:
             return failed
         except Exception:
             return _failed(**unexpected(request_id))
+
+
+def _whole(response: BaseModel) -> bytes:
+    return response.model_dump_json().encode("utf-8")
 
 
 def _failed(status: int, message: str, *, param: str | None = None, code: str | None = None, **_: Any) -> Answer:

@@ -26,13 +26,16 @@ mounted in another one, hooks run only if that one is told: `FastAPI(lifespan=ap
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib.resources
+import importlib.util
 import inspect
+import itertools
 import re
 import threading
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -43,12 +46,14 @@ from pydantic import ValidationError
 from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route as AsgiRoute
 from starlette.types import Receive, Scope, Send
 
-from llmasos.apps import problems, streams
+from llmasos.apps import mcp, problems, streams
+from llmasos.apps.document import document
 from llmasos.apps.openapi import openapi
-from llmasos.apps.routes import QUERY_METHODS, Route, describe
-from llmasos.errors import InvalidInputError, ServerError
+from llmasos.apps.routes import QUERY_METHODS, Hints, Route, describe
+from llmasos.errors import InvalidInputError, NotFoundError, ServerError, UnsupportedError
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
@@ -57,7 +62,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 _NUM_THREADS = 64
 """Functions and streams that run at once; more wait. Models order their own work, so this bounds only the waiting."""
-_RESERVED = ("/healthz", "/docs", "/openapi.json")
+_RESERVED = ("/healthz", "/docs", "/openapi.json", "/app.json", "/mcp")
 _PAGE_RULES = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 
 
@@ -85,8 +90,11 @@ class Application:
         """The FastAPI application below, for middleware and routes of its own kind."""
         self.asgi.openapi = self.openapi  # type: ignore[method-assign]  # FastAPI's own way
         self.asgi.add_exception_handler(HTTPException, self._http_error)
-        for path, endpoint in (("/", self._index), ("/healthz", self._health), ("/docs", self._docs)):
+        own = (("/", self._index), ("/healthz", self._health), ("/docs", self._docs), ("/app.json", self._document))
+        for path, endpoint in own:
             self.asgi.add_api_route(path, endpoint, methods=["GET"], include_in_schema=False)
+        self._tools = mcp.HttpTools()
+        self.asgi.router.routes.append(AsgiRoute(mcp.PATH, endpoint=self._tools, include_in_schema=False))
 
     @property
     def model(self) -> Any:
@@ -117,17 +125,28 @@ class Application:
         return tuple(self._routes)
 
     def route(
-        self, path: str, methods: Iterable[str] | None = None, *, examples: Iterable[Mapping[str, Any]] = ()
+        self,
+        path: str,
+        methods: Iterable[str] | None = None,
+        *,
+        examples: Iterable[Mapping[str, Any]] = (),
+        tool: bool = False,
+        read_only: bool | None = None,
+        destructive: bool | None = None,
     ) -> Callable[[Function], Function]:
         """Serve the decorated function (plain, async, generator or async generator) at `path`; it stays as it is.
 
         `methods`: default GET and POST, or POST alone where an input is nested. `examples`: inputs, shown in the
-        documentation and checked now. Raises InvalidInputError for what can't be served.
+        documentation and checked now. `tool`: language models may call it too, over MCP (see `mcp.py`). `read_only`,
+        `destructive`: what it does to the world, for who asks before a call. Raises InvalidInputError for what can't be
+        served.
         """
 
         def decorate(function: Function) -> Function:
-            route = describe(function, path, methods, examples)
+            hints = Hints(tool=tool, read_only=read_only, destructive=destructive)
+            route = describe(function, path, methods, examples, hints)
             self._check_free(route)
+            route = dataclasses.replace(route, name=self._free_name(route))
             if route.path == "/":
                 # The own list of routes gives way; what it answered is part of the page at /docs.
                 self.asgi.router.routes[:] = [r for r in self.asgi.router.routes if getattr(r, "path", None) != "/"]
@@ -159,14 +178,49 @@ class Application:
         """The OpenAPI 3.1 document."""
         return openapi(self.asgi, self._routes)
 
+    def document(self) -> dict[str, Any]:
+        """Every route as data: what pages, command lines, tools and clients are made from; see `document.py`."""
+        return document(self.title, self.asgi.version, self._routes)
+
+    def find(self, name: str) -> Route:
+        """The route of a function's name, or of a path. Raises NotFoundError."""
+        for route in self._routes:
+            if name in (route.name, route.path):
+                return route
+        known = ", ".join(route.name for route in self._routes) or "none"
+        raise NotFoundError(f"{self.title} has no route {name!r}.", hint=f"Known: {known}.")
+
+    async def call(
+        self, route: Route, values: Mapping[str, Any], *, on_item: Callable[[Any], Awaitable[None]] | None = None
+    ) -> bytes:
+        """The JSON that `route` answers to these inputs on every surface; a stream's elements are collected, and
+        `on_item` gets each when it comes. Raises pydantic.ValidationError for wrong inputs, and what the function
+        raises."""
+        self._check_started()
+        result = await self._call(route.function, route.arguments(values))
+        if isinstance(result, Response):
+            raise UnsupportedError(f"{route.name}() answers with an HTTP response, which only HTTP can carry.")
+        if not (route.streams or streams.is_stream(result)):
+            return route.dump(result)
+        items = []
+        async with streams.reading(route, result, self._in_thread) as elements:
+            async for item in elements:
+                items.append(item)
+                if on_item is not None:
+                    await on_item(item)
+        return route.collect(items)
+
     def run(self, host: str = "127.0.0.1", port: int = 8000, *, open: bool = False, insecure: bool = False) -> None:
         """Serve until Ctrl-C or SIGTERM, then return. `open` shows the page in a browser.
 
         An address that other machines can reach needs `insecure=True`: an application has no keys. Raises ServerError
         if the port is in use or a start hook fails.
         """
+        from llmasos.apps.loading import is_loading
         from llmasos.apps.server import serve
 
+        if is_loading.get():
+            return  # the file is read for its application, not run
         serve(self, host, port, open=open, insecure=insecure)
 
     def test_client(self) -> TestClient:
@@ -181,7 +235,13 @@ class Application:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Any = None) -> AsyncIterator[None]:
-        """Runs the hooks around what it encloses; for a host application: `FastAPI(lifespan=app.lifespan)`."""
+        """All that requests need around what it encloses; for a host application: `FastAPI(lifespan=app.lifespan)`."""
+        async with self.hooks(), self._serving_tools():
+            yield
+
+    @contextlib.asynccontextmanager
+    async def hooks(self) -> AsyncIterator[None]:
+        """Runs the start and stop hooks around what it encloses."""
         self.start_error = None
         try:
             for hook in self._on_start:
@@ -218,14 +278,19 @@ class Application:
                     param="path",
                 )
 
+    def _free_name(self, route: Route) -> str:
+        """The function's name, by which command lines, tools and clients know the route; the path's where another
+        function has it already, or it has none."""
+        words = re.sub(r"\W+", "_", re.sub(r":[^{}]*}", "}", route.path)).strip("_") or "root"
+        numbered = (f"{words}_{n}" for n in itertools.count(2))
+        names = itertools.chain((route.name, words, f"{route.methods[0].lower()}_{words}"), numbered)
+        taken = {other.name for other in self._routes}
+        return next(name for name in names if name.isidentifier() and name not in taken)
+
     def _endpoint(self, route: Route) -> Callable[[Request], Any]:
         async def endpoint(request: Request) -> Response:
             try:
-                if self._on_start and not self._started:
-                    raise ServerError(
-                        "The start hooks have not run.",
-                        hint="Mounted: FastAPI(lifespan=app.lifespan). In a test: with app.test_client() as client.",
-                    )
+                self._check_started()
                 result = await self._call(route.function, await _arguments(route, request))
                 if isinstance(result, Response):
                     return result
@@ -238,6 +303,25 @@ class Application:
                 return problems.response(problems.of_exception(e, route.name), headers)
 
         return endpoint
+
+    @contextlib.asynccontextmanager
+    async def _serving_tools(self) -> AsyncIterator[None]:
+        """Over HTTP, while the application runs; without the package, the endpoint says so when it is asked."""
+        if not mcp.tools(self) or importlib.util.find_spec("mcp") is None:
+            yield
+            return
+        async with self._tools.start(self).run():
+            try:
+                yield
+            finally:
+                self._tools.manager = None
+
+    def _check_started(self) -> None:
+        if self._on_start and not self._started:
+            raise ServerError(
+                "The start hooks have not run.",
+                hint="Mounted: FastAPI(lifespan=app.lifespan). In a test: with app.test_client() as client.",
+            )
 
     async def _call(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
         call = functools.partial(function, **arguments)
@@ -272,6 +356,9 @@ class Application:
 
     async def _health(self) -> Response:
         return JSONResponse({"status": "ok"})
+
+    async def _document(self) -> Response:
+        return JSONResponse(self.document())
 
     async def _docs(self) -> Response:
         page = importlib.resources.files("llmasos.apps").joinpath("docs.html").read_text(encoding="utf-8")

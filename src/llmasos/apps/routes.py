@@ -63,6 +63,18 @@ class Input:
 
 
 @dataclass(frozen=True)
+class Hints:
+    """What callers may know beside the types. None: unknown."""
+
+    tool: bool = False
+    """Language models may call it."""
+    read_only: bool | None = None
+    """It changes nothing."""
+    destructive: bool | None = None
+    """What it changes may be lost."""
+
+
+@dataclass(frozen=True)
 class Route:
     """What a decorated function accepts and returns. `item` is the element type of a stream, else equal to `result`."""
 
@@ -80,6 +92,7 @@ class Route:
     joins: bool
     """The collected form of the stream is one string, the pieces put together."""
     examples: tuple[Mapping[str, Any], ...]
+    hints: Hints = Hints()
 
     @property
     def path_names(self) -> tuple[str, ...]:
@@ -112,18 +125,22 @@ class Route:
 
 
 def describe(
-    function: Callable[..., Any], path: str, methods: Iterable[str] | None, examples: Iterable[Mapping[str, Any]] = ()
+    function: Callable[..., Any],
+    path: str,
+    methods: Iterable[str] | None,
+    examples: Iterable[Mapping[str, Any]] = (),
+    hints: Hints = Hints(),
 ) -> Route:
     """Read a function's description. Raises InvalidInputError that names the function and the parameter at fault."""
     if not callable(function) or inspect.isclass(function):
         raise InvalidInputError(f"@app.route({path!r}) decorates a function, not {function!r}.")
     name = getattr(function, "__name__", type(function).__name__)
     placeholders = _placeholders(path, name)
-    hints = _hints(function, name)
+    types = _hints(function, name)
     words = docstring_parser.parse(inspect.getdoc(function) or "")
     notes = {p.arg_name: " ".join((p.description or "").split()) for p in words.params}
     inputs = tuple(
-        _input(name, p, hints.get(p.name, p.annotation), notes.get(p.name, ""), placeholders)
+        _input(name, p, types.get(p.name, p.annotation), notes.get(p.name, ""), placeholders)
         for p in _parameters(function, name)
     )
     if missing := placeholders - {i.name for i in inputs}:
@@ -131,7 +148,7 @@ def describe(
             f"The path {path!r} has {{{min(missing)}}}, but {name}() has no parameter of that name.", param=min(missing)
         )
     model = _model(function, name, inputs)
-    streams, item, result = _output(function, name, hints.get("return", Any))
+    streams, item, result = _output(function, name, types.get("return", Any))
     route = Route(
         path=path,
         methods=_methods(name, methods, inputs),
@@ -146,7 +163,9 @@ def describe(
         item=item,
         joins=streams and item.core_schema["type"] == "str",
         examples=tuple(examples),
+        hints=hints,
     )
+    _check_hints(route)
     for example in route.examples:
         try:
             route.arguments(example)
@@ -155,6 +174,18 @@ def describe(
                 f"The example {dict(example)!r} of {name}() is not valid input: {e}", param="examples"
             ) from e
     return route
+
+
+def _check_hints(route: Route) -> None:
+    hints, name = route.hints, route.name
+    if hints.read_only and hints.destructive:
+        raise InvalidInputError(f"{name}() can't be read_only and destructive.", param="destructive")
+    if hints.tool and not inspect.getdoc(route.function):
+        raise InvalidInputError(
+            f"{name}() is a tool without a docstring: a model would not know what it is for.",
+            hint="Say in its docstring what it does and when to use it.",
+            param="tool",
+        )
 
 
 def _placeholders(path: str, name: str) -> frozenset[str]:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import functools
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -46,31 +47,14 @@ class StreamResponse(Response):
         self._route, self._items, self._collected, self._in_thread = route, items, collected, worker
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sink, source = anyio.create_memory_object_stream[Any](_AHEAD)
         async with anyio.create_task_group() as group:
-            group.start_soon(self._produce, sink)
             group.start_soon(self._stop_when_gone, receive, group.cancel_scope)
-            with source:
+            async with _running(self._route, self._items, self._in_thread) as source:
                 if self._collected:
                     await (await self._collect(source))(scope, receive, send)
                 else:
                     await self._events(source, scope, receive, send)
             group.cancel_scope.cancel()
-
-    async def _produce(self, sink: MemoryObjectSendStream[Any]) -> None:
-        with sink:
-            try:
-                if isinstance(self._items, AsyncIterable):
-                    await _pump_async(aiter(self._items), sink)
-                else:
-                    await self._in_thread(functools.partial(_pump, iter(self._items), sink))
-            except (Exception, SystemExit) as e:
-                try:
-                    await sink.send(_Failure(e))  # the reader decides between status and event
-                except (anyio.BrokenResourceError, asyncio.CancelledError) as unread:
-                    problems.of_exception(e, self._route.name)  # nobody reads any more: the log is all there is
-                    if isinstance(unread, asyncio.CancelledError):
-                        raise
 
     @staticmethod
     async def _stop_when_gone(receive: Receive, scope: anyio.CancelScope) -> None:
@@ -117,6 +101,54 @@ class StreamResponse(Response):
         except (Exception, SystemExit) as e:
             failure = problems.of_exception(e, self._route.name)
             return b"event: error\ndata: " + problems.encode(failure) + b"\n\n", failure
+
+
+@asynccontextmanager
+async def reading(route: Route, items: Any, worker: Worker) -> AsyncIterator[AsyncGenerator[Any, None]]:
+    """The elements of an iterator or async iterator as they come, for any surface; raises what it raises. It is closed
+    with the block."""
+
+    async def elements(source: MemoryObjectReceiveStream[Any]) -> AsyncGenerator[Any, None]:
+        async for item in source:
+            if isinstance(item, _Failure):
+                raise item.error
+            yield item
+
+    async with _running(route, items, worker) as source:
+        yield elements(source)
+
+
+@asynccontextmanager
+async def _running(route: Route, items: Any, worker: Worker) -> AsyncIterator[MemoryObjectReceiveStream[Any]]:
+    """The iterator runs where it belongs, a little ahead of its reader. A failure is the last element."""
+    sink, source = anyio.create_memory_object_stream[Any](_AHEAD)
+    failure: Exception | None = None
+    async with anyio.create_task_group() as group:
+        group.start_soon(_produce, route, items, worker, sink)
+        with source:
+            try:
+                yield source
+            except Exception as e:  # the reader's own: a task group would wrap it
+                failure = e
+        group.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def _produce(route: Route, items: Any, worker: Worker, sink: MemoryObjectSendStream[Any]) -> None:
+    with sink:
+        try:
+            if isinstance(items, AsyncIterable):
+                await _pump_async(aiter(items), sink)
+            else:
+                await worker(functools.partial(_pump, iter(items), sink))
+        except (Exception, SystemExit) as e:
+            try:
+                await sink.send(_Failure(e))  # the reader decides between status and event
+            except (anyio.BrokenResourceError, asyncio.CancelledError) as unread:
+                problems.of_exception(e, route.name)  # nobody reads any more: the log is all there is
+                if isinstance(unread, asyncio.CancelledError):
+                    raise
 
 
 _HEADERS = [

@@ -33,6 +33,9 @@ NOT_FLAGS = frozenset(
 STDIN = "\0-"
 """Stands for a lone `-` while the line is parsed: to the parser it would be an option without a name."""
 
+REST = "inputs"
+"""The parameter that takes all words as they are, unknown flags too."""
+
 _SHORT = {"follow": "-f"}
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
@@ -129,7 +132,11 @@ def _about(command: Command, name: str, kind: Any) -> cyclopts.Parameter:
     text = _server_help(name) if command.name == "serve" else None
     text = text or t(own if messages.has(own) else f"option.{name}")
     return cyclopts.Parameter(
-        help=text, negative=(), alias=_SHORT.get(name), converter=_whole if _metavar(kind) == "N" else None
+        help=text,
+        negative=(),
+        alias=_SHORT.get(name),
+        converter=_whole if _metavar(kind) == "N" else None,
+        allow_leading_hyphen=name == REST,
     )
 
 

@@ -30,6 +30,7 @@ _TABLE = (
     Command("run", "run", "run", "use"),
     Command("chat", "chat", "chat", "use"),
     Command("serve", "serve", "serve", "use"),
+    Command("app", "application", "app", "use"),
     Command("ps", "ps", "ps", "server", is_bare=True),
     Command("load", "ps", "load", "server"),
     Command("unload", "ps", "unload", "server"),

@@ -159,6 +159,8 @@ MESSAGES = {
     "option.completion.install": "安装到 shell 读取的位置",
     # wrong lines
     "app.route": "缺少 ROUTE。",
+    "app.failed": "{route}() 出错：{kind}：{text}",
+    "app.traceback": "设置 LLMASOS_LOG_LEVEL=debug 可查看其调用栈。",
     "app.inputs": "输入：{inputs}。",
     "app.not_json": "{name} 要求 JSON，而不是 {value!r}。",
     "app.unreadable": "无法读取 {file}：{why}。",

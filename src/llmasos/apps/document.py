@@ -1,0 +1,42 @@
+"""An application's routes as one JSON document: what every surface but Python is made from.
+
+Pages, command lines, tools and generated clients read this and nothing else, so they can't differ from the function or
+from each other. Schemas are JSON Schema 2020-12, each whole, with its own `$defs`. A route:
+
+    name, path, methods, summary, description    the function's name, where it answers, its docstring
+    input      schema of the object of all inputs, by the names that callers write; `path_inputs`: those in the path
+    output     schema of the result; of a stream, of the elements put together
+    stream     null, or {"item": schema of an element, "joins": whether the whole is one text}
+    examples   inputs
+    hints      tool, read_only, destructive; null: unknown
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llmasos.apps.routes import Route
+
+
+def document(title: str, version: str, routes: Sequence[Route]) -> dict[str, Any]:
+    return {"title": title, "version": version, "routes": [describe_route(route) for route in routes]}
+
+
+def describe_route(route: Route) -> dict[str, Any]:
+    hints = route.hints
+    return {
+        "name": route.name,
+        "path": route.path,
+        "methods": list(route.methods),
+        "summary": route.summary,
+        "description": route.description,
+        "input": route.model.model_json_schema(),
+        "path_inputs": list(route.path_names),
+        "output": route.result.json_schema(mode="serialization"),
+        "stream": {"item": route.item.json_schema(mode="serialization"), "joins": route.joins}
+        if route.streams
+        else None,
+        "examples": [dict(example) for example in route.examples],
+        "hints": {"tool": hints.tool, "read_only": hints.read_only, "destructive": hints.destructive},
+    }

@@ -1,0 +1,105 @@
+"""`llmasos app`: call a route of an application without a server, look at it, offer its tools to other programs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from llmasos.cli.messages import t
+from llmasos.cli.render import cell_width, emit
+from llmasos.errors import InvalidInputError, LLMasOSError, ServerError
+
+if TYPE_CHECKING:
+    from llmasos.apps import Application, Route
+
+Action = Literal["run", "show", "mcp"]
+
+
+def app(action: Action, file: str, route: str | None = None, /, *inputs: str, json: bool = False) -> None:
+    """`llmasos app ACTION FILE [ROUTE] [INPUT...]`."""
+    from llmasos.apps.loading import load_application
+
+    stray = route if action == "mcp" else inputs[0] if action == "show" and inputs else None
+    if stray is not None:
+        raise InvalidInputError(t("usage.extra", value=stray), hint=t("usage.see_help", command="llmasos app"))
+    if action == "run" and route is None:
+        raise InvalidInputError(t("app.route"), hint=f"llmasos app show {file}", param="route")
+    application = load_application(file)
+    if action == "mcp":
+        from llmasos.apps.mcp import serve_stdio
+
+        serve_stdio(application)
+    elif action == "show":
+        _show(application, route, json)
+    else:
+        _run(application, file, application.find(route or ""), inputs, json)
+
+
+def _run(application: Application, file: str, route: Route, words: tuple[str, ...], as_json: bool) -> None:
+    import anyio
+    from pydantic import ValidationError
+
+    from llmasos.apps import problems
+    from llmasos.apps.document import describe_route
+    from llmasos.cli.inputs import parse
+
+    values = parse(describe_route(route)["input"], words)
+    shows_pieces = route.joins and not as_json
+
+    async def tell(piece: Any) -> None:
+        if shows_pieces:
+            print(piece, end="", flush=True)
+
+    async def call() -> bytes:
+        async with application.hooks():
+            return await application.call(route, values, on_item=tell)
+
+    try:
+        result = anyio.run(call)
+    except ValidationError as e:
+        problem = problems.wrong_input(problems.located(e, "body", ()), [i.name for i in route.inputs])
+        raise InvalidInputError(problem["message"], hint=f"llmasos app show {file} {route.name}") from e
+    except LLMasOSError:
+        raise
+    except Exception as e:
+        raise ServerError(
+            t("app.failed", route=route.name, kind=type(e).__name__, text=str(e) or "-"), hint=t("app.traceback")
+        ) from e
+    _print(result, as_json, shows_pieces)
+
+
+def _print(result: bytes, as_json: bool, is_shown: bool) -> None:
+    import json
+
+    if as_json:
+        print(result.decode())
+    elif is_shown:
+        print()
+    else:
+        value = json.loads(result)
+        print(value) if isinstance(value, str) else emit(value)
+
+
+def _show(application: Application, route: str | None, as_json: bool) -> None:
+    from llmasos.apps.document import describe_route
+
+    if as_json:
+        emit(application.document() if route is None else describe_route(application.find(route)))
+        return
+    if route is not None:
+        print(_about(application.find(route)))
+        return
+    print(f"{application.title} {application.asgi.version}")
+    width = max((cell_width(one.name) for one in application.routes), default=0)
+    for one in application.routes:
+        print(f"  {one.name:<{width}}  {one.summary}")
+
+
+def _about(route: Route) -> str:
+    lines = [f"{route.name}  {', '.join(route.methods)} {route.path}", "", route.summary]
+    lines += ["", route.description] if route.description else []
+    for entry in route.inputs:
+        kind = entry.schema.get("enum") or entry.schema.get("type") or "JSON"
+        kind = "|".join(map(str, kind)) if isinstance(kind, list) else kind
+        default = "" if entry.required else f" [{entry.default}]"
+        lines.append(f"  --{entry.name.replace('_', '-')} {kind}{default}  {entry.description}".rstrip())
+    return "\n".join(lines)

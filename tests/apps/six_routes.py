@@ -1,0 +1,86 @@
+"""An application whose six routes have six shapes; every surface is tested with it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from llmasos.apps import Application
+
+app = Application(title="Six routes", version="1.2.0")
+
+
+class Point(BaseModel):
+    x: float
+    y: float = 0.0
+
+
+@dataclass
+class Box:
+    corners: list[Point]
+    area: float
+
+
+@app.route("/add", tool=True, read_only=True, examples=[{"a": 1, "b": 2}])
+def add(a: int, b: Annotated[int, Field(ge=0, le=100, description="At most a hundred.")] = 2) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+@app.route("/say", tool=True)
+def say(words: str, style: Literal["plain", "loud"] = "plain") -> Iterator[str]:
+    """Repeat words.
+
+    One after the other, in a style.
+
+    Args:
+        words: What is said.
+    """
+    for word in words.split(" "):
+        yield (word.upper() if style == "loud" else word) + " "
+
+
+@app.route("/box", tool=True)
+def box(points: list[Point], scale: float = 1.0) -> Box:
+    """The box around points."""
+    if not points:
+        raise ValueError("no points")
+    xs, ys = [p.x for p in points], [p.y for p in points]
+    low, high = Point(x=min(xs), y=min(ys)), Point(x=max(xs), y=max(ys))
+    return Box([low, high], (high.x - low.x) * (high.y - low.y) * scale)
+
+
+@app.route("/count")
+async def count(to: Annotated[int, Field(ge=1, le=10)]) -> AsyncIterator[int]:
+    """Count up."""
+    for n in range(1, to + 1):
+        yield n
+
+
+@app.route("/notes/{name}", methods=["GET"], tool=True, read_only=True)
+async def note(name: str) -> dict[str, str] | None:
+    """A note by its name; null if there is none."""
+    return {"name": name, "text": "你好"} if name == "greeting" else None
+
+
+@app.route("/forget", methods=["POST"], tool=True, destructive=True)
+def forget(names: list[str], really: bool = False) -> list[str]:
+    """Forget notes."""
+    return sorted(names) if really else []
+
+
+CALLS = [
+    ("add", {"a": 1}, 3),
+    ("add", {"a": 1, "b": 40}, 41),
+    ("say", {"words": "a b c", "style": "loud"}, "A B C "),
+    ("box", {"points": [{"x": 1, "y": 2}, {"x": 3}]}, {"corners": [{"x": 1, "y": 0}, {"x": 3, "y": 2}], "area": 4}),
+    ("count", {"to": 3}, [1, 2, 3]),
+    ("note", {"name": "greeting"}, {"name": "greeting", "text": "你好"}),
+    ("note", {"name": "other"}, None),
+    ("forget", {"names": ["b", "a"], "really": True}, ["a", "b"]),
+]
+"""A route's name, inputs, the result."""
+app.state.calls = CALLS

@@ -23,10 +23,12 @@ from llmasos.serve.access.errors import ForbiddenError
 from llmasos.serve.backing import Hosted
 from llmasos.serve.caller import Caller
 from llmasos.serve.models import ModelNotFoundError, Models
+from llmasos.serve.native import InHost
 from llmasos.serve.server import assemble
 from llmasos.store import Library, import_model
 from llmasos.store.card import read_card
 from llmasos.store.headers import read_facts
+from llmasos.store.transfer import Progress
 from tiny import write_tiny_model
 
 SHORT = SamplingParams(max_tokens=4)
@@ -209,6 +211,41 @@ async def test_a_model_whose_files_are_gone_is_no_longer_served(tmp_path) -> Non
             assert host.names == ["three"] and models.names == ["two"]
         with pytest.raises(ModelNotFoundError):
             await ask(models, "one")
+
+
+async def test_over_http_a_load_tells_how_far_it_is_and_a_deleted_model_is_forgotten(tmp_path) -> None:
+    import_model(write_tiny_model(tmp_path / "m"), name="tiny")
+    reports, gate = [], asyncio.Event()
+    async with world(installed=lambda name, path: (ModelSpec(name, str(path)), {})) as models:
+        host = models.backing.host
+        start = host._start
+
+        async def held(one, *, on_progress, **options):
+            reports.append(on_progress)
+            await gate.wait()
+            return await start(one)
+
+        async def install(name):
+            return None  # nothing beside what the backing has
+
+        host._start = held
+        transport = httpx.ASGITransport(assemble(models, residents=InHost(models.backing, install)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1/llmasos/v1") as client:
+            load = asyncio.create_task(client.post("/load", json={"model": "Tiny"}))
+            while not reports:
+                await asyncio.sleep(0.001)
+            reports[0](Progress("download", done=1, total=4))
+            [status] = (await client.get("/status")).json()["data"]
+            assert status["state"] == "loading" and status["name"] == "tiny"
+            told = {name: status["loading"][name] for name in ("phase", "done", "total", "expected_seconds")}
+            assert told == {"phase": "download", "done": 1, "total": 4, "expected_seconds": 1.0}
+            [listed] = (await client.get("/models")).json()["data"]
+            assert listed["state"] == "loading" and listed["loading"]["phase"] == "download"
+            gate.set()
+            assert (await load).json()["state"] == "ready" and (await load).json().get("loading") is None
+            assert (await client.delete("/models/tiny")).status_code == 200
+            assert (await client.get("/status")).json()["data"] == [] and host.names == []
+            assert (await client.post("/load", json={"model": "tiny"})).status_code == 404
 
 
 async def test_files_that_cannot_be_read_say_nothing_until_they_are_loaded(tmp_path) -> None:

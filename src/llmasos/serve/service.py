@@ -204,18 +204,13 @@ class _Service:
 
     async def _install(self, backing: Hosted, name: str) -> str | None:
         """Serve a model of the library that was not named at the start."""
-        from llmasos.errors import NotFoundError
-        from llmasos.store.library import Library
+        from llmasos.serve.installed import find_installed
 
-        library = Library()
-        try:
-            own = (await asyncio.to_thread(library.get, name)).name
-            path = await asyncio.to_thread(library.path, own)
-        except (NotFoundError, InvalidInputError):
+        if (found := await asyncio.to_thread(find_installed, name)) is None:
             return None
-        spec, terms = self._installed(own, path)
+        spec, terms = self._installed(found.name, found.path)
         backing.add(spec, **terms)
-        return own
+        return found.name
 
     @contextlib.asynccontextmanager
     async def alive(self) -> AsyncIterator[None]:

@@ -103,6 +103,7 @@ class LibraryModel(WireResponse):
     created: datetime | None = None
     error: str | None = None
     state: ModelState = "absent"
+    loading: LoadProgress | None = None
 
 
 class LibraryModelList(WireResponse):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -13,7 +14,7 @@ from llmasos.client.types.native import (
     LibraryModel,
     LibraryModelList,
     ModelPlan,
-    ModelState,
+    ModelStatus,
     PlanRequest,
     RemovedModel,
 )
@@ -30,30 +31,33 @@ PLANS_AT_ONCE = 2
 _FACTS = ("name", "format", "architecture", "family", "use", "licence", "source", "notice", "size", "created", "error")
 
 
-def library_model(card: Card, states: dict[str, ModelState]) -> LibraryModel:
-    return LibraryModel(**{name: getattr(card, name) for name in _FACTS}, state=states.get(card.name, "absent"))
+def library_model(card: Card, statuses: Mapping[str, ModelStatus]) -> LibraryModel:
+    facts = {name: getattr(card, name) for name in _FACTS}
+    if (status := statuses.get(card.name)) is not None:
+        facts |= {"state": status.state, "loading": status.loading}
+    return LibraryModel(**facts)
 
 
 def create_router(residents: Residents) -> APIRouter:
     router = APIRouter()
 
-    def states() -> dict[str, ModelState]:
-        return {one.name: one.state for one in residents.status()}
+    def statuses() -> dict[str, ModelStatus]:
+        return {one.name: one for one in residents.status()}
 
     @router.get("/models", summary="The models on the server's disk")
     async def models() -> LibraryModelList:
         cards = await asyncio.to_thread(Library().list)
-        now = states()
+        now = statuses()
         return LibraryModelList(data=[library_model(card, now) for card in cards])
 
     @router.get("/models/{name}", summary="One of them", responses=responses(404))
     async def model(name: str) -> LibraryModel:
-        return library_model(await asyncio.to_thread(_card, name), states())
+        return library_model(await asyncio.to_thread(_card, name), statuses())
 
     @router.delete("/models/{name}", summary="Delete a model from the disk", responses=responses(404, 409))
     async def remove(name: str) -> RemovedModel:
         card = await asyncio.to_thread(_card, name)
-        if states().get(card.name, "absent") not in ("absent", "failed"):
+        if (status := statuses().get(card.name)) is not None and status.state not in ("absent", "failed"):
             await residents.unload(card.name, force=False)
         freed = await asyncio.to_thread(Library().remove, card.name)
         await residents.removed(card.name)

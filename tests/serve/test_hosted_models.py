@@ -152,7 +152,9 @@ async def test_what_a_model_in_the_library_is_can_be_told_before_it_is_loaded(tm
     async with world(installed=installed) as models:
         await models.look(facts=True)
         assert models.names == ["tiny"] and models.backing.host.names == []
-        facts = models["tiny"].model
+        await models.look("TINY")
+        await models.look()  # another request's, before the first one has found what it looked for
+        facts = models["TINY"].model
         assert (facts.name, facts.context_length, facts.is_encoder) == ("tiny", 64, False)
         assert "<|end|>" in facts.chat_template and facts.adapters == [] and facts.stats.num_running == 0
         assert facts.engine_config.max_model_len == 64 and not models.started

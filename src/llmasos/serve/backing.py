@@ -127,9 +127,10 @@ class Hosted:
 
     async def look(self, name: str | None = None, *, facts: bool = False) -> None:
         if self._installed is not None and name is None:
-            found = await asyncio.to_thread(installed)
-            self._shelf = [one.name for one in found]
-            self._seen = {one.name: one for one in found}
+            there = {one.name: one for one in await asyncio.to_thread(installed)}
+            self._shelf = list(there)
+            spelt = {name: there[one.name] for name, one in self._seen.items() if one.name in there}
+            self._seen = spelt | there
             await self._forget_removed()
         elif self._installed is not None and name is not None and not self._is_known(name):
             self._see(name, await asyncio.to_thread(find_installed, name))

@@ -152,6 +152,26 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("1e400", "-0", "-0.0", "1E+2", "0.1", "18446744073709551616", "1" * 40, "NaN", "-Infinity"),
+        *('"\\ud83d\\ude00"', '"\\ud83d"', '"\\u0000"', "\ufeff1", '"\x7f"', " 1 "),
+        *('{"a": 1, "a": 2}', "[" * 900 + "]" * 900),
+    ],
+)
+def test_the_faster_parser_reads_odd_json_as_the_usual_one_does(text: str) -> None:
+    data = f'["{chr(0xE9)}", {text}]'.encode()
+    assert repr(outcome(lambda: body.read(data, Anything))) == repr(outcome(lambda: json.loads(data)))
+
+
+def outcome(work):
+    try:
+        return work()
+    except ValueError as e:
+        return e
+
+
 @given(json_values, st.booleans())
 def test_the_faster_parser_reads_what_the_usual_one_reads(value: object, is_ascii: bool) -> None:
     text = json.dumps([value], ensure_ascii=is_ascii).encode("utf-8", "surrogatepass")

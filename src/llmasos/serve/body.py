@@ -7,10 +7,10 @@ import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import msgspec
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json
 
 from llmasos.errors import LLMasOSError
 
@@ -42,9 +42,9 @@ class ReadAside(APIRoute):
 def read(data: bytes, model: type[BaseModel]) -> Any:
     """The body as `model`; as plain JSON where it is none, for FastAPI to say why. Raises ValueError for no JSON."""
     try:
-        found = from_json(data)
-    except ValueError:
-        found = json.loads(data)  # half surrogate pairs, deeper nesting; and it says what is wrong
+        found = msgspec.json.decode(data)
+    except (msgspec.MsgspecError, ValueError):
+        found = json.loads(data)  # half surrogate pairs, NaN; and it says what is wrong
     try:
         return model.model_validate(found)
     except (ValidationError, LLMasOSError):

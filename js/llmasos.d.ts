@@ -510,7 +510,7 @@ export class LLMasOS {
   chat(messages: Messages, options: ChatFields): Promise<ChatCompletion>;
   streamChat(messages: Messages, options: ChatFields): Stream<ChatCompletionChunk, ChatCompletion>;
   complete(prompt: string | string[] | number[] | number[][], options: SamplingFields): Promise<TextCompletion>;
-  streamComplete(prompt: string | number[], options: SamplingFields): Stream<TextCompletion, TextCompletion>;
+  streamComplete(prompt: string | string[] | number[] | number[][], options: SamplingFields): Stream<TextCompletion, TextCompletion>;
   embed(
     input: string | string[] | number[] | number[][],
     options: CallOptions & { model: string; dimensions?: number; [field: string]: unknown },

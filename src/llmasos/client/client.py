@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8000/v1"
 Messages = str | Sequence[Mapping[str, Any]]
+Prompts = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 OnChunk = Callable[[ChatCompletionChunk], object]
 T = TypeVar("T", bound=BaseModel)
 
@@ -159,14 +160,10 @@ class Client(_Calls):
         call = self._chat(messages, model, {**fields, "stream": True})
         yield from self._http.stream(self._wire.stream_reader(call[1]), "POST", *call)
 
-    def complete(
-        self, prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]], *, model: str, **fields: Any
-    ) -> TextCompletion:
+    def complete(self, prompt: Prompts, *, model: str, **fields: Any) -> TextCompletion:
         return self._parsed(TextCompletion, self._http.json("POST", *self._completion(prompt, model, fields)))
 
-    def stream_complete(
-        self, prompt: str | Sequence[int], *, model: str, **fields: Any
-    ) -> Generator[TextCompletion, None, None]:
+    def stream_complete(self, prompt: Prompts, *, model: str, **fields: Any) -> Generator[TextCompletion, None, None]:
         call = self._completion(prompt, model, {**fields, "stream": True})
         yield from self._http.stream(completion_reader(call[1], self.provider.name), "POST", *call)
 
@@ -318,13 +315,11 @@ class AsyncClient(_Calls):
             async for chunk in chunks:
                 yield chunk
 
-    async def complete(
-        self, prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]], *, model: str, **fields: Any
-    ) -> TextCompletion:
+    async def complete(self, prompt: Prompts, *, model: str, **fields: Any) -> TextCompletion:
         return self._parsed(TextCompletion, await self._http.json("POST", *self._completion(prompt, model, fields)))
 
     async def stream_complete(
-        self, prompt: str | Sequence[int], *, model: str, **fields: Any
+        self, prompt: Prompts, *, model: str, **fields: Any
     ) -> AsyncGenerator[TextCompletion, None]:
         call = self._completion(prompt, model, {**fields, "stream": True})
         async with aclosing(self._http.stream(completion_reader(call[1], self.provider.name), "POST", *call)) as chunks:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from six_routes import CALLS, app
 
-from llmasos.apps import Application
+from llmasos.apps import Application, report_progress
 
 pytest.importorskip("mcp")
 
@@ -66,6 +66,23 @@ async def test_a_stream_is_told_as_it_comes() -> None:
         answer = await client.call_tool("say", {"words": "a b"}, progress_callback=tell)
     assert seen == [(1, "a "), (2, "b ")]
     assert answer.content[0].text == "a b "
+
+
+async def test_progress_is_told() -> None:
+    other, seen = Application(), []
+
+    @other.route("/work", tool=True)
+    def work() -> int:
+        """Work."""
+        report_progress(0.5, "half")
+        return 1
+
+    async def tell(*progress: object) -> None:
+        seen.append(progress)
+
+    async with Client(create_server(other)) as client:
+        await client.call_tool("work", {}, progress_callback=tell)
+    assert seen == [(0.5, 1, "half")]
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,16 @@ def test_a_file_that_runs_its_application_is_read_without_serving(tmp_path: Path
     assert cli("app", "run", str(file), "ask", "why").out == "why indeed\n"
 
 
+def test_progress_is_for_people(tmp_path: Path, cli: Cli) -> None:
+    file = tmp_path / "progress_app.py"
+    file.write_text(
+        "from llmasos.apps import Application, report_progress\napp = Application()\n"
+        '@app.route("/work")\ndef work():\n    report_progress(0.5, "half")\n    return 1\n'
+    )
+    done = cli("app", "run", str(file), "work")
+    assert (done.out, done.err) == ("1\n", "work: 50% half\n")
+
+
 def test_several_applications_are_told_apart(tmp_path: Path) -> None:
     file = tmp_path / "two_apps.py"
     file.write_text("from llmasos import Application\na = Application(title='A')\nb = Application(title='B')\nc = b\n")

@@ -49,7 +49,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route as AsgiRoute
 from starlette.types import Receive, Scope, Send
 
-from llmasos.apps import mcp, problems, streams
+from llmasos.apps import jobs, mcp, problems, streams
 from llmasos.apps.document import document
 from llmasos.apps.openapi import openapi
 from llmasos.apps.routes import QUERY_METHODS, Hints, Route, describe
@@ -62,7 +62,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 _NUM_THREADS = 64
 """Functions and streams that run at once; more wait. Models order their own work, so this bounds only the waiting."""
-_RESERVED = ("/healthz", "/docs", "/openapi.json", "/app.json", "/mcp")
+_RESERVED = ("/healthz", "/docs", "/openapi.json", "/app.json", "/mcp", "/jobs", "/jobs/{}", "/jobs/{}/events")
 _PAGE_RULES = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 
 
@@ -93,6 +93,8 @@ class Application:
         own = (("/", self._index), ("/healthz", self._health), ("/docs", self._docs), ("/app.json", self._document))
         for path, endpoint in own:
             self.asgi.add_api_route(path, endpoint, methods=["GET"], include_in_schema=False)
+        self._jobs = jobs.Jobs()
+        self.asgi.include_router(jobs.create_router(self._jobs))
         self._tools = mcp.HttpTools()
         self.asgi.router.routes.append(AsgiRoute(mcp.PATH, endpoint=self._tools, include_in_schema=False))
 
@@ -197,7 +199,12 @@ class Application:
         `on_item` gets each when it comes. Raises pydantic.ValidationError for wrong inputs, and what the function
         raises."""
         self._check_started()
-        result = await self._call(route.function, route.arguments(values))
+        return await self._collect(route, route.arguments(values), on_item)
+
+    async def _collect(
+        self, route: Route, arguments: Mapping[str, Any], on_item: Callable[[Any], Awaitable[None]] | None
+    ) -> bytes:
+        result = await self._call(route.function, arguments)
         if isinstance(result, Response):
             raise UnsupportedError(f"{route.name}() answers with an HTTP response, which only HTTP can carry.")
         if not (route.streams or streams.is_stream(result)):
@@ -254,6 +261,7 @@ class Application:
             yield
         finally:
             self._started = False
+            await self._jobs.close()
             for hook in reversed(self._on_stop):
                 try:
                     await self._call(hook, {})
@@ -264,7 +272,7 @@ class Application:
         def shape(path: str) -> str:
             return re.sub(r"{[^{}]*}", "{}", path)
 
-        if route.path in _RESERVED:
+        if shape(route.path) in _RESERVED:
             raise InvalidInputError(
                 f"The path {route.path!r} of {route.name}() belongs to every application.",
                 hint="Choose another.",
@@ -291,7 +299,11 @@ class Application:
         async def endpoint(request: Request) -> Response:
             try:
                 self._check_started()
-                result = await self._call(route.function, await _arguments(route, request))
+                arguments = await _arguments(route, request)
+                if jobs.is_wanted(request.headers):
+                    job = self._jobs.start(route.name, functools.partial(self._collect, route, arguments))
+                    return jobs.accepted(job, request.scope.get("root_path", ""))
+                result = await self._call(route.function, arguments)
                 if isinstance(result, Response):
                     return result
                 if route.streams or streams.is_stream(result):

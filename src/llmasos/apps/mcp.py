@@ -11,7 +11,9 @@ with `isError`, whose text says what happened and what to do: the model reads it
 
 from __future__ import annotations
 
+import asyncio
 import json
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -20,6 +22,7 @@ from starlette.datastructures import Headers
 
 from llmasos.apps import problems
 from llmasos.apps.document import describe_route
+from llmasos.apps.jobs import reporting_to
 from llmasos.apps.routes import Route
 from llmasos.errors import UnsupportedError
 
@@ -150,6 +153,13 @@ async def _call(
     from mcp import types
 
     count = 0
+    loop, telling = asyncio.get_running_loop(), list[Future[None]]()
+
+    def report(done: float | None, message: str) -> None:
+        progress = context.session.report_progress(
+            count if done is None else done, None if done is None else 1, message
+        )
+        telling.append(asyncio.run_coroutine_threadsafe(progress, loop))
 
     async def tell(item: Any) -> None:
         nonlocal count
@@ -158,7 +168,9 @@ async def _call(
         await context.session.report_progress(count, message=text)
 
     try:
-        text = (await app.call(route, values, on_item=tell)).decode()
+        with reporting_to(report):
+            text = (await app.call(route, values, on_item=tell)).decode()
+        await asyncio.gather(*map(asyncio.wrap_future, telling))
     except ValidationError as e:
         errors = problems.located(e, "body", ())
         return _failed(problems.wrong_input(errors, [i.name for i in route.inputs]))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmasos.cli.messages import t
-from llmasos.cli.render import cell_width, emit
+from llmasos.cli.render import cell_width, emit, say, working
 from llmasos.errors import InvalidInputError, LLMasOSError, ServerError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def _run(application: Application, file: str, route: Route, words: tuple[str, ..
 
     from llmasos.apps import problems
     from llmasos.apps.document import describe_route
+    from llmasos.apps.jobs import reporting_to
     from llmasos.cli.inputs import parse
 
     values = parse(describe_route(route)["input"], words)
@@ -53,8 +55,16 @@ def _run(application: Application, file: str, route: Route, words: tuple[str, ..
         async with application.hooks():
             return await application.call(route, values, on_item=tell)
 
+    def report(done: float | None, message: str) -> None:
+        share = "" if done is None else f"{done:.0%} "
+        if show is not None:
+            show(f"{share}{message}")
+        elif not shows_pieces:
+            say(f"{route.name}: {share}{message}")
+
     try:
-        result = anyio.run(call)
+        with working(route.name) if not route.streams else nullcontext() as show, reporting_to(report):
+            result = anyio.run(call)
     except ValidationError as e:
         problem = problems.wrong_input(problems.located(e, "body", ()), [i.name for i in route.inputs])
         raise InvalidInputError(problem["message"], hint=f"llmasos app show {file} {route.name}") from e

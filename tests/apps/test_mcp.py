@@ -1,19 +1,18 @@
 """Tools over MCP, with the official client: in memory, over HTTP, over standard input and output."""
 
-import asyncio
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from served import served
 from six_routes import CALLS, app
 
 from llmasos.apps import Application, report_progress
 
 pytest.importorskip("mcp")
 
-import uvicorn
 from mcp import Client, StdioServerParameters
 
 from llmasos.apps.mcp import create_server
@@ -101,17 +100,9 @@ async def test_what_fails_is_told_to_the_model(name: str, values: dict[str, Any]
 
 
 async def test_tools_over_http() -> None:
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on"))
-    task = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        async with Client(f"http://127.0.0.1:{port}/mcp") as client:
+    with served(app) as url:
+        async with Client(f"{url}/mcp") as client:
             assert await results(client) == expected()
-    finally:
-        server.should_exit = True
-        await task
 
 
 async def test_tools_over_standard_input_and_output() -> None:

@@ -11,17 +11,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llmasos.client.app import AppClient as AppClient
+    from llmasos.client.app import AppJob as AppJob
+    from llmasos.client.app import AsyncAppClient as AsyncAppClient
     from llmasos.client.client import AsyncClient as AsyncClient
     from llmasos.client.client import Client as Client
     from llmasos.client.tools import Tool as Tool
     from llmasos.client.tools import ToolRun as ToolRun
     from llmasos.client.tools import tool as tool
 
-__all__ = ["AsyncClient", "Client", "Tool", "ToolRun", "tool"]
+_MODULES = {
+    **dict.fromkeys(("AsyncClient", "Client"), "client"),
+    **dict.fromkeys(("AppClient", "AppJob", "AsyncAppClient"), "app"),
+    **dict.fromkeys(("Tool", "ToolRun", "tool"), "tools"),
+}
+__all__ = ["AppClient", "AppJob", "AsyncAppClient", "AsyncClient", "Client", "Tool", "ToolRun", "tool"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        module = "client" if name.endswith("Client") else "tools"
+    if module := _MODULES.get(name):
         return getattr(importlib.import_module(f"llmasos.client.{module}"), name)
     raise AttributeError(f"module 'llmasos.client' has no attribute {name!r}")

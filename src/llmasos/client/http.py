@@ -211,15 +211,17 @@ class Request:
     file: Path | None = None
     form: tuple[Mapping[str, str], Mapping[str, Any]] | None = None
     once: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     def options(self) -> dict[str, Any]:
         """Arguments of httpx's build_request, but for a file's bytes."""
+        headers = dict(self.headers)
         if self.file is not None:
             length = str(self.file.stat().st_size)
-            return {"headers": {"content-type": "application/octet-stream", "content-length": length}}
+            return {"headers": headers | {"content-type": "application/octet-stream", "content-length": length}}
         if self.form is not None:
-            return {"data": self.form[0], "files": self.form[1]}
-        return {"json": self.body}
+            return {"headers": headers, "data": self.form[0], "files": self.form[1]}
+        return {"headers": headers, "json": self.body}
 
 
 @dataclass
@@ -278,8 +280,12 @@ class Http:
 
     def events(self, method: str, path: str, body: Any = None, *, once: bool = False) -> Generator[Event, None, None]:
         """Server-sent events of a 2xx answer. Closing the iterator closes the connection."""
+        return self.events_of(Request(method, path, body, once=once))
+
+    def events_of(self, request: Request) -> Generator[Event, None, None]:
+        """The same for any request."""
         parser = EventParser()
-        with self._response(Request(method, path, body, once=once)) as response:
+        with self._response(request) as response:
             for piece in response.iter_bytes():
                 yield from parser.feed(piece)
 
@@ -357,11 +363,12 @@ class AsyncHttp:
             async for piece in response.aiter_bytes():
                 yield piece
 
-    async def events(
-        self, method: str, path: str, body: Any = None, *, once: bool = False
-    ) -> AsyncGenerator[Event, None]:
+    def events(self, method: str, path: str, body: Any = None, *, once: bool = False) -> AsyncGenerator[Event, None]:
+        return self.events_of(Request(method, path, body, once=once))
+
+    async def events_of(self, request: Request) -> AsyncGenerator[Event, None]:
         parser = EventParser()
-        async with self._response(Request(method, path, body, once=once)) as response:
+        async with self._response(request) as response:
             async for piece in response.aiter_bytes():
                 for event in parser.feed(piece):
                     yield event

@@ -485,6 +485,21 @@ export interface RouteOptions extends CallOptions {
   /** Default POST. */
   method?: "GET" | "POST" | "PUT" | "PATCH" | "DELETE";
 }
+/** A call of an application on its way, or over. */
+export interface AppJob<Result = any> {
+  id: string;
+  route: string;
+  state: "running" | "done" | "failed" | "cancelled";
+  created: string;
+  updated: string;
+  /** From 0 to 1, as the function says. */
+  progress: number | null;
+  message: string;
+  /** Elements of a stream so far. */
+  num_items: number;
+  result: Result | null;
+  error: Body | null;
+}
 export interface Apps {
   /** `app`: the URL that `app.run()` printed, or the name of one under /apps of the server. */
   run<Result = any>(app: string, route: string, args?: Record<string, unknown>, options?: RouteOptions): Promise<Result>;
@@ -494,6 +509,17 @@ export interface Apps {
     args?: Record<string, unknown>,
     options?: RouteOptions,
   ): AsyncGenerator<Item, void, undefined>;
+  start<Result = any>(
+    app: string,
+    route: string,
+    args?: Record<string, unknown>,
+    options?: RouteOptions,
+  ): Promise<AppJob<Result>>;
+  jobs(app: string, options?: CallOptions): Promise<AppJob[]>;
+  job<Result = any>(app: string, id: string, options?: CallOptions): Promise<AppJob<Result>>;
+  cancel<Result = any>(app: string, id: string, options?: CallOptions): Promise<AppJob<Result>>;
+  follow<Result = any>(app: string, id: string, options?: CallOptions): AsyncGenerator<AppJob<Result>, void, undefined>;
+  wait<Result = any>(app: string, id: string, options?: CallOptions): Promise<AppJob<Result>>;
 }
 
 export class LLMasOS {

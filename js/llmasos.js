@@ -359,7 +359,8 @@ function parsed(text) {
 
 function queryOf(query = {}) {
   const given = Object.entries(query).filter(([, value]) => value !== undefined && value !== null);
-  return given.length ? `?${new URLSearchParams(given.map(([name, value]) => [name, String(value)]))}` : "";
+  const pairs = given.flatMap(([name, value]) => [value].flat().map((one) => [name, String(one)]));
+  return pairs.length ? `?${new URLSearchParams(pairs)}` : "";
 }
 
 function keyFromEnvironment() {
@@ -1025,8 +1026,48 @@ class Apps extends Namespace {
     if (!complete) throw brokenOff();
   }
 
+  /** Begin a call that goes on by itself: its job. */
+  start(app, route, args = {}, { method = "POST", signal } = {}) {
+    const [url, options] = this.#call(app, route, args, method, [signal]);
+    return this.http.json(method, url, { ...options, headers: { prefer: "respond-async" } });
+  }
+
+  /** The application's jobs, the latest first. */
+  jobs(app, { signal } = {}) {
+    return this.http.json("GET", `${this.#base(app)}/jobs`, { signals: [signal] });
+  }
+
+  job(app, name, { signal } = {}) {
+    return this.http.json("GET", `${this.#base(app)}/jobs/${id(name)}`, { signals: [signal] });
+  }
+
+  cancel(app, name, { signal } = {}) {
+    return this.http.json("DELETE", `${this.#base(app)}/jobs/${id(name)}`, { signals: [signal] });
+  }
+
+  /** A job at each change, until it is over; throws APIError if it fails. */
+  async *follow(app, name, { signal } = {}) {
+    let job;
+    for await (const event of this.http.events("GET", `${this.#base(app)}/jobs/${id(name)}/events`, { signals: [signal] })) {
+      if (event.event !== "done") yield (job = parsed(event.data));
+    }
+    if (job?.state === "failed") throw apiError(job.error.status, JSON.stringify(job.error));
+    if (!job || job.state === "running") throw brokenOff();
+  }
+
+  /** The job when it is over; throws APIError if it fails. */
+  async wait(app, name, options) {
+    let last;
+    for await (const job of this.follow(app, name, options)) last = job;
+    return last;
+  }
+
+  #base(app) {
+    return /^https?:/.test(app) ? app.replace(/\/+$/, "") : `${this.http.root}/apps/${id(app)}`;
+  }
+
   #call(app, route, args, method, signals) {
-    const base = /^https?:/.test(app) ? app.replace(/\/+$/, "") : `${this.http.root}/apps/${id(app)}`;
+    const base = this.#base(app);
     const rest = { ...args };
     const path = route.replace(/\{(\w+)\}/g, (_, name) => {
       if (!(name in rest)) throw new TypeError(`The route ${route} wants ${name}.`);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -54,6 +55,7 @@ from llmasos.serve.config import ServeConfig, flag_of
 from llmasos.serve.config import flags as server_flags
 from llmasos.settings import Settings, settings
 from llmasos.store import import_model, resolve
+from served import served
 from tiny import write_tiny_adapter
 
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
@@ -149,10 +151,13 @@ def test_the_python_blocks_run(
     monkeypatch.setitem(sys.modules, module.__name__, module)
     for block in blocks(path.read_text(encoding="utf-8"), "python"):
         source = block.text
-        if "127.0.0.1:8000" in source:
-            source = source.replace("http://127.0.0.1:8000", request.getfixturevalue("server"))
-        capsys.readouterr()
-        exec(compile("\n" * (block.line - 1) + source, str(path), "exec"), module.__dict__)
+        with contextlib.ExitStack() as stack:
+            if "AppClient(" in source:  # the application above, which its page runs
+                source = source.replace("http://127.0.0.1:8000", stack.enter_context(served(module.app)))
+            elif "127.0.0.1:8000" in source:
+                source = source.replace("http://127.0.0.1:8000", request.getfixturevalue("server"))
+            capsys.readouterr()
+            exec(compile("\n" * (block.line - 1) + source, str(path), "exec"), module.__dict__)
         printed = capsys.readouterr().out.splitlines()
         for line in shown_output(block):
             assert line in printed, f"{name_of(path)}:{block.line} shows {line!r} and prints {printed}"

@@ -56,6 +56,11 @@ def test_routes_and_their_inputs_are_shown(cli: Cli) -> None:
     assert cli("app", "show", FILE, "add", "--json").json == GOLDEN["routes"][0]
 
 
+def test_clients_are_written(cli: Cli) -> None:
+    assert "class SixRoutes(AppClient):" in cli("app", "client", FILE).out
+    assert "export class SixRoutes {" in cli("app", "client", FILE, "--language", "javascript").out
+
+
 @pytest.mark.parametrize(
     ("line", "code", "words"),
     [
@@ -78,7 +83,7 @@ def test_routes_and_their_inputs_are_shown(cli: Cli) -> None:
         (["run", f"{FILE}:other", "add"], 3, "no application 'other'"),
         (["show", FILE, "add", "more"], 2, "'more' is one argument too many"),
         (["mcp", FILE, "add"], 2, "'add' is one argument too many"),
-        (["fly", FILE], 2, "run, show, mcp"),
+        (["fly", FILE], 2, "run, show, mcp, client"),
     ],
 )
 def test_wrong_lines_say_what_is_wrong(cli: Cli, line: list[str], code: int, words: str) -> None:

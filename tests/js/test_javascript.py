@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from fake_llm import FakeLLM, live_server
+from served import served
+from six_routes import CALLS, app
 
 from doc_examples import blocks, headings, rows
 from llmasos import __version__
@@ -69,6 +71,20 @@ def test_it_works_with_our_server() -> None:
         assert slow.num_tokens < 5 * len("a long tale!")
 
 
+def test_applications_give_what_every_surface_gives() -> None:
+    calls = []
+    for name, values, result in CALLS:
+        route = app.find(name)
+        method = "POST" if "POST" in route.methods else "GET"
+        calls.append([route.path, method, values, result, route.streams])
+    with served(app) as url:
+        done = node("tests/app.js", url, json.dumps(calls))
+    assert done.returncode == 0, done.stderr
+    for (result, items, from_job), (path, _, _, expected, streams) in zip(json.loads(done.stdout), calls, strict=True):
+        assert result == from_job == expected
+        assert not streams or ("".join(items) if path == "/say" else items) == expected
+
+
 def code_blocks(name: str) -> list[str]:
     return [block.text for block in blocks((JS / name).read_text(encoding="utf-8"), "js")]
 
@@ -117,7 +133,7 @@ def test_it_has_the_methods_of_the_python_client_in_camel_case() -> None:
     expected["client"] = camel_case_methods(client) - {"close"}  # fetch has nothing to close
     expected["files"] -= {"download"}  # to a disk, which browsers have not
     expected["native"] -= {"upload"}
-    assert found.pop("apps") == {"run", "stream"}
+    assert found.pop("apps") == {"run", "stream", "start", "jobs", "job", "cancel", "follow", "wait"}
     assert found == expected
 
 

@@ -12,14 +12,23 @@ from llmasos.errors import InvalidInputError, LLMasOSError, ServerError
 if TYPE_CHECKING:
     from llmasos.apps import Application, Route
 
-Action = Literal["run", "show", "mcp"]
+Action = Literal["run", "show", "mcp", "client"]
+Language = Literal["python", "javascript"]
 
 
-def app(action: Action, file: str, route: str | None = None, /, *inputs: str, json: bool = False) -> None:
+def app(
+    action: Action,
+    file: str,
+    route: str | None = None,
+    /,
+    *inputs: str,
+    language: Language = "python",
+    json: bool = False,
+) -> None:
     """`llmasos app ACTION FILE [ROUTE] [INPUT...]`."""
     from llmasos.apps.loading import load_application
 
-    stray = route if action == "mcp" else inputs[0] if action == "show" and inputs else None
+    stray = route if action in ("mcp", "client") else inputs[0] if action == "show" and inputs else None
     if stray is not None:
         raise InvalidInputError(t("usage.extra", value=stray), hint=t("usage.see_help", command="llmasos app"))
     if action == "run" and route is None:
@@ -29,6 +38,11 @@ def app(action: Action, file: str, route: str | None = None, /, *inputs: str, js
         from llmasos.apps.mcp import serve_stdio
 
         serve_stdio(application)
+    elif action == "client":
+        from llmasos.apps.codegen import javascript_client, python_client
+
+        write = python_client if language == "python" else javascript_client
+        print(write(application.document()), end="")
     elif action == "show":
         _show(application, route, json)
     else:

@@ -206,7 +206,7 @@ class RemoteLLM:
         truncate: bool = False,
     ) -> list[float] | list[list[float]]:
         self._check_embeds(pooling, truncate)
-        async with self._async_client() as client:
+        async with self.async_client() as client:
             answer = await client.embed(_prompts(texts), model=self.model, encoding_format="float")
         return _vectors(texts, answer.data, normalize is not False)
 
@@ -335,7 +335,7 @@ class RemoteLLM:
         if not self.endpoint.provider.embeddings:
             raise UnsupportedError(f"{self.endpoint.provider.name}'s API has no embeddings.", param="embed")
 
-    def _async_client(self) -> AsyncClient:
+    def async_client(self) -> AsyncClient:
         """A fresh one per call: connections belong to an event loop, and a program may run several."""
         return AsyncClient(self.endpoint, transport=self._async_transport, **self._options)
 
@@ -361,7 +361,7 @@ class RemoteLLM:
 
     async def _achat(self, messages: Any, request: Mapping[str, Any], tools: Any = None) -> RequestOutput:
         start = time.perf_counter()
-        async with self._async_client() as client:
+        async with self.async_client() as client:
             answer = await client.chat(**self._chat_call(messages, request, tools))
         return _chat_output(messages, answer, time.perf_counter() - start)
 
@@ -377,7 +377,7 @@ class RemoteLLM:
     async def _acomplete(self, prompts: list[Any], request: Mapping[str, Any]) -> list[RequestOutput]:
         if self.endpoint.provider.completions:
             start = time.perf_counter()
-            async with self._async_client() as client:
+            async with self.async_client() as client:
                 answer = await client.complete(**self._prompt_call(prompts, request))
             return _text_outputs(prompts, request, answer, time.perf_counter() - start)
         self._check_text(prompts)
@@ -414,7 +414,7 @@ class RemoteLLM:
                 yield from calls.chunks(chunk)
 
     async def _astream(self, prompt: Any, request: Mapping[str, Any]) -> AsyncGenerator[Chunk, None]:
-        async with self._async_client() as client:
+        async with self.async_client() as client:
             if self._continues(prompt):
                 async with aclosing(client.stream_complete(**self._prompt_call(prompt, request))) as texts:
                     async for text in texts:

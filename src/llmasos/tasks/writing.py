@@ -1,0 +1,242 @@
+"""Texts from texts: summarise, translate, rewrite, write code, chat. Long ones go through the model in pieces."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from llmasos.errors import ContextOverflowError, InvalidInputError
+from llmasos.tasks import texts
+from llmasos.tasks.base import MARGIN, Inputs, Run, object_schema, task, user
+from llmasos.tasks.model import Messages
+
+Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
+
+TOKENS_PER_WORD = 3
+"""Room for a word of most languages and most vocabularies."""
+_FENCE = re.compile(r"^```[^\n]*\n(.*?)\n?```\s*$", re.DOTALL)
+
+
+class Written(BaseModel):
+    """A text that a task wrote."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class _Text(BaseModel):
+    text: str = Field(min_length=1)
+
+
+class _Points(BaseModel):
+    points: list[str] = Field(min_length=1)
+
+
+# summarise
+
+
+class SummariseInput(Inputs):
+    text: Text = Field(description="any length")
+    words: int = Field(100, ge=5, le=2000, description="words of the summary, at most")
+    style: Literal["paragraph", "bullets", "plain", "formal"] = Field("paragraph", description="how it is written")
+    language: str | None = Field(None, description="language of the summary; default: the text's", max_length=40)
+
+
+class Summary(Written):
+    num_parts: int = Field(1, description="pieces of the text that were summarised by themselves")
+
+
+_MOST_POINTS = 12
+_STYLES = {
+    "paragraph": "",
+    "bullets": " as a list of short points",
+    "plain": " in plain, simple words",
+    "formal": " in a formal tone",
+}
+
+
+@task("summarise", "A short version of a text of any length")
+async def summarise(run: Run, given: SummariseInput) -> Summary:
+    """A text that does not fit into the model's context is summarised in pieces, and the summaries again, until one is
+    left."""
+    context = run.model.context_length
+    max_tokens = min(given.words * TOKENS_PER_WORD + 16, context // 4)
+    part_words = max(20, max_tokens // TOKENS_PER_WORD // 2)
+    part_tokens = max(8, min(part_words * TOKENS_PER_WORD, context // 6))
+
+    def part(text: str) -> Messages:
+        return _to_summarise(text, part_words, "", given.language)
+
+    def last(text: str) -> Messages:
+        return _to_summarise(text, given.words, _STYLES[given.style], given.language)
+
+    async def one(text: str) -> _Text:
+        return await run.ask(part(text), _Text, max_tokens=part_tokens)
+
+    text, num_parts = given.text.strip(), 1
+    while len(await run.pieces(text, last, max_tokens=max_tokens)) > 1:
+        pieces = await run.pieces(text, part, max_tokens=part_tokens)
+        num_parts = max(num_parts, len(pieces))
+        found = await run.each(pieces, one)
+        shorter = "\n".join(texts.whole_sentences(reply.text) for reply in found)
+        if run.model.count_text(shorter) >= run.model.count_text(text):
+            raise ContextOverflowError(run.model.count_text(text), max_tokens, context)
+        text = shorter
+    if given.style == "bullets":
+        listed = {"type": "array", "items": {"type": "string", "minLength": 3}, "minItems": 1, "maxItems": _MOST_POINTS}
+        points = await run.ask(last(text), _Points, max_tokens=max_tokens, schema=object_schema({"points": listed}))
+        return Summary(text=_lines(points.points, given.words), num_parts=num_parts)
+    reply = await run.ask(last(text), _Text, max_tokens=max_tokens)
+    return Summary(text=texts.shortened(texts.whole_sentences(reply.text), given.words), num_parts=num_parts)
+
+
+def _to_summarise(text: str, words: int, style: str, language: str | None) -> Messages:
+    length = "one short sentence" if words < 20 else f"at most {words} words"
+    tongue = f" in {language}" if language else ""
+    return [
+        user(f"Summarize the following text{tongue} in {length}{style}. Give only the facts of the text.\n\n{text}")
+    ]
+
+
+def _lines(points: list[str], words: int) -> str:
+    """Lines that begin with a dash, as many as `words` allow."""
+    kept: list[str] = []
+    for point in dict.fromkeys(" ".join(point.split()).lstrip("-*• ") for point in points):
+        if kept and texts.num_words(" ".join([*kept, point])) > words:
+            break
+        kept += [texts.shortened(point, words)] if point else []
+    return "\n".join(f"- {line}" for line in kept)
+
+
+# translate and rewrite: piece by piece, so that the whole is as long as it has to be
+
+
+class TranslateInput(Inputs):
+    text: Text = Field(description="any length")
+    to: str = Field(description="the language to translate to, e.g. French", min_length=2, max_length=40)
+    source: str | None = Field(None, description="the text's language; default: the model sees", max_length=40)
+
+
+class Translation(Written):
+    to: str
+
+
+@task("translate", "A text in another language")
+async def translate(run: Run, given: TranslateInput) -> Translation:
+    """Paragraph by paragraph; the white space between them stays."""
+    source = f" from {given.source}" if given.source else ""
+
+    def build(text: str) -> Messages:
+        return [user(f"Translate this text{source} to {given.to}. Give only the translation.\n\n{text}")]
+
+    return Translation(text=await _piecewise(run, given.text, build), to=given.to)
+
+
+class RewriteInput(Inputs):
+    text: Text = Field(description="any length")
+    instruction: str = Field("", description="what to change, e.g. 'make it shorter'", max_length=1000)
+    tone: Literal["", "formal", "friendly", "simple", "concise", "confident"] = Field("", description="how it sounds")
+
+
+@task("rewrite", "A text with other words: by an instruction, in a tone")
+async def rewrite(run: Run, given: RewriteInput) -> Written:
+    """Without an instruction and a tone, spelling and grammar are corrected."""
+    asked = given.instruction.strip().rstrip(".") or ("" if given.tone else "correct spelling and grammar")
+    tone = f"use a {given.tone} tone" if given.tone else ""
+    wish = "; ".join(filter(None, (asked, tone)))
+
+    def build(text: str) -> Messages:
+        return [user(f"Rewrite this text: {wish}. Keep its meaning and its language.\n\n{text}")]
+
+    return Written(text=await _piecewise(run, given.text, build))
+
+
+async def _piecewise(run: Run, text: str, build: Callable[[str], Messages]) -> str:
+    """Each piece has as much room for its answer as itself takes, twice."""
+    share = run.model.context_length // 2
+    overhead = run.model.count(build(""))
+    most = max(16, (share - overhead - MARGIN) * 2 // 3)
+    pieces = [one for part in texts.paragraphs(text) for one in await run.pieces(part, build, max_tokens=most)]
+
+    async def one(piece: str) -> _Text:
+        core = piece.strip()
+        if not core:
+            return _Text(text=piece)
+        cost = run.model.count_text(core)
+        limit = run.model.context_length - await asyncio.to_thread(run.model.count, build(core)) - MARGIN
+        reply = await run.ask(build(core), _Text, max_tokens=max(1, min(limit, cost * 2 + 48)))
+        before, behind = piece[: len(piece) - len(piece.lstrip())], piece[len(piece.rstrip()) :]
+        return _Text(text=before + reply.text.strip() + behind)
+
+    return "".join(reply.text for reply in await run.each(pieces, one))
+
+
+# code
+
+
+class WriteCodeInput(Inputs):
+    instruction: Text = Field(description="what the program does")
+    language: str = Field("python", min_length=1, max_length=40)
+    max_tokens: int = Field(512, ge=16, le=32768, description="tokens of the program, at most")
+
+
+class Code(BaseModel):
+    code: str
+    language: str
+    is_whole: bool = Field(True, description="false: max_tokens ended it")
+
+    def __str__(self) -> str:
+        return self.code
+
+
+class _Code(BaseModel):
+    code: str = Field(min_length=1)
+
+
+@task("write_code", "A program by a description")
+async def write_code(run: Run, given: WriteCodeInput) -> Code:
+    """Code only, without fences around it; it is not run."""
+    wish = given.instruction.strip()
+    messages = [user(f"Write {given.language} code. Answer with the code only, no explanation.\n\nTask: {wish}")]
+    room = run.model.context_length - await asyncio.to_thread(run.model.count, messages) - MARGIN
+    if room < 1:
+        raise ContextOverflowError(run.model.count(messages), 1, run.model.context_length)
+    reply, is_cut = await run.ask_whole(messages, _Code, max_tokens=min(given.max_tokens, room))
+    fenced = _FENCE.match(reply.code.strip())
+    code = fenced[1] if fenced else reply.code
+    return Code(code=code.strip("\n").rstrip() + "\n", language=given.language, is_whole=not is_cut)
+
+
+# chat
+
+
+class ChatMessage(BaseModel):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class ChatInput(Inputs):
+    message: str | list[ChatMessage] = Field(description="what is said, or a conversation")
+    system: str = Field("", description="instructions that stand before it")
+    max_tokens: int = Field(256, ge=1, le=32768, description="tokens of the answer, at most")
+
+
+class ChatAnswer(Written):
+    is_whole: bool = Field(True, description="false: max_tokens ended it")
+
+
+@task("chat", "The answer to a message or a conversation")
+async def chat(run: Run, given: ChatInput) -> ChatAnswer:
+    """As the model's `chat`, without sampling."""
+    said = [user(given.message)] if isinstance(given.message, str) else [one.model_dump() for one in given.message]
+    if not said or not all(one["content"] for one in said):
+        raise InvalidInputError("chat: message is empty.", param="message")
+    first = [{"role": "system", "content": given.system}] if given.system else []
+    reply = await run.counted(run.model.ask([*first, *said], None, max_tokens=given.max_tokens))
+    return ChatAnswer(text=reply.text.strip(), is_whole=not reply.is_cut)

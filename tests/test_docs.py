@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+import served as applications
 
 from doc_examples import (
     PAGES,
@@ -55,7 +56,6 @@ from llmasos.serve.config import ServeConfig, flag_of
 from llmasos.serve.config import flags as server_flags
 from llmasos.settings import Settings, settings
 from llmasos.store import import_model, resolve
-from served import served
 from tiny import write_tiny_adapter
 
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
@@ -153,7 +153,7 @@ def test_the_python_blocks_run(
         source = block.text
         with contextlib.ExitStack() as stack:
             if "AppClient(" in source:  # the application above, which its page runs
-                source = source.replace("http://127.0.0.1:8000", stack.enter_context(served(module.app)))
+                source = source.replace("http://127.0.0.1:8000", stack.enter_context(applications.served(module.app)))
             elif "127.0.0.1:8000" in source:
                 source = source.replace("http://127.0.0.1:8000", request.getfixturevalue("server"))
             capsys.readouterr()

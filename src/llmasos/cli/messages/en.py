@@ -137,7 +137,7 @@ MESSAGES = {
     "option.verify.model": "an installed model; default: all of them",
     "option.rm.model": "an installed model",
     "option.rm.yes": "do not ask",
-    "option.app.action": "run: call a route; show: routes, or one's inputs; mcp: tools over stdin, stdout; client: write one",
+    "option.app.action": "run: call a route; show: routes, or one's inputs; mcp: tools on stdin, stdout; client: one",
     "option.app.file": "app.py, app.py:name or package.module",
     "option.app.route": "name of the route: its function's",
     "option.app.inputs": "inputs of the route in their order, or --name VALUE; @file and - (stdin) stand for text",

@@ -90,15 +90,21 @@ class Run:
         if self._on_progress is not None:
             self._on_progress(Progress(self._done, self._total))
 
-    async def pieces(self, text: str, build: Callable[[str], Messages], *, max_tokens: int) -> list[str]:
-        """`text` in pieces so that `build(piece)` leaves room for `max_tokens` in the model's context."""
-        return await asyncio.to_thread(self._pieces, text, build, max_tokens)
+    async def pieces(
+        self, text: str, build: Callable[[str], Messages], *, max_tokens: int, most: int | None = None
+    ) -> list[str]:
+        """`text` in pieces so that `build(piece)` leaves room for `max_tokens` in the model's context; with about `most`
+        tokens at most. Raises ContextOverflowError where the instructions alone fill it."""
+        return await asyncio.to_thread(self._pieces, text, build, max_tokens, most)
 
-    def _pieces(self, text: str, build: Callable[[str], Messages], max_tokens: int) -> list[str]:
+    def _pieces(
+        self, text: str, build: Callable[[str], Messages], max_tokens: int, most: int | None
+    ) -> list[str]:
         limit = self.model.context_length - max_tokens - MARGIN
         room = limit - self.model.count(build(""))
         if room < 1:
             raise ContextOverflowError(self.model.count(build("")), max_tokens + MARGIN, self.model.context_length)
+        room = room if most is None else min(room, most)
         return texts.split(text, lambda piece: self.model.count(build(piece)) <= limit, self.model.count_text, room)
 
     async def each(self, asked: Sequence[S], ask: Callable[[S], Awaitable[R]]) -> list[R]:

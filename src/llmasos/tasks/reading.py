@@ -217,8 +217,7 @@ async def keywords(run: Run, given: KeywordsInput) -> Keywords:
         schema = object_schema({"keywords": {"type": "array", "items": word, "minItems": num, "maxItems": given.num}})
         return await run.ask(build(piece), Keywords, max_tokens=max_tokens, schema=schema)
 
-    pieces = await run.pieces(given.text, build, max_tokens=max_tokens)
-    short = [one for piece in pieces for one in texts.split(piece, lambda _: True, run.model.count_text, _READ_TOKENS)]
+    short = await run.pieces(given.text, build, max_tokens=max_tokens, most=_READ_TOKENS)
     found: Counter[str] = Counter()
     shown: dict[str, str] = {}
     whole = given.text.casefold()
@@ -295,8 +294,7 @@ async def ner(run: Run, given: NerInput) -> Entities:
     def build(text: str) -> Messages:
         return [*_ner_example(types), user(_ner_question(text, types))]
 
-    pieces = await run.pieces(given.text, build, max_tokens=max_tokens)
-    short = [one for piece in pieces for one in texts.split(piece, lambda _: True, run.model.count_text, _PIECE)]
+    short = await run.pieces(given.text, build, max_tokens=max_tokens, most=_PIECE)
 
     async def ask(piece: str) -> _Names:
         if not piece.strip():

@@ -52,6 +52,8 @@ class Summary(Written):
     num_parts: int = Field(1, description="pieces of the text that were summarised by themselves")
 
 
+_MOST_READ = 3000
+"""Tokens of a piece, also where the context holds more: small models lose the thread, and long prompts cost most."""
 _MOST_POINTS = 12
 _STYLES = {
     "paragraph": "",
@@ -80,8 +82,8 @@ async def summarise(run: Run, given: SummariseInput) -> Summary:
         return await run.ask(part(text), _Text, max_tokens=part_tokens)
 
     text, num_parts = given.text.strip(), 1
-    while len(await run.pieces(text, last, max_tokens=max_tokens)) > 1:
-        pieces = await run.pieces(text, part, max_tokens=part_tokens)
+    while len(await run.pieces(text, last, max_tokens=max_tokens, most=_MOST_READ)) > 1:
+        pieces = await run.pieces(text, part, max_tokens=part_tokens, most=_MOST_READ)
         num_parts = max(num_parts, len(pieces))
         found = await run.each(pieces, one)
         shorter = "\n".join(texts.whole_sentences(reply.text) for reply in found)

@@ -59,6 +59,9 @@ class Settings:
     database: str = _option(
         "", "LLMASOS_DATABASE", help="sqlite:////path or postgresql://user:password@host/name (default: in the home)"
     )
+    app_index: str = _option(
+        "", "LLMASOS_APP_INDEX", help="indexes of applications in their order, folders or URLs with commas between them"
+    )
     ca_bundle: str = _option(
         "", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT", help="certificate bundle for HTTPS requests"
     )

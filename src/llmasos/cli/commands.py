@@ -29,6 +29,7 @@ class Command:
 _TABLE = (
     Command("run", "run", "run", "use"),
     Command("chat", "chat", "chat", "use"),
+    Command("task", "task", "task", "use"),
     Command("serve", "serve", "serve", "use"),
     Command("app", "application", "app", "use"),
     Command("ps", "ps", "ps", "server", is_bare=True),

@@ -93,13 +93,11 @@ class Run:
     async def pieces(
         self, text: str, build: Callable[[str], Messages], *, max_tokens: int, most: int | None = None
     ) -> list[str]:
-        """`text` in pieces so that `build(piece)` leaves room for `max_tokens` in the model's context; with about `most`
+        """`text` in pieces so that `build(piece)` leaves room for `max_tokens` in the model's context; of about `most`
         tokens at most. Raises ContextOverflowError where the instructions alone fill it."""
         return await asyncio.to_thread(self._pieces, text, build, max_tokens, most)
 
-    def _pieces(
-        self, text: str, build: Callable[[str], Messages], max_tokens: int, most: int | None
-    ) -> list[str]:
+    def _pieces(self, text: str, build: Callable[[str], Messages], max_tokens: int, most: int | None) -> list[str]:
         limit = self.model.context_length - max_tokens - MARGIN
         room = limit - self.model.count(build(""))
         if room < 1:

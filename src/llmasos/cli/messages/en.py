@@ -23,6 +23,7 @@ MESSAGES = {
     "command.run": "Ask a model once; on a terminal without a prompt, chat with it.",
     "command.chat": "Talk with a model.",
     "command.app": "Use an application: call its routes, look at them, offer its tools.",
+    "command.task": "Summarise, translate, classify, extract …: one task, a batch of them, or a pipeline.",
     "command.serve": "Serve models over HTTP: OpenAI's, Anthropic's and Ollama's APIs.",
     "command.ps": "List the models that a server has in memory.",
     "command.load": "Load a model on a server.",
@@ -51,6 +52,9 @@ MESSAGES = {
     "details.key": "llmasos key create NAME prints a new key, once; llmasos key ls, show NAME, revoke NAME; llmasos "
     "key usage [NAME].\nWithout --url it works on this machine's database, with it on a server elsewhere, with the key "
     "in LLMASOS_API_KEY.",
+    "details.task": "llmasos task NAME TEXT|FILE|- does one; llmasos task ls [NAME] lists them, or the inputs of one.\n"
+    "llmasos task batch NAME IN.jsonl OUT.jsonl does one for every line, and goes on where it was ended.\n"
+    "llmasos task pipeline FILE.yaml --NAME VALUE runs several; llmasos task runs [ID] tells what pipelines have done.",
     "details.plan": "Exit code 0: it fits; 5: too little disk; 7: too little memory.",
     "details.verify": "Exit code 0: all files are there, unchanged; 5: some are not.",
     # options
@@ -142,6 +146,10 @@ MESSAGES = {
     "option.app.route": "name of the route: its function's",
     "option.app.inputs": "inputs of the route in their order, or --name VALUE; @file and - (stdin) stand for text",
     "option.app.language": "language of the client",
+    "option.task.action": "name of a task, or ls, batch, pipeline, runs",
+    "option.task.inputs": "inputs of the task in their order, or --NAME VALUE; @file and - (stdin) stand for text",
+    "option.task.model": "name, path or provider:model; default: smollm2-135m-instruct, for vectors all-minilm-l6-v2",
+    "option.task.parallel": "lines of a batch at once",
     "option.app.json": "print the result as JSON",
     "option.key.action": "create, ls, show, revoke or usage; default: ls",
     "option.key.name": "name or id of the key",
@@ -163,6 +171,10 @@ MESSAGES = {
     "option.completion.shell": "the shell; default: the one that this runs in",
     "option.completion.install": "put it where the shell looks for it",
     # wrong lines
+    "task.working": "{task}",
+    "task.batch_words": "A batch needs a task, an input file and an output file.",
+    "task.batch_done": "{total} lines in {file}: {failed} with an error, {resumed} were there before.",
+    "task.pipeline_file": "The pipeline's file is missing.",
     "app.route": "ROUTE is missing.",
     "app.failed": "{route}() failed: {kind}: {text}",
     "app.traceback": "With LLMASOS_LOG_LEVEL=debug its traceback is shown.",

@@ -23,6 +23,7 @@ MESSAGES = {
     "command.run": "向模型提问一次；在终端中不给提示词则进入对话。",
     "command.chat": "与模型对话。",
     "command.app": "使用应用：调用其路由、查看路由、提供其工具。",
+    "command.task": "摘要、翻译、分类、抽取……：单个任务、批量任务或流水线。",
     "command.serve": "通过 HTTP 提供模型服务：OpenAI、Anthropic 和 Ollama 的接口。",
     "command.ps": "列出服务内存中的模型。",
     "command.load": "在服务上加载模型。",
@@ -48,6 +49,9 @@ MESSAGES = {
     "/help 列出对话中的命令。从管道读入时，每行是一条消息。",
     "details.key": "llmasos key create 名称：输出新密钥，仅此一次；llmasos key ls、show 名称、revoke 名称；"
     "llmasos key usage [名称]。\n不加 --url 时操作本机数据库；加上则操作别处的服务，使用 LLMASOS_API_KEY 中的密钥。",
+    "details.task": "llmasos task 名称 文本|文件|- 执行一个任务；llmasos task ls [名称] 列出任务或某个任务的输入。\n"
+    "llmasos task batch 名称 输入.jsonl 输出.jsonl 对每一行执行任务，中断后可继续。\n"
+    "llmasos task pipeline 文件.yaml --名称 值 运行流水线；llmasos task runs [ID] 显示流水线的运行记录。",
     "details.plan": "退出码 0：可以运行；5：磁盘不足；7：内存不足。",
     "details.verify": "退出码 0：文件齐全且未改变；5：有文件缺失或改变。",
     # options
@@ -138,6 +142,10 @@ MESSAGES = {
     "option.app.route": "路由名，即其函数名",
     "option.app.inputs": "按顺序给出的路由输入，或 --名称 值；@文件 和 -（标准输入）代表其中的文本",
     "option.app.language": "客户端的语言",
+    "option.task.action": "任务名，或 ls、batch、pipeline、runs",
+    "option.task.inputs": "按顺序给出的任务输入，或 --名称 值；@文件 和 -（标准输入）代表其中的文本",
+    "option.task.model": "名称、路径或 provider:model；默认：smollm2-135m-instruct，向量用 all-minilm-l6-v2",
+    "option.task.parallel": "批量任务同时处理的行数",
     "option.app.json": "以 JSON 输出结果",
     "option.key.action": "create、ls、show、revoke 或 usage；默认：ls",
     "option.key.name": "密钥的名称或编号",
@@ -159,6 +167,10 @@ MESSAGES = {
     "option.completion.shell": "shell 名称；默认为当前 shell",
     "option.completion.install": "安装到 shell 读取的位置",
     # wrong lines
+    "task.working": "{task}",
+    "task.batch_words": "批量任务需要任务名、输入文件和输出文件。",
+    "task.batch_done": "{file} 共 {total} 行：{failed} 行出错，{resumed} 行此前已完成。",
+    "task.pipeline_file": "缺少流水线文件。",
     "app.route": "缺少 ROUTE。",
     "app.failed": "{route}() 出错：{kind}：{text}",
     "app.traceback": "设置 LLMASOS_LOG_LEVEL=debug 可查看其调用栈。",

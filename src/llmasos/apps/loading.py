@@ -1,6 +1,8 @@
-"""Finding an application in a file or a module, as `uvicorn module:app` does, without starting its server.
+"""Finding an application in a file, a module or among the installed ones, without starting its server.
 
-app.py    app.py:name    package.module    package.module:name
+    app.py    app.py:name    package.module    package.module:name    NAME of an installed one
+
+An installed application's name goes before a module's. Its code then runs in this process, with its user's rights.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ is_loading: ContextVar[bool] = ContextVar("is_loading", default=False)
 def load_application(reference: str) -> Application:
     """The application that `reference` names, or the only one there is.
 
-    Raises NotFoundError for a file, module or name that is not there, InvalidInputError for none or several, and what
-    the file raises.
+    Raises NotFoundError for a file, module or name that is not there, InvalidInputError for none or several,
+    UnsupportedError if an installed one needs packages that are not here, and what the file raises.
     """
     from llmasos.apps.application import Application
 
-    place, name = _split(reference)
+    place, name = _split(_installed(reference))
     with _reading():
         module = _from_file(Path(place)) if place.endswith(".py") else _from_name(place)
     found = {key: value for key, value in vars(module).items() if isinstance(value, Application)}
@@ -44,6 +46,18 @@ def load_application(reference: str) -> Application:
         what = "several applications" if found else "no application"
         raise InvalidInputError(f"{place} has {what}.", hint=_known(found))
     return next(iter(found.values()))
+
+
+def _installed(reference: str) -> str:
+    """The file and name that the name of an installed application stands for; any other reference as it is."""
+    from llmasos.store.packages import Apps
+    from llmasos.store.packages.requirements import check_importable
+
+    if not Apps().has(reference):
+        return reference
+    found = Apps().get(reference)
+    check_importable(found.folder, f"{found.name} {found.version}")
+    return found.entry
 
 
 def _known(found: dict[str, Application]) -> str:

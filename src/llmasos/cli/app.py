@@ -75,12 +75,25 @@ def call(command: Command, args: list[str]) -> int:
         print(command_help(command))
         return 0
     app = build([command])
-    tokens = [command.name, *(STDIN if arg == "-" else arg for arg in args)]
+    words = _shielded(args) if command.name == "app" else args
+    tokens = [command.name, *(STDIN if arg == "-" else arg for arg in words)]
     try:
         result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except exceptions.CycloptsError as e:
         raise _usage_error(e, command) from e
     return result or 0
+
+
+def _shielded(args: list[str]) -> list[str]:
+    """What follows `run FILE ROUTE` is the route's: an input may have the name of one of our flags, but for --json."""
+    names = [i for i, arg in enumerate(args) if not arg.startswith("-")]
+    if len(names) < 3 or args[names[0]] != "run":
+        return args
+    ours, theirs = args[: names[2] + 1], args[names[2] + 1 :]
+    if "--" not in theirs:
+        ours += ["--json"] * ("--json" in theirs)
+        theirs = ["--", *(arg for arg in theirs if arg != "--json")]
+    return ours + theirs
 
 
 def build(commands: Iterable[Command]) -> cyclopts.App:

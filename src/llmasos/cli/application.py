@@ -1,4 +1,7 @@
-"""`llmasos app`: call a route of an application without a server, look at it, offer its tools to other programs."""
+"""`llmasos app`: call a route of an application without a server, look at it, offer its tools to other programs.
+
+Its packages are handled in package.py.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +9,64 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmasos.cli.messages import t
+from llmasos.cli.package import Options, check_flags, package
 from llmasos.cli.render import cell_width, emit, say, working
 from llmasos.errors import InvalidInputError, LLMasOSError, ServerError
 
 if TYPE_CHECKING:
     from llmasos.apps import Application, Route
 
-Action = Literal["run", "show", "mcp", "client"]
+Action = Literal[
+    "run",
+    "show",
+    "mcp",
+    "client",
+    "new",
+    "pack",
+    "sign",
+    "verify",
+    "publish",
+    "yank",
+    "search",
+    "install",
+    "update",
+    "rollback",
+    "uninstall",
+    "ls",
+]
 Language = Literal["python", "javascript"]
 
 
 def app(
     action: Action,
-    file: str,
+    file: str | None = None,
     route: str | None = None,
     /,
     *inputs: str,
     language: Language = "python",
+    index: tuple[str, ...] = (),
+    out: str | None = None,
+    yes: bool = False,
+    trust: str | None = None,
+    reason: str | None = None,
+    data: bool = False,
     json: bool = False,
-) -> None:
-    """`llmasos app ACTION FILE [ROUTE] [INPUT...]`."""
+) -> int | None:
+    """`llmasos app ACTION [FILE] [ROUTE] [INPUT...]`."""
+    options = Options(index, out, yes, trust, reason, data)
+    if action not in ("run", "show", "mcp", "client"):
+        words = [word for word in (file, route, *inputs) if word is not None]
+        return package(action, words, options, json)
+    check_flags(action, {name for name, value in vars(options).items() if value}, ())
+    if file is None:
+        raise InvalidInputError(
+            t("usage.missing", option="FILE"), hint=t("usage.see_help", command="llmasos app"), param="file"
+        )
+    _use(action, file, route, inputs, language, json)
+    return None
+
+
+def _use(action: str, file: str, route: str | None, inputs: tuple[str, ...], language: Language, json: bool) -> None:
     from llmasos.apps.loading import load_application
 
     stray = route if action in ("mcp", "client") else inputs[0] if action == "show" and inputs else None

@@ -21,9 +21,10 @@ from llmasos.serve.gate import Gate
 from llmasos.serve.health import Readiness
 from llmasos.serve.inflight import Requests, Watch
 from llmasos.serve.log import Journal, log_access
-from llmasos.serve.models import Models, ServedModel
+from llmasos.serve.models import Models
 from llmasos.serve.native import InProcess, Machine, Pulls, Residents, Uploads
 from llmasos.serve.openai import create_router as create_openai_router
+from llmasos.serve.served import ServedModel
 from llmasos.serve.storage import Storage
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ def assemble(
     app.include_router(health.create_router(models, readiness))
     app.include_router(
         native.create_router(
+            models,
             residents_=residents,
             pulls_=pulls,
             uploads_=Uploads(max_bytes=max_upload_bytes),

@@ -29,6 +29,8 @@ R = TypeVar("R", bound=BaseModel)
 S = TypeVar("S")
 
 Use = Literal["chat", "embed"]
+AT_ONCE = 8
+"""Questions of one task: a long text is no reason to keep everybody else waiting."""
 MARGIN = 4
 """Tokens that are left free: what ends an answer."""
 
@@ -106,8 +108,14 @@ class Run:
         return texts.split(text, lambda piece: self.model.count(build(piece)) <= limit, self.model.count_text, room)
 
     async def each(self, asked: Sequence[S], ask: Callable[[S], Awaitable[R]]) -> list[R]:
-        """All at once: the engine makes one batch of them. An error ends the others."""
-        work = [asyncio.ensure_future(ask(one)) for one in asked]
+        """Several at once: the engine makes one batch of them. An error ends the others."""
+        at_once = asyncio.Semaphore(AT_ONCE)
+
+        async def one_of(one: S) -> R:
+            async with at_once:
+                return await ask(one)
+
+        work = [asyncio.ensure_future(one_of(one)) for one in asked]
         try:
             return list(await asyncio.gather(*work))
         finally:

@@ -18,6 +18,8 @@ from typing import Literal
 
 from starlette.routing import compile_path
 
+from llmasos.tasks import TASKS
+
 Access = Literal["open", "any", "inference", "manage", "metrics"]
 
 
@@ -144,6 +146,9 @@ RULES = (
     _native("POST", "/requests/{id}/cancel"),
     _native("GET", "/logs"),
     _native("GET", "/system"),
+    # LLMasOS: tasks
+    Rule("GET", "/llmasos/v1/tasks", "any"),
+    *(_asks(f"/llmasos/v1/tasks/{name}") for name in TASKS),
     # LLMasOS: keys, usage, audit log
     _native("POST", "/keys"),
     _native("GET", "/keys"),

@@ -1,4 +1,4 @@
-"""LLMasOS's own API, `/llmasos/v1`: models, plans, pulls, uploads, requests, logs, the machine.
+"""LLMasOS's own API, `/llmasos/v1`: models, plans, pulls, uploads, requests, logs, the machine, tasks.
 
 Keys, usage and the audit log are in `llmasos.serve.access`.
 """
@@ -10,7 +10,8 @@ from fastapi import APIRouter
 from llmasos.serve.health import Readiness
 from llmasos.serve.inflight import Requests
 from llmasos.serve.log import Journal
-from llmasos.serve.native import library, logs, pulls, requests, residents, system, uploads
+from llmasos.serve.models import Models
+from llmasos.serve.native import library, logs, pulls, requests, residents, system, tasks, uploads
 from llmasos.serve.native.pulls import Pulls
 from llmasos.serve.native.residents import InHost, InProcess, Residents
 from llmasos.serve.native.system import Machine
@@ -20,6 +21,7 @@ __all__ = ["InHost", "InProcess", "Machine", "Pulls", "Residents", "Uploads", "c
 
 
 def create_router(
+    models: Models,
     *,
     residents_: Residents,
     pulls_: Pulls,
@@ -37,4 +39,5 @@ def create_router(
     router.include_router(requests.create_router(requests_))
     router.include_router(logs.create_router(journal, readiness.stopping))
     router.include_router(system.create_router(machine))
+    router.include_router(tasks.create_router(models))
     return router

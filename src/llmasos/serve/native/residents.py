@@ -23,8 +23,9 @@ from llmasos.inference.host.status import ModelStatus as HostStatus
 from llmasos.serve import inflight
 from llmasos.serve.backing import Hosted
 from llmasos.serve.caller import caller_of
-from llmasos.serve.models import ModelNotFoundError, Models, ServedModel
+from llmasos.serve.models import ModelNotFoundError, Models
 from llmasos.serve.native.common import responses
+from llmasos.serve.served import ServedModel
 
 
 class Residents(Protocol):

@@ -1,9 +1,32 @@
-"""Applications: a typed Python function becomes a web service: validated, streaming and described."""
+"""Applications: a typed Python function becomes a web service: validated, streaming and described.
+
+Names load on first use: the sandbox's launcher, which lives here, too, needs none of them.
+"""
 
 from __future__ import annotations
 
-from llmasos.apps.application import Application
-from llmasos.apps.jobs import Job, report_progress
-from llmasos.apps.routes import Input, Route
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llmasos.apps.application import Application as Application
+    from llmasos.apps.jobs import Job as Job
+    from llmasos.apps.jobs import report_progress as report_progress
+    from llmasos.apps.routes import Input as Input
+    from llmasos.apps.routes import Route as Route
 
 __all__ = ["Application", "Input", "Job", "Route", "report_progress"]
+
+_HOMES = {
+    "Application": "application",
+    "Input": "routes",
+    "Job": "jobs",
+    "Route": "routes",
+    "report_progress": "jobs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

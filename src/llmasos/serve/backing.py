@@ -17,12 +17,12 @@ from llmasos.errors import BusyError, LLMasOSError, ModelCrashedError, NotFoundE
 from llmasos.inference.config import EngineConfig
 from llmasos.inference.state import AdapterInfo, EngineStats
 from llmasos.serve.installed import Facts, Installed, find_installed, installed, read_all_facts
+from llmasos.serve.served import ServedModel
 
 if TYPE_CHECKING:
     from llmasos.inference.host.host import Host
     from llmasos.inference.host.process import ModelSpec
     from llmasos.inference.host.status import ModelStatus
-    from llmasos.serve.models import ServedModel
 
 _log = logging.getLogger("llmasos")
 
@@ -197,7 +197,7 @@ class Hosted:
         there = self.host.loaded().get(name)
         spec = self.host.spec(name)
         found = there[0] if there else Absent(spec, self._facts.get(spec.reference) or Facts())
-        return cast("ServedModel", found)
+        return cast(ServedModel, found)
 
     def at_once(self, name: str) -> int:
         options = EngineConfig.of(**self.host.spec(name).engine)

@@ -12,7 +12,7 @@ from llmasos.errors import InvalidInputError, UnsupportedError
 from llmasos.inference import reply_grammar
 from llmasos.inference.request import SamplingParams, StructuredOutput
 from llmasos.serve import prepare
-from llmasos.serve.models import ServedModel
+from llmasos.serve.served import ServedModel
 from llmasos.text.reply import HERMES, ReplyForm, ReplyParser, reply_form
 from llmasos.text.template import free_variables
 

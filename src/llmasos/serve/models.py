@@ -12,69 +12,17 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from llmasos.errors import InvalidInputError, NotFoundError, UnsupportedError
-from llmasos.inference.config import EngineConfig
 from llmasos.inference.request import Chunk, RequestOutput, SamplingParams
 from llmasos.serve import inflight
 from llmasos.serve.admission import Admission
 from llmasos.serve.backing import Backing, InProcess
 from llmasos.serve.caller import ANYONE, Caller
 from llmasos.serve.metrics import Metrics
+from llmasos.serve.served import ServedModel
 from llmasos.serve.stream import interleave
-
-if TYPE_CHECKING:
-    from llmasos.inference.state import AdapterInfo, EngineStats
-
-
-class ServedTokenizer(Protocol):
-    vocab_size: int
-    special_ids: frozenset[int]
-
-    def id(self, token: str) -> int | None: ...
-    def token(self, id: int) -> str: ...
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
-    def token_bytes(self, id: int) -> bytes: ...
-
-
-class ServedModel(Protocol):
-    """What the server needs of `llmasos.LLM`. Its async methods run at once, leave the event loop free, and stop at the
-    next token when they are cancelled or closed."""
-
-    name: str
-    engine_config: EngineConfig
-
-    @property
-    def is_encoder(self) -> bool: ...
-    @property
-    def context_length(self) -> int: ...
-    @property
-    def tokenizer(self) -> ServedTokenizer: ...
-    @property
-    def chat_template(self) -> str | None: ...
-    @property
-    def stats(self) -> EngineStats: ...
-    @property
-    def adapters(self) -> list[AdapterInfo]: ...
-    def params(self, **options: Any) -> SamplingParams: ...
-    def chat_prompt(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, **options: Any
-    ) -> str: ...
-    def load_adapter(self, name: str, path: Path | str | None = None) -> None: ...
-    def unload_adapter(self, name: str) -> None: ...
-    async def acomplete(
-        self, prompts: list[list[int]], params: SamplingParams, **request: Any
-    ) -> list[RequestOutput]: ...
-    def astream_complete(
-        self, prompt: list[int], params: SamplingParams, **request: Any
-    ) -> AsyncGenerator[Chunk, None]: ...
-    @property
-    def matryoshka(self) -> bool | tuple[int, ...]: ...
-    async def aembed(self, texts: list[str] | list[list[int]], **options: Any) -> list[list[float]]: ...
-    async def ascore_pairs(self, query: str, texts: Sequence[str]) -> list[float]: ...
 
 
 class ModelNotFoundError(NotFoundError):

@@ -20,7 +20,7 @@ from llmasos.client.types import (
 )
 from llmasos.errors import ContextOverflowError, InvalidInputError, UnsupportedError
 from llmasos.inference.request import SamplingParams, StructuredOutput
-from llmasos.serve.models import ServedModel
+from llmasos.serve.served import ServedModel
 
 MAX_STOPS = 16
 MAX_INPUTS = 2048
@@ -37,13 +37,6 @@ _MIDDLE_MARKS = (  # prefix, suffix, middle: Qwen2.5-Coder, StarCoder and Granit
 _SAMPLING = ("n", "temperature", "top_p", "presence_penalty", "frequency_penalty", "seed")
 _EXTENSIONS = ("top_k", "min_p", "typical_p", "repetition_penalty", "ignore_eos")
 _BEAMS = ("num_beams", "length_penalty", "early_stopping")
-
-
-def chat_prompt_ids(model: ServedModel, request: ChatCompletionRequest) -> list[int]:
-    """The conversation through the model's template, as tokens. Blocking."""
-    from llmasos.serve import conversation  # which is made of what is here
-
-    return conversation.chat_prompt_ids(model, request)
 
 
 def template_message(message: ChatMessage, index: int) -> dict[str, Any]:

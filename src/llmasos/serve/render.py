@@ -14,7 +14,6 @@ from llmasos.client.types import (
     ChatLogprobs,
     ChatTokenLogprob,
     CompletionLogprobs,
-    CompletionTokensDetails,
     EmbeddingUsage,
     PromptTokensDetails,
     TopLogprob,
@@ -22,10 +21,10 @@ from llmasos.client.types import (
 )
 from llmasos.errors import ServerError
 from llmasos.inference.request import FinishReason, TokenLogprob
-from llmasos.serve.models import ServedTokenizer
+from llmasos.serve.served import ServedTokenizer
 
 if TYPE_CHECKING:
-    from llmasos.serve.turn import TurnUsage
+    pass
 
 _PIECE = 1024
 """Entries of a list."""
@@ -84,13 +83,6 @@ def usage(num_prompt_tokens: int, num_output_tokens: int, num_cached_tokens: int
         total_tokens=num_prompt_tokens + num_output_tokens,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=num_cached_tokens),
     )
-
-
-def turn_usage(took: TurnUsage) -> Usage:
-    found = usage(took.num_prompt_tokens, took.num_output_tokens, took.num_cached_tokens)
-    if took.num_reasoning_tokens:
-        found.completion_tokens_details = CompletionTokensDetails(reasoning_tokens=took.num_reasoning_tokens)
-    return found
 
 
 def embedding_usage(num_tokens: int) -> EmbeddingUsage:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmasos.errors import UnsupportedError
-from llmasos.serve.models import ServedModel
+from llmasos.serve.served import ServedModel
 from llmasos.text.reply import reply_form
 from llmasos.text.template import free_variables
 

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Literal
 
-from llmasos.client.types import ChatCompletionRequest, FunctionCall, ToolCall
+from llmasos.client.types import ChatCompletionRequest, CompletionTokensDetails, FunctionCall, ToolCall, Usage
 from llmasos.inference.request import FinishReason, TokenLogprob
 from llmasos.serve import prepare, render
 from llmasos.serve.conversation import Conversation, prepare_conversation
@@ -51,6 +51,13 @@ class TurnUsage:
     num_output_tokens: int
     num_cached_tokens: int
     num_reasoning_tokens: int = 0
+
+    def body(self) -> Usage:
+        """As OpenAI's APIs tell it."""
+        found = render.usage(self.num_prompt_tokens, self.num_output_tokens, self.num_cached_tokens)
+        if self.num_reasoning_tokens:
+            found.completion_tokens_details = CompletionTokensDetails(reasoning_tokens=self.num_reasoning_tokens)
+        return found
 
 
 TurnEvent = TurnStart | TurnDelta | TurnEnd | TurnUsage

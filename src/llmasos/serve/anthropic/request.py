@@ -39,7 +39,7 @@ from llmasos.client.types.anthropic import (
     ToolUseBlockParam,
 )
 from llmasos.errors import InvalidInputError, UnsupportedError
-from llmasos.serve.models import ServedModel
+from llmasos.serve.served import ServedModel
 from llmasos.serve.thinking import effort_variables, thinking_variables
 
 Content = str | list[TextPart | MediaPart]

@@ -16,7 +16,7 @@ from llmasos.client.types.ollama import (
     OllamaReply,
 )
 from llmasos.serve import render
-from llmasos.serve.models import ServedTokenizer
+from llmasos.serve.served import ServedTokenizer
 from llmasos.serve.turn import TurnDelta, TurnEnd, TurnEvent, TurnStart, TurnUsage
 from llmasos.text.reply import ReasoningDelta, ReplyEvent, TextDelta, ToolCallDelta, ToolCallStart
 

@@ -18,8 +18,8 @@ from llmasos.client.types.ollama import (
     OllamaOptions,
 )
 from llmasos.errors import InvalidInputError
-from llmasos.serve.models import ServedModel
 from llmasos.serve.ollama.names import seconds
+from llmasos.serve.served import ServedModel
 from llmasos.serve.thinking import effort_variables, thinking_variables
 
 Generating = OllamaChatRequest | OllamaGenerateRequest

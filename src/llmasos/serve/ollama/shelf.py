@@ -20,8 +20,8 @@ from llmasos.client.types.ollama import (
 )
 from llmasos.errors import FormatError, InvalidInputError, LLMasOSError, NotFoundError
 from llmasos.serve.conversation import takes_tools
-from llmasos.serve.models import ServedModel
 from llmasos.serve.ollama.names import shown, spellings
+from llmasos.serve.served import ServedModel
 from llmasos.serve.thinking import thinks
 from llmasos.store.card import CARD_NAME, Card
 from llmasos.store.headers import opener, read_facts, read_tensors

@@ -24,9 +24,7 @@ async def answer(models: Models, caller: Caller, body: ChatCompletionRequest) ->
     async with models.lease(body.model, caller) as served:
         replies, took = await whole_turn(served, body)
         choices = await asyncio.to_thread(_choices, served, body, replies)
-        return ChatCompletion(
-            **head("chatcmpl", "chat.completion", body.model), choices=choices, usage=render.turn_usage(took)
-        )
+        return ChatCompletion(**head("chatcmpl", "chat.completion", body.model), choices=choices, usage=took.body())
 
 
 def _choices(served: Served, body: ChatCompletionRequest, replies: Sequence[Reply]) -> list[ChatChoice]:
@@ -65,7 +63,7 @@ async def events(models: Models, caller: Caller, body: ChatCompletionRequest) ->
                 fields = f'"delta": {{{_delta(one.event)}}}, "finish_reason": null, "logprobs": {logprobs}'
                 yield stream.choice(one.index, fields)
             elif isinstance(one, TurnUsage) and with_usage:
-                yield stream.usage(render.turn_usage(one))
+                yield stream.usage(one.body())
     yield DONE
 
 

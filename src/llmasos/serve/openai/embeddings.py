@@ -8,7 +8,8 @@ from llmasos.client.types import Embedding, EmbeddingList, EmbeddingRequest
 from llmasos.errors import UnsupportedError
 from llmasos.serve import prepare, render
 from llmasos.serve.caller import Caller
-from llmasos.serve.models import Models, ServedModel
+from llmasos.serve.models import Models
+from llmasos.serve.served import ServedModel
 
 
 async def embed(models: Models, caller: Caller, body: EmbeddingRequest) -> EmbeddingList:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from llmasos.client.types import Model, ModelCapabilities
 from llmasos.serve.conversation import takes_tools
-from llmasos.serve.models import Models, ServedModel
+from llmasos.serve.models import Models
+from llmasos.serve.served import ServedModel
 from llmasos.text.reply import reply_form
 
 

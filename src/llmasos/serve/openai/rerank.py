@@ -25,7 +25,8 @@ from llmasos.client.types.openai import ScoringMethod
 from llmasos.errors import InvalidInputError, UnsupportedError
 from llmasos.serve import prepare, render
 from llmasos.serve.caller import Caller
-from llmasos.serve.models import Models, Served, ServedModel
+from llmasos.serve.models import Models, Served
+from llmasos.serve.served import ServedModel
 
 _NO_HEAD = "model"
 """The field that a model without such a head is refused by."""

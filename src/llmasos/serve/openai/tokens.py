@@ -9,7 +9,8 @@ from llmasos.client.types import DetokenizeRequest, TokenizeRequest, Tokens, Tok
 from llmasos.errors import InvalidInputError
 from llmasos.serve import prepare
 from llmasos.serve.caller import Caller
-from llmasos.serve.models import Models, ServedModel
+from llmasos.serve.models import Models
+from llmasos.serve.served import ServedModel
 
 
 async def tokenize(models: Models, caller: Caller, body: TokenizeRequest) -> Tokens:

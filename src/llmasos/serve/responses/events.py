@@ -43,8 +43,8 @@ from llmasos.client.types.responses import (
 )
 from llmasos.inference.request import TokenLogprob
 from llmasos.serve import render
-from llmasos.serve.models import ServedTokenizer
 from llmasos.serve.responses.request import new_id, sealed
+from llmasos.serve.served import ServedTokenizer
 from llmasos.serve.turn import TurnDelta, TurnEnd, TurnUsage
 from llmasos.text.reply import ReasoningDelta, TextDelta, ToolCallDelta, ToolCallStart
 

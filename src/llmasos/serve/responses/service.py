@@ -22,10 +22,10 @@ from llmasos.client.types.response_events import ResponseStateEvent
 from llmasos.client.types.response_items import InputItem, ItemReference
 from llmasos.client.types.responses import ConversationReference, InputRequest, Response, ResponseError, ResponseRequest
 from llmasos.errors import InvalidInputError, LLMasOSError
-from llmasos.serve import prepare
 from llmasos.serve.aside import Aside
 from llmasos.serve.caller import Caller
-from llmasos.serve.models import Models, ServedTokenizer
+from llmasos.serve.conversation import chat_prompt_ids
+from llmasos.serve.models import Models
 from llmasos.serve.problems import problem_of, unexpected
 from llmasos.serve.responses import store
 from llmasos.serve.responses.events import Writer, sse
@@ -40,6 +40,7 @@ from llmasos.serve.responses.request import (
     summary_asked,
     translated,
 )
+from llmasos.serve.served import ServedTokenizer
 from llmasos.serve.storage import Storage
 from llmasos.serve.turn import TurnDelta, TurnEnd, TurnEvent, TurnStart, TurnUsage, turn
 from llmasos.store.database import utc_now
@@ -198,7 +199,7 @@ class Responses:
         """Tokens of the prompt that the request would make."""
         before, body = await self._before(caller, body), await self._complete(caller, body)
         async with self.models.lease(body.model, caller) as served:
-            return len(await asyncio.to_thread(prepare.chat_prompt_ids, served.model, chat_request(body, before)))
+            return len(await asyncio.to_thread(chat_prompt_ids, served.model, chat_request(body, before)))
 
     async def answer(self, caller: Caller, body: ResponseRequest) -> Response:
         """The whole response; its errors are raised, and then nothing is kept."""

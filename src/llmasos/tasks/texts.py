@@ -30,14 +30,15 @@ def split(text: str, fits: Callable[[str], bool], count: Callable[[str], int], r
     if not text or (count(text) <= room and fits(text)):
         return [text] if text else []
     found = []
-    for piece in _packed(units(text), fits, count, room):
+    parts = units(text)
+    for piece in parts if room < 1 else _packed(parts, fits, count, room):
         # what joins two units may cost more than both: then with less in each
         found += [piece] if fits(piece) else _smaller(piece, fits, count, room * 3 // 4)
     return found
 
 
 def _smaller(text: str, fits: Callable[[str], bool], count: Callable[[str], int], room: int) -> list[str]:
-    if len(text) == 1 or room < 1:
+    if len(text) == 1:
         raise InvalidInputError(
             "The model's context has no room for a piece of the text beside the instructions.",
             hint="Take a model with a longer context, or shorten the instructions.",

@@ -125,7 +125,11 @@ class TranslateInput(Inputs):
     source: str | None = Field(None, description="the text's language; default: the model sees", max_length=40)
 
 
-class Translation(Written):
+class Rewriting(Written):
+    is_whole: bool = Field(True, description="false: the limit of tokens ended it, or a piece of it")
+
+
+class Translation(Rewriting):
     to: str
 
 
@@ -137,7 +141,7 @@ async def translate(run: Run, given: TranslateInput) -> Translation:
     def build(text: str) -> Messages:
         return [user(f"Translate this text{source} to {given.to}. Give only the translation.\n\n{text}")]
 
-    return Translation(text=await _piecewise(run, given.text, build), to=given.to)
+    return Translation(**dict(await _piecewise(run, given.text, build)), to=given.to)
 
 
 class RewriteInput(Inputs):
@@ -147,7 +151,7 @@ class RewriteInput(Inputs):
 
 
 @task("rewrite", "A text with other words: by an instruction, in a tone")
-async def rewrite(run: Run, given: RewriteInput) -> Written:
+async def rewrite(run: Run, given: RewriteInput) -> Rewriting:
     """Without an instruction and a tone, spelling and grammar are corrected."""
     asked = given.instruction.strip().rstrip(".") or ("" if given.tone else "correct spelling and grammar")
     tone = f"use a {given.tone} tone" if given.tone else ""
@@ -156,27 +160,31 @@ async def rewrite(run: Run, given: RewriteInput) -> Written:
     def build(text: str) -> Messages:
         return [user(f"Rewrite this text: {wish}. Keep its meaning and its language.\n\n{text}")]
 
-    return Written(text=await _piecewise(run, given.text, build))
+    return await _piecewise(run, given.text, build)
 
 
-async def _piecewise(run: Run, text: str, build: Callable[[str], Messages]) -> str:
-    """Each piece has as much room for its answer as itself takes, twice."""
-    share = run.model.context_length // 2
-    overhead = run.model.count(build(""))
-    most = max(16, (share - overhead - MARGIN) * 2 // 3)
-    pieces = [one for part in texts.paragraphs(text) for one in await run.pieces(part, build, max_tokens=most)]
+async def _piecewise(run: Run, text: str, build: Callable[[str], Messages]) -> Rewriting:
+    """Pieces take a third of the context, so that their answers may be twice as long."""
+    context = run.model.context_length
+    most = max(8, (context - run.model.count(build("")) - MARGIN) // 3)
+    pieces = [
+        one
+        for part in texts.paragraphs(text)
+        for one in await run.pieces(part, build, max_tokens=min(2 * most, context // 2), most=most)
+    ]
 
-    async def one(piece: str) -> _Text:
+    async def one(piece: str) -> Rewriting:
         core = piece.strip()
         if not core:
-            return _Text(text=piece)
-        cost = run.model.count_text(core)
-        limit = run.model.context_length - await asyncio.to_thread(run.model.count, build(core)) - MARGIN
-        reply = await run.ask(build(core), _Text, max_tokens=max(1, min(limit, cost * 2 + 48)))
+            return Rewriting(text=piece, is_whole=True)
+        cost, taken = await asyncio.to_thread(lambda: (run.model.count_text(core), run.model.count(build(core))))
+        limit = max(1, min(context - taken - MARGIN, cost * 3 + 64))
+        reply, is_cut = await run.ask_whole(build(core), _Text, max_tokens=limit)
         before, behind = piece[: len(piece) - len(piece.lstrip())], piece[len(piece.rstrip()) :]
-        return _Text(text=before + reply.text.strip() + behind)
+        return Rewriting(text=before + reply.text.strip() + behind, is_whole=not is_cut)
 
-    return "".join(reply.text for reply in await run.each(pieces, one))
+    found = await run.each(pieces, one)
+    return Rewriting(text="".join(one.text for one in found), is_whole=all(one.is_whole for one in found))
 
 
 # code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sqlite3
@@ -29,6 +28,7 @@ from llmasos.errors import (
     ServerError,
     StoreError,
 )
+from llmasos.tasks.model import Reply
 
 ENGINES = ["numpy", *(["sqlite-vec"] if sqlite_vec_path() else [])]
 
@@ -309,18 +309,23 @@ def test_readers_go_on_while_one_writes_and_see_whole_files(base: KnowledgeBase)
 
 
 class FakeChat:
+    """A model of tasks that gives these replies; `room`: characters that it reads."""
+
+    name = "fake"
+
     def __init__(self, *replies: str, room: int = 10**6) -> None:
         self.replies, self.room = list(replies), room
         self.prompts: list[str] = []
         self.schemas: list[Any] = []
 
-    def chat(self, messages: Sequence[dict[str, str]], /, *, structured: Any, **options: Any) -> str:
+    async def ask(self, messages: Sequence[dict[str, str]], schema: Any, *, max_tokens: int) -> Reply:
         text = messages[-1]["content"]
         if len(text) > self.room:
-            raise ContextOverflowError(len(text), options["max_tokens"], self.room)
+            raise ContextOverflowError(len(text), max_tokens, self.room)
         self.prompts.append(text)
-        self.schemas.append(json.loads(structured.json))
-        return self.replies.pop(0)
+        self.schemas.append(schema)
+        reply = self.replies.pop(0)
+        return Reply(reply, not reply.endswith("}"))
 
 
 def test_an_answer_cites_passages_that_it_was_given(base: KnowledgeBase, folder: Path) -> None:
@@ -346,8 +351,10 @@ def test_an_answer_that_is_cut_and_one_from_nothing_are_errors(base: KnowledgeBa
     with pytest.raises(NotFoundError, match="holds nothing about it"):
         answer("tea", base, FakeChat())
     base.add_text("Tea is good.", "note")
-    with pytest.raises(ServerError, match="not of the form"):
+    with pytest.raises(ServerError, match="was cut after 400 tokens"):
         answer("tea", base, FakeChat('{"answer": "It is'))
+    with pytest.raises(ServerError, match="not of the form"):
+        answer("tea", base, FakeChat('{"text": "It is"}'))
 
 
 def test_a_real_model_answers_in_the_form(base: KnowledgeBase, tiny_llm: Any) -> None:

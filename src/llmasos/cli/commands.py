@@ -30,6 +30,7 @@ _TABLE = (
     Command("run", "run", "run", "use"),
     Command("chat", "chat", "chat", "use"),
     Command("task", "task", "task", "use"),
+    Command("kb", "kb", "kb", "use", is_bare=True),
     Command("serve", "serve", "serve", "use"),
     Command("app", "application", "app", "use"),
     Command("ps", "ps", "ps", "server", is_bare=True),

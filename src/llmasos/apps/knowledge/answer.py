@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 from llmasos.apps.knowledge.base import KnowledgeBase, Mode, Passage
 from llmasos.apps.knowledge.encoder import CrossEncoder
 from llmasos.errors import ContextOverflowError, NotFoundError, ServerError
-from llmasos.inference.request import StructuredOutput
+from llmasos.tasks.model import Model, Reply, model_of, run_sync
+
+if TYPE_CHECKING:
+    from llmasos.inference.llm import LLM
+    from llmasos.inference.remote import RemoteLLM
 
 MAX_TOKENS = 400
 _TASK = (
     "Answer the question from the numbered passages only. Give the numbers of the passages that the answer rests on. "
     "If they do not answer it, say so and give no number."
 )
-
-
-class Chat(Protocol):
-    """`llmasos.LLM` has it."""
-
-    def chat(self, messages: Any, /, **options: Any) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Answer:
 def answer(
     question: str,
     base: KnowledgeBase,
-    model: Chat,
+    model: LLM | RemoteLLM | Model | str,
     *,
     k: int = 5,
     mode: Mode = "hybrid",
@@ -50,36 +48,37 @@ def answer(
 ) -> Answer:
     """The model's answer from the `k` best passages, or from as many of them as fit into its context.
 
-    The model can name no passage that it was not shown; whether one says what the answer says is its own word.
-    Raises NotFoundError where nothing is found, ServerError where the answer is cut at `max_tokens`, and what `search`
-    and the model raise.
+    `model`: one that is loaded, or a name; the last one by name stays in memory. It can name no passage that it was
+    not shown; whether one says what the answer says is its own word. Raises NotFoundError where nothing is found,
+    ServerError where the answer is cut at `max_tokens`, and what `search` and the model raise.
     """
     passages = base.search(question, k, mode=mode, rerank=rerank)
     if not passages:
         raise NotFoundError(
             f"{base.name} holds nothing about it.", hint=f"`llmasos kb add {base.name} FILE` adds documents."
         )
+    asked = model_of(model)
     while True:
         try:
-            text = _ask(question, passages, model, max_tokens)
+            reply = _ask(question, passages, asked, max_tokens)
             break
         except ContextOverflowError:
             if len(passages) == 1:
                 raise
             passages = passages[:-1]
     try:
-        found = json.loads(text)
+        found = json.loads(reply.text)
         said, numbers = str(found["answer"]), [int(number) for number in found["passages"]]
     except (ValueError, TypeError, KeyError) as e:
+        why = f"was cut after {max_tokens} tokens" if reply.is_cut else "is not of the form that was asked for"
         raise ServerError(
-            f"The answer is not of the form that was asked for: {text[:100]!r}.",
-            hint="It may have been cut: raise max_tokens.",
+            f"The answer {why}: {reply.text[:100]!r}.", hint="Raise max_tokens, or ask another model."
         ) from e
     cited = tuple(dict.fromkeys(number for number in numbers if 1 <= number <= len(passages)))
     return Answer(said.strip(), cited, tuple(passages))
 
 
-def _ask(question: str, passages: list[Passage], model: Chat, max_tokens: int) -> str:
+def _ask(question: str, passages: list[Passage], model: Model, max_tokens: int) -> Reply:
     shown = "\n\n".join(f"[{i}] {passage.citation}\n{passage.text}" for i, passage in enumerate(passages, 1))
     messages = [
         {"role": "system", "content": _TASK},
@@ -95,5 +94,4 @@ def _ask(question: str, passages: list[Passage], model: Chat, max_tokens: int) -
         "required": ["answer", "passages"],
         "additionalProperties": False,
     }
-    form = StructuredOutput(json=schema)
-    return model.chat(messages, structured=form, max_tokens=max_tokens, temperature=0.0)
+    return run_sync(model.ask(messages, schema, max_tokens=max_tokens))

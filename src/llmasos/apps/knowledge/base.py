@@ -324,6 +324,13 @@ class KnowledgeBase:
             raise NotFoundError(f"{self.name} has no document {str(path)!r}.", hint=f"llmasos kb ls {self.name}")
         return gone
 
+    def remove_document(self, name: str) -> None:
+        """Remove the document of exactly this name. Raises NotFoundError."""
+        with self.index.writing() as db:
+            if db.execute("SELECT 1 FROM files WHERE path = ?", (name,)).fetchone() is None:
+                raise NotFoundError(f"{self.name} has no document {name!r}.", hint=f"llmasos kb ls {self.name}")
+            _delete(db, name)
+
     def files(self) -> list[FileInfo]:
         """The documents, by path."""
         sql = (
@@ -351,6 +358,11 @@ class KnowledgeBase:
             self._is_own = True
         return self._encoder
 
+    def use(self, encoder: Encoder) -> None:
+        """Let this model, which is the base's by another way, make the vectors. It stays the caller's."""
+        self.close()
+        self._encoder = encoder
+
     def close(self) -> None:
         """Let go of the encoder, if it was loaded here."""
         if self._is_own and (encoder := self._encoder) is not None:
@@ -373,9 +385,14 @@ class KnowledgeBase:
 
 
 def folder_of(name: str | Path) -> Path:
-    """Raises InvalidInputError for what can't be a name."""
+    """Of a base by name, or the path itself. Raises InvalidInputError for what can't be a name."""
     if isinstance(name, Path) or os.sep in name or "/" in name:
         return Path(os.path.abspath(Path(name).expanduser()))
+    return folder_named(name)
+
+
+def folder_named(name: str) -> Path:
+    """Of a base of the home; no path is a name. Raises InvalidInputError."""
     from llmasos.store.card import check_name
 
     try:

@@ -132,7 +132,7 @@ class Index:
                 if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'facts'").fetchone():
                     for statement in _SCHEMA.split(";\n"):
                         db.execute(statement)
-                    db.execute("INSERT INTO facts VALUES ('format', ?), ('change', '0')", (str(FORMAT),))
+                    db.execute("INSERT INTO facts VALUES ('format', ?), ('change', hex(randomblob(8)))", (str(FORMAT),))
                 db.execute("COMMIT")
 
     @contextmanager
@@ -148,7 +148,7 @@ class Index:
         with self._translated(), self._connected() as db:
             db.execute("BEGIN IMMEDIATE")
             yield db
-            db.execute("UPDATE facts SET value = CAST(value AS INTEGER) + 1 WHERE name = 'change'")
+            db.execute("UPDATE facts SET value = hex(randomblob(8)) WHERE name = 'change'")
             db.execute("COMMIT")
 
     @contextmanager

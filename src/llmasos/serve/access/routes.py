@@ -149,6 +149,15 @@ RULES = (
     # LLMasOS: tasks
     Rule("GET", "/llmasos/v1/tasks", "any"),
     *(_asks(f"/llmasos/v1/tasks/{name}") for name in TASKS),
+    # LLMasOS: knowledge bases
+    _native("GET", "/knowledge"),
+    _native("POST", "/knowledge"),
+    _native("GET", "/knowledge/{name}"),
+    _native("DELETE", "/knowledge/{name}"),
+    _native("GET", "/knowledge/{name}/documents"),
+    _native("PUT", "/knowledge/{name}/documents/{path:path}"),
+    _native("DELETE", "/knowledge/{name}/documents/{path:path}"),
+    _asks("/llmasos/v1/knowledge/{name}/search"),
     # LLMasOS: keys, usage, audit log
     _native("POST", "/keys"),
     _native("GET", "/keys"),

@@ -1,4 +1,5 @@
-"""LLMasOS's own API, `/llmasos/v1`: models, plans, pulls, uploads, requests, logs, the machine, tasks.
+"""LLMasOS's own API, `/llmasos/v1`: models, plans, pulls, uploads, requests, logs, the machine, tasks, knowledge
+bases.
 
 Keys, usage and the audit log are in `llmasos.serve.access`.
 """
@@ -11,7 +12,7 @@ from llmasos.serve.health import Readiness
 from llmasos.serve.inflight import Requests
 from llmasos.serve.log import Journal
 from llmasos.serve.models import Models
-from llmasos.serve.native import library, logs, pulls, requests, residents, system, tasks, uploads
+from llmasos.serve.native import knowledge, library, logs, pulls, requests, residents, system, tasks, uploads
 from llmasos.serve.native.pulls import Pulls
 from llmasos.serve.native.residents import InHost, InProcess, Residents
 from llmasos.serve.native.system import Machine
@@ -40,4 +41,5 @@ def create_router(
     router.include_router(logs.create_router(journal, readiness.stopping))
     router.include_router(system.create_router(machine))
     router.include_router(tasks.create_router(models))
+    router.include_router(knowledge.create_router(models))
     return router

@@ -60,6 +60,7 @@ def test_a_text_is_shortened_by_whole_sentences() -> None:
     assert texts.shortened(text, 1) == "One two three."
     assert texts.whole_sentences("It ends. And this doe") == "It ends."
     assert texts.whole_sentences("only this") == "only this"
+    assert texts.whole_sentences("One. Two. One. Two. On") == "One. Two."
 
 
 @given(LETTERS, st.integers(1, 3))

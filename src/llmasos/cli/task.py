@@ -104,23 +104,17 @@ def _about(one: Task[Any, Any]) -> str:
 
 def _batch(words: Sequence[str], model: str | None, parallel: int, as_json: bool) -> int:
     """Exit code 0 also where lines have errors, which stand in the output: the count says how many."""
-    from llmasos.cli.fetch import fetch, needs_fetching
-    from llmasos.client.providers import is_remote
-    from llmasos.tasks import find_task
     from llmasos.tasks.batch import run_batch
 
     if len(words) != 3:
         raise InvalidInputError(t("task.batch_words"), hint="llmasos task batch sentiment in.jsonl out.jsonl")
     name, source, target = words
-    wanted = model or find_task(name).default_model
-    if not is_remote(wanted) and needs_fetching(wanted):
-        fetch(wanted)
     with _progress(t("task.working", task=name)) as tell:
         found = run_batch(
             name,
             source,
             target,
-            model=wanted,
+            model=model,
             parallel=parallel,
             on_progress=lambda now: tell(f"{now.done}/{now.total}"),
         )

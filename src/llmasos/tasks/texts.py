@@ -104,8 +104,9 @@ def _cut(text: str, level: re.Pattern[str]) -> list[str]:
 
 
 def whole_sentences(text: str) -> str:
-    """Without the last sentence if something cut it short, as long as there is another."""
-    parts = sentences(text.strip())
+    """Without the last sentence if something cut it short, as long as there is another, and without repetitions, which
+    small models like to end in."""
+    parts = list({part.strip(): part for part in reversed(sentences(text.strip()))}.values())[::-1]
     unfinished = parts and not re.search(r"[.!?…。！？][\"'”’)\]]*$", parts[-1].strip())
     return "".join(parts[:-1]).strip() if unfinished and len(parts) > 1 else text.strip()
 

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from llmasos.errors import BusyError, ChecksumError, FormatError, InvalidInputError, NotFoundError
 from llmasos.settings import settings
 from llmasos.store.card import stays_inside
-from llmasos.store.packages.manifest import AppTable, check_app_name
+from llmasos.store.packages.manifest import AppTable, Line, check_app_name, line
 from llmasos.store.packages.pack import MAX_PACKED, SUFFIX, write_whole
 from llmasos.store.packages.sign import verify
 from llmasos.store.packages.unpack import open_package
@@ -46,7 +46,7 @@ class Release(BaseModel):
     license: str = ""
     key_id: str | None = None
     published: str = ""
-    yanked: str | None = None
+    yanked: Line | None = None
 
 
 class _Document(BaseModel):
@@ -172,6 +172,10 @@ class Index:
             versions = document.apps.get(name, {})
             if version not in versions:
                 raise _no_version(name, version, self, versions)
+            try:
+                line(reason)
+            except ValueError as e:
+                raise InvalidInputError(f"The reason {reason!r} {e}.", hint="Write one line.", param="reason") from None
             versions[version] = versions[version].model_copy(update={"yanked": reason.strip()})
         return Found(self, name, version, versions[version])
 

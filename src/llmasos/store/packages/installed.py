@@ -236,6 +236,7 @@ class Apps:
         yanked: str | None = None,
     ) -> Installed:
         manifest, app = package.manifest, package.manifest.app
+        package.check()  # nobody is asked about a package that is not whole
         publisher, sha256 = verify(package), file_sha256(package.path)
         check_publisher(self.home, app.name, publisher, trust)
         _check_python(app.name, app.python)

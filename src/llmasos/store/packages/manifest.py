@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,6 +36,7 @@ _HOST = re.compile(
 )
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _SIZE = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?) ?([KMGT])i?B")
+_DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 _SPAN = re.compile(r"([0-9]{1,6})(s|m|h)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -98,7 +100,7 @@ def _net(text: str) -> str:
 
 def _folder(text: str) -> str:
     root, _, rest = text.partition("/")
-    whole = rest.rstrip("/")
+    whole = line(rest).rstrip("/")
     if root not in ("", "$data", "$inputs") or (whole and not stays_inside(whole)) or text == "":
         raise ValueError('is neither "$data", "$inputs", something below them, nor an absolute path')
     return text.rstrip("/") or "/"
@@ -107,6 +109,14 @@ def _folder(text: str) -> str:
 def _variable(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
         raise ValueError("is no name of an environment variable")
+    return text
+
+
+def line(text: str) -> str:
+    """`text` if it shows as what it is in one line. Raises ValueError for control and direction characters: with them a
+    permission sheet could say anything."""
+    if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _DIRECTIONS for c in text):
+        raise ValueError("has a control character")
     return text
 
 
@@ -140,6 +150,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+Line = Annotated[str, AfterValidator(line)]
 Net = Annotated[str, AfterValidator(_net)]
 Folder = Annotated[str, AfterValidator(_folder)]
 Size = Annotated[str, AfterValidator(_size)]
@@ -151,8 +162,8 @@ class AppTable(_Strict):
 
     name: Annotated[str, AfterValidator(_app_name)]
     version: Annotated[str, AfterValidator(_version)]
-    summary: str = Field(min_length=1, max_length=200)
-    license: str = Field(min_length=1, max_length=100)
+    summary: Line = Field(min_length=1, max_length=200)
+    license: Line = Field(min_length=1, max_length=100)
     python: Annotated[str, AfterValidator(_python)] = ">=3.11"
     entry: Annotated[str, AfterValidator(_entry)] = "app.py"
 
@@ -196,11 +207,11 @@ class ConfigEntry(_Strict):
     """One value that the user sets. `minimum` and `maximum` limit a number, or the length of a string."""
 
     type: Literal["string", "number", "bool", "choice", "secret", "folder", "file"]
-    label: str = ""
-    description: str = ""
+    label: Line = ""
+    description: Line = ""
     required: bool = False
     default: str | int | float | bool | None = None
-    choices: list[str] = []
+    choices: list[Line] = []
     minimum: float | None = None
     maximum: float | None = None
 
@@ -235,7 +246,7 @@ class ConfigEntry(_Strict):
 
 class Manifest(_Strict):
     app: AppTable
-    models: dict[Key, Annotated[str, Field(min_length=1)] | ModelNeed] = {}
+    models: dict[Key, Annotated[Line, Field(min_length=1)] | ModelNeed] = {}
     permissions: Permissions = Permissions()
     resources: Resources = Resources()
     config: dict[Key, ConfigEntry] = {}

@@ -112,9 +112,9 @@ def _write_once(path: Path, data: bytes) -> None:
 def sign(path: Path, home: Path | None = None) -> Publisher:
     """Sign the package at `path` with this home's key, in place of a signature that it has. Raises FormatError for a
     package that is not whole."""
+    key = publisher_key(home)
     from cryptography.hazmat.primitives import serialization
 
-    key = publisher_key(home)
     with open_package(path) as package:
         files = package.read_all()
     public = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)

@@ -18,6 +18,7 @@ from llmasos import __version__
 from llmasos.cli import main, messages
 from llmasos.cli.app import NOT_FLAGS, completion_script
 from llmasos.cli.commands import COMMANDS
+from llmasos.errors import ServerError
 
 HEAVY = ("torch", "fastapi", "httpx", "huggingface_hub", "pydantic", "rich", "cyclopts", "numpy", "prompt_toolkit")
 
@@ -72,6 +73,7 @@ def test_every_message_is_used() -> None:
     built = (
         *("command.", "details.", "option.", "group.", "phase.", "config.", "head.", "chat.help.", "verify."),
         *("state.", "key.active", "key.expired", "key.revoked"),
+        *("sandbox.what.", "sandbox.by.", "sandbox.why."),
     )
     named = set(re.findall(r"""["']([\w.]+)["']""", source))
     unused = [key for key in messages.table("en") if not key.startswith(built) and key not in named]
@@ -217,6 +219,37 @@ def test_doctor_says_what_is_here_and_asks_nobody_when_offline(
     assert {c["name"]: c["status"] for c in facts["checks"]}["doctor.writable"] == "ok"
     text = cli("doctor").out
     assert "offline" in text and str(home) in text and "CPU" in text
+
+
+@pytest.mark.parametrize("lang", messages.LANGUAGES)
+def test_doctor_says_what_the_sandbox_enforces(cli: Cli, monkeypatch: pytest.MonkeyPatch, lang: str) -> None:
+    from llmasos.apps.sandbox import Policy, report
+
+    monkeypatch.setenv("LLMASOS_OFFLINE", "1")
+    monkeypatch.setenv("LLMASOS_LANG", lang)
+    rows = cli("doctor", "--json").json["sandbox"]
+    assert rows == [{"what": row.what, "by": list(row.by), "why": row.why} for row in report.enforced()]
+    words = messages.table(lang)
+    text = cli("doctor").out
+    assert all(words[f"sandbox.what.{row['what']}"] in text for row in rows)
+    poor = [row for version in (0, 1) for row in report.enforcements({"landlock": version}, Policy(net=(80,)))]
+    monkeypatch.setattr(
+        "llmasos.apps.sandbox.enforced", lambda: [*poor, *report.enforcements({}, Policy())], raising=False
+    )
+    text = cli("doctor").out
+    for why in {row.why for row in poor if row.why}:
+        assert words[f"sandbox.why.{why}"] in text
+
+
+def test_doctor_warns_if_the_sandbox_cannot_be_made(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ServerError("no process could be started")
+
+    monkeypatch.setenv("LLMASOS_OFFLINE", "1")
+    monkeypatch.setattr("llmasos.apps.sandbox.enforced", fail, raising=False)
+    result = cli("doctor", "--json")
+    assert result.code == 0 and result.json["sandbox"] == []
+    assert {c["name"]: c["status"] for c in result.json["checks"]}["doctor.sandbox"] == "warning"
 
 
 def test_doctor_warns_of_hosts_that_do_not_answer(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,13 +26,18 @@ def version(*, json: bool = False) -> None:
 def doctor(*, json: bool = False) -> int:
     """`llmasos doctor`: exit code 0, or 1 if something is wrong that stops models from running here."""
     facts, checks = machine_facts(), run_checks()
+    sandbox, failed = sandbox_rows()
+    checks += failed
     if json:
-        emit({**facts, "checks": checks})
+        emit({**facts, "sandbox": sandbox, "checks": checks})
     else:
         print(pairs(_for_people(facts)))
         print()
         marks = {"ok": t("doctor.ok"), "warning": t("doctor.warning"), "error": t("doctor.error")}
         print(pairs([(marks[check["status"]], f"{t(check['name'])}: {check['detail']}") for check in checks]))
+        if sandbox:
+            print(f"\n{t('doctor.sandbox')}")
+            print(pairs(_sandbox_for_people(sandbox)))
     return int(any(check["status"] == "error" for check in checks))
 
 
@@ -99,6 +104,29 @@ def run_checks() -> list[dict[str, str]]:
         _check("doctor.hub", lambda: _try_url(hub), "warning"),
         _check("doctor.index", lambda: _try_url(index), "warning"),
     ]
+
+
+def sandbox_rows() -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """What the sandbox holds programs to here, as {"what", "by", "why"}; a check, if it could not be tried."""
+    from llmasos.apps.sandbox import enforced
+
+    try:
+        return [{"what": row.what, "by": list(row.by), "why": row.why} for row in enforced()], []
+    except LLMasOSError as e:
+        return [], [{"name": "doctor.sandbox", "status": "warning", "detail": e.message}]
+
+
+def _sandbox_for_people(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """A line for all that the same means hold, and one for each thing that none does."""
+    held: dict[str, list[str]] = {}
+    open_: list[tuple[str, str]] = []
+    for row in rows:
+        what = t(f"sandbox.what.{row['what']}")
+        if row["by"]:
+            held.setdefault(", ".join(t(f"sandbox.by.{by}") for by in row["by"]), []).append(what)
+        else:
+            open_.append((t("doctor.not_enforced"), f"{what}: {t('sandbox.why.' + row['why'])}"))
+    return [*((by, ", ".join(whats)) for by, whats in held.items()), *open_]
 
 
 def _check(name: str, attempt: Any, otherwise: str) -> dict[str, str]:

@@ -51,6 +51,7 @@ def _tell(to: socket.socket, message: dict[str, Any]) -> None:
 
 
 def _keep(order: dict[str, Any], control: socket.socket) -> None:
+    null = os.open(os.devnull, os.O_RDWR)  # now: the root of both keepers will change
     means: dict[str, Any] = {"why": {}}
     if _ON_LINUX and "namespaces" not in order["without"]:
         try:
@@ -62,13 +63,13 @@ def _keep(order: dict[str, Any], control: socket.socket) -> None:
         if _ON_LINUX:
             linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
             means["subreaper"] = True
-        child = _start(order, control, means)
+        child = _start(order, control, means, null)
         _hold_tree(control, child)
         return
     first = os.fork()
     if first == 0:
-        _as_first(order, control, means)
-    _silence()
+        _as_first(order, control, means, null)
+    _silence(null)
     while os.waitpid(first, os.WNOHANG) == (0, 0):
         with suppress(ProcessLookupError):
             if _let_go(control):
@@ -77,13 +78,13 @@ def _keep(order: dict[str, Any], control: socket.socket) -> None:
                 return
 
 
-def _as_first(order: dict[str, Any], control: socket.socket, means: dict[str, Any]) -> NoReturn:
+def _as_first(order: dict[str, Any], control: socket.socket, means: dict[str, Any], null: int) -> NoReturn:
     """The first process of the namespace: when it ends, the kernel ends all others there."""
     try:
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a first process does not get from its own
         _make_root(order, means)
-        child = _start(order, control, means)
+        child = _start(order, control, means, null)
         while (ended := os.wait())[0] != child:
             pass
         _tell(control, {"exit": os.waitstatus_to_exitcode(ended[1])})
@@ -108,18 +109,16 @@ def _paths(names: Iterable[str]) -> list[Path]:
     return [Path(name) for name in names]
 
 
-def _silence() -> None:
+def _silence(null: int) -> None:
     """Let the command's input and output go: they end with it."""
-    null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
-    os.close(null)
 
 
 # the command
 
 
-def _start(order: dict[str, Any], control: socket.socket, means: dict[str, Any]) -> int:
+def _start(order: dict[str, Any], control: socket.socket, means: dict[str, Any], null: int) -> int:
     """Its process id, when it runs; tells the server that it does. Raises if it does not."""
     ours, theirs = socket.socketpair()
     child = os.fork()
@@ -127,7 +126,7 @@ def _start(order: dict[str, Any], control: socket.socket, means: dict[str, Any])
         ours.close()
         _become(order, theirs, means)
     theirs.close()
-    _silence()
+    _silence(null)
     said, listeners, _, _ = socket.recv_fds(ours, _MESSAGE, 1)
     for listener in listeners:
         seccomp.let_one_exec(listener)

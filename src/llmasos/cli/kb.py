@@ -26,6 +26,7 @@ _TAKES = {
     "sync": {"encoder"},
 }
 """The options of each action, beside --json."""
+_NO_WORDS = {"add": "kb.no_words.add", "search": "kb.no_words.search", "ask": "kb.no_words.ask"}
 _TOP = 5
 _SHOWN = 300
 """Characters of a passage in a list for people."""
@@ -65,8 +66,8 @@ def _check(action: Action, name: str | None, words: tuple[str, ...], options: di
     command = f"llmasos kb {action}"
     if name is None and action != "ls":
         raise InvalidInputError(t("kb.name", command=command), hint="llmasos kb ls", param="name")
-    if not words and action in ("add", "search", "ask"):
-        raise InvalidInputError(t(f"kb.no_words.{action}"), hint=f"{command} {name} …", param="words")
+    if not words and action in _NO_WORDS:
+        raise InvalidInputError(t(_NO_WORDS[action]), hint=f"{command} {name} …", param="words")
     if words and action in ("ls", "sync"):
         raise InvalidInputError(t("usage.extra", value=words[0]), hint=t("usage.see_help", command="llmasos kb"))
     if stray := [option for option in options if option not in _TAKES[action]]:

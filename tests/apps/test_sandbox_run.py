@@ -57,6 +57,18 @@ def test_kill_ends_it_and_says_so(data: Path) -> None:
     process.stdout.close()
 
 
+def test_nothing_runs_unwatched(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(generations: object, num_keepers: int) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("llmasos.apps.sandbox.run.use_of", fail)
+    process = start(python(SLEEP), policy_for(data), stdout=subprocess.PIPE)
+    with pytest.raises(ZeroDivisionError):
+        process.wait(60)
+    assert process.stdout.read() in (b"begun\n", b"")  # to the end: it has ended
+    process.stdout.close()
+
+
 async def test_an_event_loop_can_wait(data: Path) -> None:
     process = start(python("print(1)"), policy_for(data), stdout=subprocess.DEVNULL)
     assert await asyncio.wait_for(process.ended(), 60) == Exit(0, "exited")

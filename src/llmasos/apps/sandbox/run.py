@@ -216,6 +216,15 @@ class SandboxedProcess:
     # the thread
 
     def _watch(self) -> None:
+        try:
+            end = self._watch_limits()
+        except Exception as error:  # whatever it is: nothing runs unwatched, and somebody waits to hear of it
+            self._end_all()
+            self._ended.set_exception(error)
+        else:
+            self._ended.set_result(end)
+
+    def _watch_limits(self) -> Exit:
         limits, folders = self.policy.limits, self.policy.write
         begun, next_disk, code = time.monotonic(), 0.0, None
         while self._reason is None and (code := self._ended_within(LOOK_S)) is None:
@@ -239,7 +248,7 @@ class SandboxedProcess:
         self._end_all()
         if self._reason is None and limits.disk is not None and disk_of(folders, ()) > limits.disk:
             self._reason = "disk"
-        self._ended.set_result(Exit(code, self._reason or _reason_of(code)))
+        return Exit(code, self._reason or _reason_of(code))
 
     def _ended_within(self, seconds: float) -> int | None:
         """The command's exit code, if it ends meanwhile."""

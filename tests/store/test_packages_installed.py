@@ -249,6 +249,15 @@ def test_a_damaged_one_says_so_and_can_be_rolled_back(tmp_path: Path, home: Path
     assert apps.rollback("ask", "1.0.0").version == "1.0.0"
 
 
+def test_installing_a_damaged_version_again_mends_it(tmp_path: Path) -> None:
+    apps, path = Apps(), package(tmp_path)
+    folder = apps.install(path, accept=True).folder
+    (folder / "installed.json").write_text("{")
+    (folder / "app.py").unlink()
+    assert apps.install(path, accept=True).folder == folder
+    assert (folder / "app.py").is_file() and load_application("ask").title == "Ask"
+
+
 def test_what_lies_beside_the_applications_does_no_harm(home: Path) -> None:
     (home / "apps" / "Not A Name").mkdir(parents=True)
     (home / "apps" / "Not A Name" / "current").write_text("1.0.0")

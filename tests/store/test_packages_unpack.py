@@ -174,6 +174,13 @@ def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path, monkeypatch:
         pass
 
 
+def test_a_file_that_hides_others_in_its_comment_is_refused(tmp_path: Path) -> None:
+    path = package(tmp_path)
+    data = path.read_bytes()
+    size = len(data) - 22 - data.index(b"PK\1\2") - 46 - len("app.py")  # all entries after the first
+    assert "1 files instead of 3" in refused(entry_patched(tmp_path, 32, struct.pack("<H", size)))
+
+
 def test_a_size_that_is_a_lie_is_refused(tmp_path: Path) -> None:
     assert "app.py can't be read" in refused(entry_patched(tmp_path, 24, struct.pack("<L", 7)))
 

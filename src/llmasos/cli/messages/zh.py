@@ -44,6 +44,8 @@ MESSAGES = {
     "command.doctor": "检查本机：硬件、目录、网络。",
     "command.completion": "输出或安装 bash、zsh、fish 的自动补全。",
     "command.version": "显示版本。",
+    "details.app": "应用包：new 名称；pack [文件夹]；sign、verify、publish 文件；yank 名称==版本；search [词...]；\n"
+    "install 名称|名称==版本|文件；update 名称；rollback 名称 [版本]；uninstall 名称；ls。",
     "details.run": "回答随生成写到标准输出，计数与速度写到标准错误。有对话模板的模型回答提示词，其他模型续写提示词；\n"
     "编码器模型填充掩码、分类或输出向量。第一个参数若含空格或中文，即作为默认模型的提示词：llmasos run 你是谁",
     "details.chat": "回车发送；Alt-回车或成对的三引号输入多行；Ctrl-C 停止当前回答，Ctrl-D 离开。\n"

@@ -161,11 +161,11 @@ class Apps:
             return Installed(name, version, folder, versions, error=f"there is no version {version[:40]!r}.")
         try:
             manifest = read_manifest(folder)
-            record = Record.model_validate_json((folder / RECORD).read_bytes())
         except LLMasOSError as e:
             return Installed(name, version, folder, versions, error=e.message)
-        except (ValidationError, OSError) as e:
-            return Installed(name, version, folder, versions, error=f"{RECORD} can't be read: {e}.")
+        record = _record(folder)
+        if record is None:
+            return Installed(name, version, folder, versions, error=f"its {RECORD} can't be read.")
         if (manifest.app.name, manifest.app.version) != (name, version):
             other = f"{manifest.app.name} {manifest.app.version}"
             return Installed(name, version, folder, versions, error=f"its folder has {other}.")
@@ -246,8 +246,7 @@ class Apps:
         request = Request(manifest, new, publisher, source, previous.app.version if previous else None, yanked)
         if (previous is None or new) and not (accept(request) if callable(accept) else accept):
             raise NotAcceptedError(request)
-        if (folder / RECORD).is_file():
-            known = Record.model_validate_json((folder / RECORD).read_bytes())
+        if known := _record(folder):
             if known.sha256 != sha256:
                 raise StoreError(
                     f"{app.name} {app.version} is installed with other bytes, and versions never change.",
@@ -264,7 +263,7 @@ class Apps:
 
     def _place(self, package: Package, folder: Path, record: Record) -> None:
         if folder.exists():
-            discard(folder)  # without its record it was never whole
+            discard(folder)  # without a good record it is not whole
         package.extract(folder, {RECORD: record.model_dump_json(indent=2).encode() + b"\n"})
 
     def _set_current(self, name: str, version: str) -> None:
@@ -315,6 +314,14 @@ class Apps:
             finally:
                 with contextlib.suppress(OSError):
                     folder.rmdir()  # only if nothing is in it
+
+
+def _record(folder: Path) -> Record | None:
+    """Where the version in `folder` came from; None if that can't be told."""
+    try:
+        return Record.model_validate_json((folder / RECORD).read_bytes())
+    except (ValidationError, OSError):
+        return None
 
 
 def _is_version(name: str) -> bool:

@@ -112,7 +112,7 @@ def open_package(path: Path) -> Iterator[Package]:
     except (FileNotFoundError, IsADirectoryError):
         raise NotFoundError(f"There is no package {path}.", hint="`llmasos app pack` makes one.") from None
     with file:
-        _check_end(path, file)
+        count = _check_end(path, file)
         try:
             archive = zipfile.ZipFile(file)
         except UnicodeDecodeError as e:
@@ -120,6 +120,8 @@ def open_package(path: Path) -> Iterator[Package]:
         except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OverflowError) as e:
             raise _bad(path, f"it is no zip file: {e}") from e
         with archive:
+            if len(archive.infolist()) != count:
+                raise _bad(path, f"its directory has {len(archive.infolist())} files instead of {count}")
             yield _package(path, archive)
 
 
@@ -135,8 +137,9 @@ def _reading(path: Path, name: str) -> Iterator[None]:
         raise _bad(path, f"{name} can't be read: {e}") from e
 
 
-def _check_end(path: Path, file: IO[bytes]) -> None:
-    """The directory's size before anything reads it, from the record that a plain zip ends with."""
+def _check_end(path: Path, file: IO[bytes]) -> int:
+    """The number of files, and the directory's size before anything reads it, from the record that a plain zip ends
+    with."""
     size = file.seek(0, os.SEEK_END)
     if size > MAX_PACKED:
         raise _bad(path, f"it has {size} bytes; {MAX_PACKED} are allowed")
@@ -147,12 +150,15 @@ def _check_end(path: Path, file: IO[bytes]) -> None:
     _, disk, first_disk, here, entries, length, start, comment = _END.unpack(tail[-_END.size :])
     if disk or first_disk or here != entries or comment:
         raise _bad(path, "it is a part of several, or has a comment")
-    if tail[: -_END.size][:4] == b"PK\6\7" or 0xFFFF in (entries,) or 0xFFFFFFFF in (length, start):
+    if tail[: -_END.size][:4] == b"PK\6\7" or entries == 0xFFFF or 0xFFFFFFFF in (length, start):
         raise _bad(path, "it is a zip64 file, which no package needs")
-    if entries > MAX_FILES + 2 or length > _MAX_DIRECTORY:
+    if entries > MAX_FILES + 2:
         raise _bad(path, f"it has {entries} files; {MAX_FILES} are allowed")
+    if length > _MAX_DIRECTORY:
+        raise _bad(path, f"its directory has {length} bytes; {_MAX_DIRECTORY} are allowed")
     if start + length != size - _END.size:
         raise _bad(path, "it has bytes that belong to no file")
+    return int(entries)
 
 
 def _package(path: Path, archive: zipfile.ZipFile) -> Package:

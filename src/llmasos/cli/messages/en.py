@@ -44,7 +44,7 @@ MESSAGES = {
     "command.doctor": "Check this machine: hardware, folders, network.",
     "command.completion": "Print or install completion for bash, zsh or fish.",
     "command.version": "Print the version.",
-    "details.app": "Packages: new NAME; pack [FOLDER]; sign, verify, publish FILE; yank NAME==VERSION; search [WORD...];\n"
+    "details.app": "Packages: new NAME; pack [FOLDER]; sign, verify, publish FILE; yank NAME==VERSION; search [WORD];\n"
     "install NAME|NAME==VERSION|FILE; update NAME; rollback NAME [VERSION]; uninstall NAME; ls.",
     "details.run": "The answer goes to standard output as it comes, counts and speed to standard error. A model with a "
     "chat template\nanswers the prompt, another one continues it. An encoder fills masks, classifies or prints an "

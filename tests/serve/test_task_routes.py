@@ -38,8 +38,8 @@ async def test_the_list_has_every_task_with_its_schemas() -> None:
     async with asgi_client(FakeLLM()) as client:
         found = (await client.get(ROOT)).json()["data"]
         paths = (await client.get("/openapi.json")).json()["paths"]
-    assert found == [one.describe() for one in tasks.TASKS.values()]
-    assert {path for path in paths if path.startswith(f"{ROOT}/")} == {f"{ROOT}/{name}" for name in tasks.TASKS}
+    assert found == [one.describe() for one in tasks.BUILT_IN.values()]
+    assert {path for path in paths if path.startswith(f"{ROOT}/")} == {f"{ROOT}/{name}" for name in tasks.BUILT_IN}
 
 
 async def test_a_task_gives_the_same_as_in_python(tiny_llm: Any) -> None:

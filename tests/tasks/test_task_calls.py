@@ -27,8 +27,8 @@ TEXT = "The harbour road closes in spring. Anna Keller, the mayor of Lyon, is gl
 
 def test_all_tasks_are_on_the_list_and_describe_themselves() -> None:
     named = "summarise translate rewrite write_code chat classify sentiment answer extract keywords ner embed rerank"
-    assert set(tasks.TASKS) == set(named.split())
-    for one in tasks.TASKS.values():
+    assert set(tasks.BUILT_IN) == set(named.split())
+    for one in tasks.BUILT_IN.values():
         told = one.describe()
         assert told["summary"] and one.__doc__ and told["input"]["properties"] and told["output"]["properties"]
 
@@ -318,4 +318,9 @@ def test_titles_are_left_out_of_schemas_but_not_a_property_of_that_name() -> Non
     class Book(BaseModel):
         title: str
 
-    assert json_schema(Book) == {"properties": {"title": {"type": "string"}}, "required": ["title"], "type": "object"}
+    assert json_schema(Book) == {
+        "properties": {"title": {"type": "string"}},
+        "required": ["title"],
+        "type": "object",
+        "additionalProperties": False,
+    }

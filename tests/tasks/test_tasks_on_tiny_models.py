@@ -68,7 +68,7 @@ def test_the_output_has_the_form_that_the_task_says(llm: Any, name: str, inputs:
 
 
 def test_every_task_of_the_list_was_called() -> None:
-    assert {name for name, _ in CALLS} == set(tasks.TASKS)
+    assert {name for name, _ in CALLS} == set(tasks.BUILT_IN)
 
 
 async def test_a_likelihood_is_that_of_the_models_score(llm: Any) -> None:

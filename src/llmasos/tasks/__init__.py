@@ -7,6 +7,8 @@
 over a file of JSON lines.
 """
 
+from types import MappingProxyType
+
 from llmasos.tasks.base import TASKS, Progress, Run, Task, find_task, task
 from llmasos.tasks.labels import classify, sentiment
 from llmasos.tasks.model import Model, model_of
@@ -14,7 +16,11 @@ from llmasos.tasks.reading import answer, extract, keywords, ner
 from llmasos.tasks.vectors import embed, rerank
 from llmasos.tasks.writing import chat, rewrite, summarise, translate, write_code
 
+BUILT_IN = MappingProxyType(dict(TASKS))
+"""Without those that a program has made of its own: what a server offers."""
+
 __all__ = [
+    "BUILT_IN",
     "TASKS",
     "Model",
     "Progress",

@@ -247,21 +247,23 @@ def object_schema(properties: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def json_schema(reply: type[BaseModel]) -> dict[str, Any]:
-    """Without titles, which only cost tokens where an API shows them to its model."""
-    found: dict[str, Any] = _untitled(reply.model_json_schema())
+    """Without titles, which only cost tokens where an API shows them to its model, and without room for properties that
+    the class does not have."""
+    found: dict[str, Any] = _plain(reply.model_json_schema())
     return found
 
 
-def _untitled(schema: Any) -> Any:
+def _plain(schema: Any) -> Any:
     if isinstance(schema, list):
-        return [_untitled(one) for one in schema]
+        return [_plain(one) for one in schema]
     if not isinstance(schema, dict):
         return schema
-    return {
-        name: {key: _untitled(one) for key, one in value.items()} if name == "properties" else _untitled(value)
+    found = {
+        name: {key: _plain(one) for key, one in value.items()} if name in ("properties", "$defs") else _plain(value)
         for name, value in schema.items()
         if not (name == "title" and isinstance(value, str))
     }
+    return {"additionalProperties": False, **found} if "properties" in found else found
 
 
 def _read(text: str, is_cut: bool, reply: type[R], name: str) -> R:

@@ -9,7 +9,7 @@
       - id: summary
         task: summarise
         when: ${inputs.summarise}       # else the step is skipped and its result is null
-        inputs: {text: "${inputs.reviews}", words: 40}
+        inputs: {text: "Reviews: ${inputs.reviews}", words: 40}
     output: {moods: "${moods}", summary: "${summary.text}"}
 
 `${...}` is a path into the inputs, the results of former steps, or the item: names and `[numbers]`; of a list, a name

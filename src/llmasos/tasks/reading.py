@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, RootModel, field_validator
 
 from llmasos.errors import ContextOverflowError, InvalidInputError
 from llmasos.tasks import texts
-from llmasos.tasks.base import MARGIN, Inputs, Run, object_schema, shots, task, user
+from llmasos.tasks.base import MARGIN, Inputs, Run, json_schema, object_schema, shots, task, user
 from llmasos.tasks.model import Messages
 from llmasos.tasks.writing import TOKENS_PER_WORD, Text
 
@@ -131,7 +131,7 @@ class ExtractInput(Inputs):
     @field_validator("into", mode="before")
     @classmethod
     def _schema_of_a_class(cls, value: Any) -> Any:
-        return value.model_json_schema() if isinstance(value, type) and issubclass(value, BaseModel) else value
+        return json_schema(value) if isinstance(value, type) and issubclass(value, BaseModel) else value
 
     @field_validator("into")
     @classmethod

@@ -18,7 +18,7 @@ from typing import Literal
 
 from starlette.routing import compile_path
 
-from llmasos.tasks import TASKS
+from llmasos.tasks import BUILT_IN
 
 Access = Literal["open", "any", "inference", "manage", "metrics"]
 
@@ -148,7 +148,7 @@ RULES = (
     _native("GET", "/system"),
     # LLMasOS: tasks
     Rule("GET", "/llmasos/v1/tasks", "any"),
-    *(_asks(f"/llmasos/v1/tasks/{name}") for name in TASKS),
+    *(_asks(f"/llmasos/v1/tasks/{name}") for name in BUILT_IN),
     # LLMasOS: knowledge bases
     _native("GET", "/knowledge"),
     _native("POST", "/knowledge"),

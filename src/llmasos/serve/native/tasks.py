@@ -26,7 +26,7 @@ from llmasos.serve.models import Models, Served
 from llmasos.serve.native.common import responses
 from llmasos.serve.respond import whole
 from llmasos.serve.turn import whole_turn
-from llmasos.tasks import TASKS
+from llmasos.tasks import BUILT_IN
 from llmasos.tasks.base import Run, Task
 from llmasos.tasks.model import Messages, Reply
 
@@ -111,9 +111,9 @@ def create_router(models: Models) -> APIRouter:
 
     @router.get("", summary="The tasks")
     async def list_tasks() -> TaskList:
-        return TaskList(data=[TaskInfo.model_validate(one.describe()) for one in TASKS.values()])
+        return TaskList(data=[TaskInfo.model_validate(one.describe()) for one in BUILT_IN.values()])
 
-    for one in TASKS.values():
+    for one in BUILT_IN.values():
         _add(router, models, one)
     return router
 

@@ -176,6 +176,17 @@ class Attacks:
     def rights__setuid(self):
         in_a_child(lambda: os.setuid(54321))
 
+    def rights__mount(self):
+        assert self.facts["sandboxed"], "root could do it"
+        checked(libc.mount(b"none", b".", b"tmpfs", ctypes.c_ulong(0), None))
+
+    def kernel_calls__mount_in_a_namespace(self):
+        def attack():
+            checked(libc.unshare(0x10020000))
+            checked(libc.mount(b"none", b"/", None, ctypes.c_ulong(1 << 18 | 1 << 14), None))
+
+        in_a_child(attack)
+
     def rights__chown(self):
         Path("owned").touch()
         os.chown("owned", 54321, 54321)

@@ -184,7 +184,7 @@ def test_a_cross_encoder_decides_the_order(base: KnowledgeBase) -> None:
 
 
 def test_ranks_are_fused_by_their_reciprocals() -> None:
-    assert fused([[(1, 9.0), (2, 8.0)], [(2, 0.5), (3, 0.1)]]) == [(2, 1 / 62 + 1 / 61), (1, 1 / 61), (3, 1 / 62)]
+    assert fused([[(1, 9.0), (2, 8.0)], [(2, 0.5), (3, 0.1)]]) == [(2, 1 / 12 + 1 / 11), (1, 1 / 11), (3, 1 / 12)]
 
 
 @pytest.mark.skipif(sqlite_vec_path() is None, reason="this Python loads no extensions")

@@ -77,7 +77,7 @@ async def test_a_client_that_leaves_adds_nothing(home: Path) -> None:
     llm = Letters(delay=0.01)
     async with serving(llm) as client:
         await client.post(ROOT, json={"name": "notes", "model": "fake"})
-        text = "\n\n".join(f"Paragraph {i} of a long, long text that goes on and on." * 3 for i in range(400))
+        text = "\n\n".join(f"Paragraph {i} of a long, long text that goes on and on." * 3 for i in range(150))
         sending = asyncio.ensure_future(client.put(f"{ROOT}/notes/documents/long.txt", content=text.encode()))
         while not llm.prompts:
             await asyncio.sleep(0.001)

@@ -42,8 +42,9 @@ CHUNK_TOKENS = 192
 OVERLAP_TOKENS = 32
 CANDIDATES = 50
 """Passages of each search that hybrid search puts together, and that a cross-encoder reads."""
-RANK_CONSTANT = 60
-"""k of reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009)."""
+RANK_CONSTANT = 10
+"""k of reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009, who take 60): small, so that the first of one
+list stands before what is in the middle of both. Chosen on 59 questions that are none of the benchmark's."""
 MAX_RESULTS = 1000
 FILE = "knowledge.db"
 
@@ -455,7 +456,7 @@ def _is_of_file(error: LLMasOSError) -> bool:
 
 
 def fused(lists: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float]]:
-    """Reciprocal rank fusion: each list gives what stands at rank r (from 1) 1 / (60 + r)."""
+    """Reciprocal rank fusion: each list gives what stands at rank r (from 1) 1 / (k + r)."""
     scores: dict[int, float] = {}
     for one in lists:
         for rank, (id, _) in enumerate(one, 1):

@@ -165,6 +165,27 @@ def test_another_publishers_package_is_refused_until_it_is_trusted(tmp_path: Pat
         apps.install(ours, accept=True)
 
 
+def test_an_unsigned_update_from_elsewhere_is_asked_about_anew(tmp_path: Path, index: Index) -> None:
+    other, asked, apps = Index(tmp_path / "other"), Asked(), Apps()
+    index.publish(package(tmp_path, more=NET))
+    for place, version in ((index, "1.1.0"), (other, "1.2.0")):
+        place.publish(package(tmp_path, version, NET))
+    apps.install("ask==1.0.0", [index], accept=True)
+    assert apps.update("ask", [index]).version == "1.1.0"
+    with pytest.raises(NotAcceptedError, match=r"ask 1\.2\.0 asks for: net a\.com"):
+        apps.update("ask", [other])
+    assert apps.update("ask", [other], accept=asked).version == "1.2.0"
+    assert asked.requests[0].source == str(other)
+
+
+def test_a_signed_update_may_come_from_elsewhere(tmp_path: Path, index: Index, publish: Callable[..., None]) -> None:
+    publish("2.0.0")
+    path = package(tmp_path)
+    sign(path)
+    Apps().install(path, accept=True)
+    assert Apps().update("ask", [index]).version == "2.0.0"
+
+
 def test_an_index_that_renames_a_package_is_refused(index: Index, publish: Callable[..., None]) -> None:
     publish("1.0.0")
     path = Path(index.place) / "index.json"

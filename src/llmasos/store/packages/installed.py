@@ -200,7 +200,8 @@ class Apps:
     ) -> Installed:
         """Make the newest version of the indexes the current one; what there is if it is not newer.
 
-        `accept` is only asked for permissions that the current version does not have. Raises as `install` does.
+        `accept` is only asked for permissions that the current version does not have, and for all of them where nobody
+        signed the package and it comes from another place than the current version. Raises as `install` does.
         """
         self.get(name)
         found = choose(asked, name)
@@ -241,7 +242,7 @@ class Apps:
         check_publisher(self.home, app.name, publisher, trust)
         _check_python(app.name, app.python)
         folder = self.root / app.name / app.version
-        previous = self.get(app.name).manifest if is_update else None
+        previous = self._accepted(app.name, source, publisher) if is_update else None
         new = grants(manifest) if previous is None else widened(previous, manifest)
         request = Request(manifest, new, publisher, source, previous.app.version if previous else None, yanked)
         if (previous is None or new) and not (accept(request) if callable(accept) else accept):
@@ -260,6 +261,13 @@ class Apps:
             note_publisher(self.home, app.name, publisher)
         self._set_current(app.name, app.version)
         return self.get(app.name)
+
+    def _accepted(self, name: str, source: str, publisher: Publisher | None) -> Manifest | None:
+        """The current version, if what was accepted for it holds for its update: one that nobody signed and that comes
+        from elsewhere may be another application of the same name."""
+        now = self.get(name)
+        assert now.record is not None
+        return now.manifest if publisher or now.record.source == source else None
 
     def _place(self, package: Package, folder: Path, record: Record) -> None:
         if folder.exists():

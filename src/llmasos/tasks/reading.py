@@ -280,8 +280,8 @@ class _Names(BaseModel):
 _NAME_WORDS = 4
 _KNOWN = {"person": "Marie Curie", "place": "Paris", "date": "1891", "organisation": "Sorbonne"}
 """The usual types, with what has them in the example."""
-_PIECE = 120
-"""Tokens of a piece: small models name everything in a few sentences, and little in many."""
+_PIECE = 40
+"""Tokens of a piece: small models name everything in a sentence or two, and little in many."""
 _NER_EXAMPLE = "Marie Curie moved to Paris in 1891 and worked for the Sorbonne."
 
 
@@ -313,8 +313,8 @@ async def ner(run: Run, given: NerInput) -> Entities:
 def _ner_schema(piece: str, types: list[str], enforces: bool) -> dict[str, Any]:
     name: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": 80}
     spans = texts.spans(piece, _NAME_WORDS)
-    if set(types) <= set(_KNOWN):  # names and dates: nothing of those begins with a small letter
-        spans = [one for one in spans if not one[0].islower()]
+    if set(types) <= set(_KNOWN):  # names and dates: no first or last word of those begins with a small letter
+        spans = [one for one in spans if not one[0].islower() and not one.split()[-1][0].islower()]
     if enforces and spans:
         name = {"enum": spans}
     one = object_schema({"text": name, "type": {"enum": types}})

@@ -69,6 +69,14 @@ def test_daemons_do_not_survive(tmp_path: Path, without: tuple[str, ...]) -> Non
     assert (end, out) == (Exit(0, "exited"), "daemon\n")
 
 
+@pytest.mark.parametrize("without", [*WITHOUT, ("namespaces", "landlock")])
+def test_killing_the_parent_frees_nobody(tmp_path: Path, without: tuple[str, ...]) -> None:
+    code = "import os, signal, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(100)\ntime.sleep(0.3)\n"
+    code += "try:\n    os.kill(os.getppid(), signal.SIGKILL)\nexcept PermissionError:\n    pass\n"
+    end, _, _ = run(code, tmp_path, without=without)
+    assert end == Exit(0, "exited") or not held_by("signals", without)
+
+
 def test_a_process_gets_no_more_memory_than_its_limit(tmp_path: Path) -> None:
     end, _, err = run(f"x = bytearray({200 * MB}){SLEEP}", tmp_path, memory=100 * MB)
     assert (end.code == 1 and "MemoryError" in err) if "rlimits" in held_by("memory") else end.reason == "memory"

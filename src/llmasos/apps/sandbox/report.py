@@ -72,7 +72,7 @@ def enforcements(means: Means, policy: Policy) -> list[Enforcement]:
         row("unix_sockets", "needs_namespaces", namespaces=root, seccomp=no_unix),
         row("abstract_sockets", "needs_landlock_6", landlock=landlock >= 6, seccomp=no_unix),
         row("signals", "needs_namespaces", namespaces=pids, landlock=landlock >= 6),
-        row("process_memory", "needs_seccomp", namespaces=pids, landlock=landlock >= 1, seccomp=seccomp),
+        row("process_memory", "needs_landlock", namespaces=root, landlock=landlock >= 1),
         row("kernel_calls", "needs_seccomp", seccomp=seccomp),
         row("rights", "needs_linux", rights=on_linux),
         row("setuid_files", "needs_seccomp", seccomp=seccomp),
@@ -86,5 +86,6 @@ def enforcements(means: Means, policy: Policy) -> list[Enforcement]:
     for name in vars(policy.limits):
         if getattr(policy.limits, name) is not None:
             rows.append(row(name, "needs_rlimits", rlimits=name in rlimits, watchdog=own.get(name, False)))
-    rows.append(row("survivors", "needs_linux", namespaces=pids, launcher=bool(means.get("subreaper"))))
+    safe_launcher = bool(means.get("subreaper")) and landlock >= 6  # else it could be killed from within
+    rows.append(row("survivors", "needs_namespaces", namespaces=pids, launcher=safe_launcher))
     return rows

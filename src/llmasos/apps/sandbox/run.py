@@ -269,12 +269,11 @@ class SandboxedProcess:
         return None
 
     def _remember(self, generations: list[list[int]]) -> None:
-        """Where neither a namespace nor Linux's inheriting of orphans finds all, the watchdog ends what it saw."""
-        if not self.means.get("pids") and not self.means.get("subreaper"):
-            for pids in generations:
-                for pid in pids:
-                    with suppress(psutil.Error):
-                        self._seen.setdefault(pid, psutil.Process(pid))
+        """Where no namespace ends with all that is in it, the watchdog ends what it saw."""
+        if not self.means.get("pids"):
+            for pid in (pid for pids in generations for pid in pids if pid not in self._seen):
+                with suppress(psutil.Error):
+                    self._seen[pid] = psutil.Process(pid)
 
     def _end_all(self) -> None:
         if self._control is not None:
@@ -290,6 +289,7 @@ class SandboxedProcess:
             with suppress(psutil.Error):
                 process.kill()  # psutil looks whether the number is still that process's
         self._process.wait()
+        psutil.wait_procs(self._seen.values(), timeout=END_S)
 
 
 def _reason_of(code: int | None) -> Reason:

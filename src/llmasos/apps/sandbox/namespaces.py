@@ -62,6 +62,7 @@ def _unshare(flags: int) -> None:
 
 def begin_root() -> None:
     """An empty root, the old one at /old. Raises OSError, and has changed nothing, where mounting is not allowed."""
+    _set(Path("/"), 0, recursive=False)  # nothing, but it fails on kernels before 5.12
     _mount("none", "/", None, _REC | _PRIVATE)
     _mount("tmpfs", "/tmp", "tmpfs", _NOSUID | _NODEV, "mode=0755,size=4m")
     os.chdir("/tmp")

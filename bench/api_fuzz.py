@@ -48,7 +48,7 @@ def main() -> None:
 def fuzz(folder: Path, num_requests: int, seed: int, edges: int) -> dict[str, Any]:
     from access_world import LOOPBACK
     from api_fuzzer import Fuzzer, Running
-    from fake_llm import FakeLLM
+    from fake_llm import ObedientLLM
 
     from llmasos.errors import OfflineError
     from llmasos.inference.llm import LLM
@@ -72,7 +72,7 @@ def fuzz(folder: Path, num_requests: int, seed: int, edges: int) -> dict[str, An
     tiny = write_tiny_model(folder / "tiny")
     for name in ("tiny", "shelved"):
         import_model(tiny, name=name, mode="copy")
-    fake, ranker, model = FakeLLM(), FakeLLM("ranker"), LLM.from_pretrained("tiny")
+    fake, ranker, model = ObedientLLM(), ObedientLLM("ranker"), LLM.from_pretrained("tiny")
     ranker.scores_pairs = True
     with Database.open() as database:
         app = create_app(

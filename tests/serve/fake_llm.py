@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import json
 import threading
 
 import httpx
 import uvicorn
+from simplest_json import simplest
 
 from llmasos.apps.hosting import listen
 from llmasos.errors import ContextOverflowError, NoChatTemplateError, UnsupportedError
@@ -194,6 +196,16 @@ class FakeLLM:
 
     def close(self):
         self.closed = True
+
+
+class ObedientLLM(FakeLLM):
+    """Keeps to the schema that it is given, as engines do."""
+
+    def _answer(self, prompt, params, index):
+        form = params.structured
+        if form is not None and form.json is not None and not self.answers:
+            self.answers = [json.dumps(simplest(json.loads(form.json)))]
+        return super()._answer(prompt, params, index)
 
 
 @contextlib.contextmanager

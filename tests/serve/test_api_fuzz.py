@@ -1,12 +1,10 @@
 """A small run of `bench/api_fuzz.py`: a few hundred requests made from the server's own OpenAPI document."""
 
-import json
 from pathlib import Path
 
 import pytest
 from access_world import LOOPBACK
-from fake_llm import FakeLLM
-from simplest_json import simplest
+from fake_llm import ObedientLLM
 
 from llmasos.errors import OfflineError
 from llmasos.serve.access.access import Access
@@ -27,16 +25,6 @@ async def _offline(task: str, options: dict, on_progress=None) -> dict:
     raise OfflineError("Offline mode is on.")
 
 
-class Obedient(FakeLLM):
-    """Keeps to the schema that it is given, as engines do."""
-
-    def _answer(self, prompt, params, index):
-        form = params.structured
-        if form is not None and form.json is not None and not self.answers:
-            self.answers = [json.dumps(simplest(json.loads(form.json)))]
-        return super()._answer(prompt, params, index)
-
-
 def test_nothing_that_the_document_allows_or_forbids_breaks_the_server(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -45,7 +33,7 @@ def test_nothing_that_the_document_allows_or_forbids_breaks_the_server(
     monkeypatch.setenv("LLMASOS_OFFLINE", "1")
     monkeypatch.setattr(worker, "run", _offline)  # processes of their own cost seconds
     monkeypatch.setattr(Pulls.__init__, "__kwdefaults__", {"run": _offline})
-    fake, ranker, database = Obedient(), Obedient("ranker"), Database.open()
+    fake, ranker, database = ObedientLLM(), ObedientLLM("ranker"), Database.open()
     ranker.scores_pairs = True
     app = create_app({"fake": fake, "ranker": ranker}, access=Access(database, LOOPBACK))
     with Running(app) as running:

@@ -8,8 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from access_world import REQUIRED, bearer, client_of, make_key
-from fake_llm import FakeLLM, asgi_client
-from simplest_json import simplest
+from fake_llm import FakeLLM, ObedientLLM, asgi_client
 
 from llmasos import tasks
 from llmasos.serve.access.access import Access
@@ -18,15 +17,6 @@ from llmasos.store.database import Database
 
 ROOT = "/llmasos/v1/tasks"
 TEXT = "The quick brown fox jumps over the lazy dog."
-
-
-class Obedient(FakeLLM):
-    """Keeps to the schema that it is given."""
-
-    def _answer(self, prompt: Any, params: Any, index: int) -> Any:
-        if params.structured is not None and not self.answers:
-            self.answers = [json.dumps(simplest(json.loads(params.structured.json)))]
-        return super()._answer(prompt, params, index)
 
 
 async def post(llm: Any, name: str, **body: Any) -> httpx.Response:
@@ -66,7 +56,7 @@ def close(a: Any, b: Any) -> bool:
 
 
 async def test_a_long_text_is_several_questions_of_one_request() -> None:
-    llm = Obedient(context_length=600)
+    llm = ObedientLLM(context_length=600)
     answer = await post(llm, "summarise", text="One sentence more. " * 100, words=20)
     assert answer.status_code == 200 and answer.json()["num_parts"] > 2
     assert len(llm.prompts) > answer.json()["num_parts"] and llm.num_running == 0
@@ -98,7 +88,7 @@ async def test_a_key_needs_the_scope_and_the_model() -> None:
     with Database.open("sqlite://") as database:
         good, manager = make_key(database), make_key(database, "bob", ("manage",))
         other = make_key(database, "eve", models=["other"])
-        app = create_app({"fake": Obedient(), "other": Obedient("other")}, access=Access(database, REQUIRED))
+        app = create_app({"fake": ObedientLLM(), "other": ObedientLLM("other")}, access=Access(database, REQUIRED))
         body = {"model": "fake", "text": TEXT}
         async with client_of(app) as client:
             codes = [

@@ -198,6 +198,18 @@ def test_labels_that_make_no_sense_are_refused(inputs: dict[str, Any], message: 
         tasks.classify("x", model=FakeModel(), **inputs)
 
 
+@pytest.mark.parametrize(
+    "task",
+    [
+        lambda text: tasks.classify(text, labels=["a", "b"], model=FakeModel()),
+        lambda text: tasks.sentiment(text, model=FakeModel()),
+    ],
+)
+def test_a_text_of_separators_is_empty(task: Any) -> None:
+    with pytest.raises(InvalidInputError, match="The text is empty"):
+        task("\n\x1f\xa0")
+
+
 def test_a_classification_head_answers_by_itself() -> None:
     model = FakeModel(labels=("NEGATIVE", "POSITIVE!"))
     assert tasks.classify("x", model=model).labels == ["POSITIVE!"]

@@ -49,6 +49,7 @@ class Classification(BaseModel):
 @task("classify", "Which label fits a text: zero-shot or by examples, one or several")
 async def classify(run: Run, given: ClassifyInput) -> Classification:
     """A text beyond the context is looked at in pieces, whose scores are averaged."""
+    _check_text(given.text)
     if run.model.labels:
         return await _by_head(run, given)
     labels = list(dict.fromkeys(given.labels or _labels_of(given.examples)))
@@ -66,6 +67,11 @@ def _labels_of(examples: Sequence[Example]) -> list[str]:
 
 def _listed(label: str | list[str]) -> list[str]:
     return [label] if isinstance(label, str) else label
+
+
+def _check_text(text: str) -> None:
+    if not text.strip():
+        raise InvalidInputError("The text is empty.", param="text")
 
 
 async def _by_head(run: Run, given: ClassifyInput) -> Classification:
@@ -213,6 +219,7 @@ _EXAMPLES = (
 @task("sentiment", "Whether a text is positive, neutral or negative")
 async def sentiment(run: Run, given: SentimentInput) -> Sentiment:
     """A classification head counts where its labels are those words, in any case."""
+    _check_text(given.text)
     if run.model.labels:
         moods = {label: label.lower() for label in run.model.labels}
         if not set(moods.values()) <= set(_MOODS):

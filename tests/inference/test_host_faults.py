@@ -100,9 +100,7 @@ def _push(address: str, frame: bytes) -> None:
 
 
 async def test_a_process_beyond_its_memory_is_ended_and_the_reason_said(tiny_model: Path) -> None:
-    with pytest.raises(
-        InsufficientMemoryError, match=r"took [0-9,]+ MB of main memory; its limit is 100 MB"
-    ) as caught:
+    with pytest.raises(InsufficientMemoryError, match=r"took [0-9,]+ MB of main memory; its limit is 100 MB") as caught:
         await ModelProcess.start(spec_of(tiny_model), memory_limit=100_000_000)
     assert "limit" in caught.value.hint
 

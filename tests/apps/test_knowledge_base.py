@@ -334,7 +334,7 @@ def test_an_answer_cites_passages_that_it_was_given(base: KnowledgeBase, folder:
     found = answer("How hot is green tea steeped?", base, model, k=2)
     assert (found.text, found.citations) == ("Seventy degrees.", (1,))
     assert "seventy degrees" in found.sources[0].text and found.sources[0].title == "Tea"
-    assert f"[1] {folder / 'tea.md'}, Tea\n" in model.prompts[0]
+    assert "[1] tea.md, Tea\n" in model.prompts[0] and str(folder) not in model.prompts[0]
     assert model.schemas[0]["properties"]["passages"]["items"]["enum"] == [1, 2]
 
 

@@ -79,7 +79,7 @@ def answer(
 
 
 def _ask(question: str, passages: list[Passage], model: Model, max_tokens: int) -> Reply:
-    shown = "\n\n".join(f"[{i}] {passage.citation}\n{passage.text}" for i, passage in enumerate(passages, 1))
+    shown = "\n\n".join(f"[{i}] {passage.short_citation}\n{passage.text}" for i, passage in enumerate(passages, 1))
     messages = [
         {"role": "system", "content": _TASK},
         {"role": "user", "content": f"Passages:\n\n{shown}\n\nQuestion: {question}"},

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -96,9 +96,17 @@ class Passage:
     @property
     def citation(self) -> str:
         """Where it stands, for people."""
+        return self.path + self._place
+
+    @property
+    def short_citation(self) -> str:
+        """Without the folder, which is nobody else's business and costs tokens: for models."""
+        return PurePath(self.path).name + self._place
+
+    @property
+    def _place(self) -> str:
         page = f", p. {self.page}" if self.page is not None else ""
-        headings = f", {' > '.join(self.headings)}" if self.headings else ""
-        return f"{self.path}{page}{headings}"
+        return page + (f", {' > '.join(self.headings)}" if self.headings else "")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Shared fixtures: an empty home for every test, and tiny random models that are made once per session."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -23,6 +24,12 @@ os.environ["LLMASOS_THREADS"] = "1"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # a job in the background of a script ignores Ctrl-C and hands that on to its children; tests here send it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: garbage collections need not look at it again before every test."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -119,10 +120,7 @@ def create_router(models: Models) -> APIRouter:
 
 
 def _add(router: APIRouter, models: Models, one: Task[Any, Any]) -> None:
-    name = "".join(map(str.capitalize, one.name.split("_")))
-    body_of: Any = create_model(
-        f"{name}Request", __base__=one.inputs, model=(str, Field(description="which served one"))
-    )
+    body_of = _body_of(one.name)
 
     async def call(body: Any, request: Request) -> Response:
         given = one.inputs.model_construct(**{key: getattr(body, key) for key in one.inputs.model_fields})
@@ -139,6 +137,14 @@ def _add(router: APIRouter, models: Models, one: Task[Any, Any]) -> None:
         response_model=one.output,
         responses=responses(*ASKED[1:]),
     )
+
+
+@lru_cache
+def _body_of(task: str) -> Any:
+    """The task's inputs, and the model that it is for."""
+    name = "".join(map(str.capitalize, task.split("_")))
+    model = (str, Field(description="which served one"))
+    return create_model(f"{name}Request", __base__=BUILT_IN[task].inputs, model=model)
 
 
 async def _answer(models: Models, caller: Caller, name: str, one: Task[Any, Any], given: Any) -> BaseModel:

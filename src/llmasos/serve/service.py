@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import math
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +36,8 @@ _log = logging.getLogger("llmasos")
 
 Load = Callable[[str], "LLM"]
 OnReady = Callable[[str], None]
+_M_ARENA_MAX = -8
+"""Of glibc's mallopt(3)."""
 
 
 def serve(
@@ -63,6 +67,7 @@ def serve_config(config: ServeConfig, *, load: Load | None = None, on_ready: OnR
     had or when keys are required and there is none, and the error of a named model that can't be loaded.
     """
     named = named_models(config)
+    _share_memory()
     with contextlib.ExitStack() as stack:
         stack.enter_context(logging_to(format=config.log_format, level=config.log_level))
         access = stack.enter_context(
@@ -100,6 +105,14 @@ def serve_config(config: ServeConfig, *, load: Load | None = None, on_ready: OnR
         )
     if service.failure is not None:
         raise service.failure
+
+
+def _share_memory() -> None:
+    """Threads allocate from two common arenas. glibc would give each its own and keep in it what a long request left:
+    85 MiB more after a few dozen bodies of 10 MB."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
 def named_models(config: ServeConfig) -> dict[str, ModelOptions]:

@@ -376,7 +376,7 @@ def _check_unpacked(name: str, data: bytes) -> None:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             total = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as e:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as e:  # zipfile raises all of them for damage
         raise _damaged(name, "Word file", e) from e
     if total > MAX_UNPACKED:
         raise FormatError(

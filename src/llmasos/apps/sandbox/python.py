@@ -84,7 +84,7 @@ class _Reader:
 
     def _read(self) -> None:
         with self._stream as stream:
-            while data := stream.read1(_CHUNK):  # type: ignore[attr-defined]
+            while data := stream.read1(_CHUNK):  # type: ignore[attr-defined]  # a pipe of Popen has it
                 room = OUTPUT_BYTES - len(self._kept)
                 self._kept += data[:room]
                 self.truncated |= len(data) > room

@@ -117,6 +117,7 @@ def open_package(path: Path) -> Iterator[Package]:
             archive = zipfile.ZipFile(file)
         except UnicodeDecodeError as e:
             raise _bad(path, "a name in it is not UTF-8") from e
+        # what zipfile raises for damaged directories; NotImplementedError: a version that it does not know
         except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OverflowError) as e:
             raise _bad(path, f"it is no zip file: {e}") from e
         with archive:
@@ -133,6 +134,7 @@ def _bad(path: Path, why: str) -> FormatError:
 def _reading(path: Path, name: str) -> Iterator[None]:
     try:
         yield
+    # what zipfile raises for damaged files; NotImplementedError: a compression that it lacks, RuntimeError: a password
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error) as e:
         raise _bad(path, f"{name} can't be read: {e}") from e
 

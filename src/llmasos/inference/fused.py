@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmasos.inference.batch import Batch
-from llmasos.inference.kernels.allreduce import sum_add_rms_norm
+from llmasos.inference.kernels.exchange import gather_columns, sum_add_rms_norm
 from llmasos.inference.kernels.fused import KVTarget, add_rms_norm, gated_activation, rope_write
 from llmasos.inference.kernels.linear import invariant_linear, is_skinny, skinny_linear
 from llmasos.models.layers import LENGTH_DEPENDENT, Norm
 from llmasos.models.lora import LoraLinear
-from llmasos.models.parallel import WINDOW_ROWS, RowParallel, VocabParallelHead, Windows
+from llmasos.models.parallel import GATHER_ROWS, SUM_ROWS, Mailbox, RowParallel, VocabParallelHead, words_per_row
 
 if TYPE_CHECKING:
     from llmasos.models.config import Activation, ModelConfig
@@ -50,15 +50,15 @@ class PagesOfLayers(Protocol):
 
 @dataclass
 class _Stream:
-    """The residual stream, [T, D], and what is still to be added to it (normalised by `post` first, where given): a
-    tensor, or this process's part of a sum over all, in the window of that number."""
+    """The residual stream, [T, D], and what is still to be added to it (normalised by `post` first, where given), or,
+    where `is_part`, this process's part of it."""
 
     residual: Tensor
     pending: Tensor | None = None
     post: Norm | None = None
-    window: int | None = None
-    num_windows: int = 0
-    """Sums through windows so far; the two windows take turns."""
+    is_part: bool = False
+    num_sums: int = 0
+    """Sums through mailboxes so far; the two take turns."""
 
 
 class FusedDecoder:
@@ -78,7 +78,7 @@ class FusedDecoder:
         self._embedding_scale = float(torch.tensor(config.embedding_scale, dtype=decoder.dtype))
         ropes = (decoder.ropes[config.is_sliding(layer)] for layer in range(config.num_layers))
         self._tables = [rope.whole(device, dtype) for rope in ropes]
-        self._windows = _windows(decoder) if device.type == "cuda" and not invariant else None
+        self._mail = _Mail.of(decoder) if device.type == "cuda" and not invariant else None
 
     @staticmethod
     def supports(config: ModelConfig) -> bool:
@@ -128,7 +128,7 @@ class FusedDecoder:
         if not self._skinny(module, stream.residual.shape[0]):
             wide = self._linear(module, self._normed(stream, norm))
             return wide if activation is None else gated_activation(wide, activation, pdl=self.pdl)
-        inside = stream.pending is None and stream.window is None
+        inside = stream.pending is None
         x = stream.residual if inside else self._normed(stream, norm)
         return skinny_linear(
             x, module.weight, module.bias, norm=norm if inside else None, activation=activation, pdl=self.pdl
@@ -140,19 +140,19 @@ class FusedDecoder:
         scale = self.decoder.config.residual_scale
         if post is None and self._skinny(module, x.shape[0]):
             skinny_linear(x, module.weight, module.bias, residual=stream.residual, scale=scale, pdl=self.pdl)
-        elif isinstance(module, RowParallel) and self._windows is not None and post is None and len(x) <= WINDOW_ROWS:
-            stream.window = stream.num_windows % 2
-            stream.num_windows += 1
-            self._product(cast(nn.Linear, module.base), x, out=self._windows.parts[stream.window][: len(x)])
+        elif isinstance(module, RowParallel) and self._mail is not None and post is None and len(x) <= SUM_ROWS:
+            stream.pending, stream.is_part = self._product(cast(nn.Linear, module.base), x), True
         else:
             stream.pending, stream.post = self._linear(module, x), post
 
     def _normed(self, stream: _Stream, norm: Norm) -> Tensor:
         scale = self.decoder.config.residual_scale
-        if stream.window is not None:
-            assert self._windows is not None
-            which, stream.window = stream.window, None
-            return sum_add_rms_norm(self._windows, which, stream.residual, norm, scale=scale, pdl=self.pdl)
+        if stream.is_part:
+            assert self._mail is not None and stream.pending is not None
+            box = self._mail.sums[stream.num_sums % 2]
+            part, stream.pending, stream.is_part = stream.pending, None, False
+            stream.num_sums += 1
+            return sum_add_rms_norm(box, part, stream.residual, norm, scale=scale, pdl=self.pdl)
         out = add_rms_norm(stream.pending, stream.residual, norm, post=stream.post, scale=scale, pdl=self.pdl)
         stream.pending = stream.post = None
         return out
@@ -189,27 +189,54 @@ class FusedDecoder:
         if isinstance(module, RowParallel):
             return module.group.all_reduce(self._linear(module.base, x))
         if isinstance(module, VocabParallelHead):
-            return module.join(self._linear(module.base, x))
+            own = self._linear(module.base, x)
+            if self._mail is None or len(own) > GATHER_ROWS:
+                return module.join(own)
+            return self._mail.gather(own, pdl=self.pdl)
         if type(module) is not nn.Linear:
             return module(x)
         if self.invariant:
             return invariant_linear(x, module.weight, module.bias)
         return self._product(module, x)
 
-    def _product(self, module: nn.Linear, x: Tensor, out: Tensor | None = None) -> Tensor:
+    def _product(self, module: nn.Linear, x: Tensor) -> Tensor:
         if self._skinny(module, x.shape[0]):
-            return skinny_linear(x, module.weight, module.bias, out=out, pdl=self.pdl)
-        if out is None:
-            return F.linear(x, module.weight, module.bias)
-        if module.bias is None:
-            return torch.mm(x, module.weight.t(), out=out)
-        return torch.addmm(module.bias, x, module.weight.t(), out=out)
+            return skinny_linear(x, module.weight, module.bias, pdl=self.pdl)
+        return F.linear(x, module.weight, module.bias)
 
 
-def _windows(decoder: Decoder) -> Windows | None:
-    """Where a tensor-parallel decoder's sums of few tokens meet."""
-    group = next((m.group for m in decoder.modules() if isinstance(m, RowParallel)), None)
-    return None if group is None else group.windows(decoder.config.hidden_size, decoder.dtype)
+@dataclass(frozen=True)
+class _Mail:
+    """Where the processes of a tensor-parallel decoder exchange sums of few tokens, and logits of few rows."""
+
+    sums: list[Mailbox]
+    logits: Mailbox
+    starts: Tensor
+    """[W] int32: the first column of each process's share of the vocabulary."""
+    skips: Tensor
+    """[W] int32: columns of it that another one's share ends with."""
+    vocab_size: int
+
+    @classmethod
+    def of(cls, decoder: Decoder) -> _Mail | None:
+        head = decoder.head
+        if not isinstance(head, VocabParallelHead):
+            return None
+        width, dtype = decoder.config.hidden_size, decoder.dtype
+        share = head.shares[0]
+        if any(n * dtype.itemsize % 4 for n in (width, len(share))):
+            return None  # a row is no whole number of words
+        each = (SUM_ROWS, words_per_row(width, dtype))
+        boxes = head.group.mailboxes(each, each, (GATHER_ROWS, words_per_row(len(share), dtype)))
+        if boxes is None:
+            return None
+        starts = torch.tensor([rows.start for rows in head.shares], dtype=torch.int32, device=decoder.device)
+        skips = torch.tensor(head.overlaps, dtype=torch.int32, device=decoder.device)
+        return cls(boxes[:2], boxes[2], starts, skips, head.vocab_size)
+
+    def gather(self, own: Tensor, *, pdl: bool) -> Tensor:
+        """This process's scores [R, V / W], and those of the others -> [R, V]."""
+        return gather_columns(self.logits, own.contiguous(), self.starts, self.skips, self.vocab_size, pdl=pdl)
 
 
 def _bare(module: nn.Linear) -> nn.Linear:

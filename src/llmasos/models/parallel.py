@@ -8,6 +8,7 @@ everywhere. A block costs two sums over the processes (behind attention and MLP)
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -27,25 +28,28 @@ HEAD_ROWS = 64
 _gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 CPU_TIMEOUT = timedelta(seconds=60)
 GPU_TIMEOUT = timedelta(minutes=10)  # one process may compile kernels that another finds in its cache
-WINDOW_ROWS = 64
-"""Tokens whose sums go through windows; more go through NCCL, which moves fewer bytes."""
-_had_windows = False
+SUM_ROWS, GATHER_ROWS = 64, 8
+"""Tokens whose sums, and rows whose logits, go through mailboxes; more go through NCCL, which moves fewer bytes."""
+GATHER_BLOCKS = 1024
+_had_mail = False
 
 
 @dataclass(frozen=True)
-class Windows:
-    """Two places in the memory of every GPU of a group that all the others read, for sums of few tokens."""
+class Mailbox:
+    """A place in the memory of every GPU of a group where all the others write."""
 
     rank: int
-    parts: list[Tensor]
-    """[WINDOW_ROWS, D] each: this process's summands."""
-    buffers: list[Tensor]
-    """[W] each, int64: the addresses of all processes' parts."""
-    flags: list[Tensor]
-    """[W] each, int64: the addresses of all processes' flags [WINDOW_ROWS, W], int32: how many sums of a row each
-    process has begun."""
-    counts: list[Tensor]
-    """[WINDOW_ROWS] each, int32: how many sums of a row this process has made."""
+    rows: int
+    boxes: Tensor
+    """[W] int64: the addresses of all processes' boxes, [W, rows, words] int64 each: what process w sent, 32 bits of
+    data and 32 of the number of the exchange in every word."""
+    counts: Tensor
+    """[rows · blocks] int32: exchanges that this process has made, for each program of the kernels that make them."""
+
+
+def words_per_row(width: int, dtype: torch.dtype) -> int:
+    """Words of 32 bits that hold a row."""
+    return width * dtype.itemsize // 4
 
 
 class Group:
@@ -72,49 +76,47 @@ class Group:
             device_id=device if on_gpu else None,
         )
 
-        self._windows: dict[tuple[int, torch.dtype], Windows | None] = {}
+        self._mail: dict[tuple[tuple[int, int], ...], list[Mailbox] | None] = {}
 
-    def windows(self, width: int, dtype: torch.dtype) -> Windows | None:
-        """Windows for rows [.., width]. Every process must ask alike. None on CPUs, where GPUs can't read each other's
-        memory, and where a process had such memory with others before: torch counts these in each process, and peers
-        that have counted on do not meet."""
-        key = (width, dtype)
-        if key not in self._windows:
-            self._windows[key] = self._shared(width, dtype) if self.device.type == "cuda" else None
-        return self._windows[key]
+    def mailboxes(self, *sizes: tuple[int, int]) -> list[Mailbox] | None:
+        """One for each (rows, words per row). Every process must ask alike. None on CPUs, where GPUs can't write to
+        each other's memory, and where a process had such memory with others before: torch counts these in each process,
+        and peers that have counted on do not meet."""
+        if sizes not in self._mail:
+            self._mail[sizes] = self._shared(sizes) if self.device.type == "cuda" else None
+        return self._mail[sizes]
 
-    def _shared(self, width: int, dtype: torch.dtype) -> Windows | None:
-        global _had_windows
+    def _shared(self, sizes: tuple[tuple[int, int], ...]) -> list[Mailbox] | None:
+        global _had_mail
         pairs = ((a, b) for a in range(self.size) for b in range(self.size) if a != b)
         reachable = all(torch.cuda.can_device_access_peer(a, b) for a, b in pairs)
-        fresh = not _had_windows or any(self._windows.values())
+        fresh = not _had_mail or any(self._mail.values())
         able = torch.tensor(reachable and fresh, dtype=torch.int32, device=self.device)
         dist.all_reduce(able, dist.ReduceOp.MIN)
         if not able.item():
             return None
-        _had_windows = True
+        _had_mail = True
         # multicast is not needed, and setting it up can fail where the rest works
         os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
         import torch.distributed._symmetric_memory as symmetric
 
         assert dist.group.WORLD is not None
-        part, flag = WINDOW_ROWS * width * dtype.itemsize, WINDOW_ROWS * self.size * 4
-        memory = symmetric.empty(2 * (part + flag), dtype=torch.uint8, device=self.device)
+        lengths = [self.size * rows * words for rows, words in sizes]
+        memory = symmetric.empty(sum(lengths), dtype=torch.int64, device=self.device)
         addresses = symmetric.rendezvous(memory, dist.group.WORLD.group_name).buffer_ptrs
         memory.zero_()
         torch.cuda.synchronize(self.device)
         dist.barrier()
-
-        def at(offset: int) -> Tensor:
-            return torch.tensor([a + offset for a in addresses], dtype=torch.int64, device=self.device)
-
-        return Windows(
-            rank=self.rank,
-            parts=[memory[i * part :][:part].view(dtype).view(WINDOW_ROWS, width) for i in range(2)],
-            buffers=[at(i * part) for i in range(2)],
-            flags=[at(2 * part + i * flag) for i in range(2)],
-            counts=[torch.zeros(WINDOW_ROWS, dtype=torch.int32, device=self.device) for _ in range(2)],
-        )
+        ends = list(itertools.accumulate(lengths))
+        return [
+            Mailbox(
+                rank=self.rank,
+                rows=rows,
+                boxes=torch.tensor([a + 8 * (end - n) for a in addresses], dtype=torch.int64, device=self.device),
+                counts=torch.zeros(rows * GATHER_BLOCKS, dtype=torch.int32, device=self.device),
+            )
+            for (rows, _), n, end in zip(sizes, lengths, ends, strict=True)
+        ]
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum over all processes, the same bits in each. `x` is used up."""
@@ -134,7 +136,7 @@ class Group:
 
     def close(self) -> None:
         """Leave, without waiting for the others. CUDA graphs that hold its sums must be gone."""
-        self._windows.clear()
+        self._mail.clear()
         self.abort()
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -160,8 +162,9 @@ class VocabParallelHead(nn.Module):
     def __init__(self, base: nn.Module, group: Group, vocab_size: int) -> None:
         super().__init__()
         self.base, self.group = base, group
-        starts = [head_rows(vocab_size, rank, group.size) for rank in range(group.size)]
-        self.overlaps = [min(rows.stop, i * len(rows)) - rows.start for i, rows in enumerate(starts)]
+        self.vocab_size = vocab_size
+        self.shares = [head_rows(vocab_size, rank, group.size) for rank in range(group.size)]
+        self.overlaps = [min(rows.stop, i * len(rows)) - rows.start for i, rows in enumerate(self.shares)]
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden [.., D] -> [.., V]."""

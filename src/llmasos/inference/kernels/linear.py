@@ -198,14 +198,15 @@ def skinny_linear(
     num_tokens, width = x.shape
     outputs = weight.shape[0] // (2 if activation else 1)
     cut = tiling or tiling_for(num_tokens, weight.shape[0], width, gated=activation is not None)
-    tokens = triton.next_power_of_2(num_tokens)
+    # few shapes, so that few kernels are compiled
+    tokens = MAX_TOKENS if cut.dot else triton.next_power_of_2(num_tokens)
     if out is None:
         out = x.new_empty(num_tokens, outputs) if residual is None else residual
     kernel = _dot if cut.dot else _multiply_add
     kernel[(triton.cdiv(outputs, cut.rows),)](
         x, weight, x if bias is None else bias, x if norm is None else norm.weight, out, out,
         num_tokens, outputs, weight.stride(0), 0.0 if norm is None else norm.eps, scale,
-        K=width, TOKENS=max(tokens, 8) if cut.dot else tokens, ROWS=cut.rows, BLOCK=cut.block,
+        K=width, TOKENS=tokens, ROWS=cut.rows, BLOCK=cut.block,
         VEC=16 // x.element_size(), KIND=0 if norm is None else norm_kind(norm), ACT=activation or "",
         BIAS=bias is not None, ADD=residual is not None, SCALED=scale != 1.0,
         STAGES=cut.stages, PREFETCH=cut.prefetch and pdl, num_warps=cut.warps, **launch(pdl),
@@ -227,8 +228,6 @@ def tiling_for(num_tokens: int, num_rows: int, width: int, *, gated: bool) -> Ti
         if gated:
             return Tiling(4 if width <= 2048 else 2, block)
         return Tiling(8 if width <= 1024 < num_rows else 4, block)
-    if num_tokens <= 4 and num_rows <= 2048:
-        return Tiling(4, block, prefetch=True)
     if gated:
         return Tiling(16, min(block, 256), stages=4, dot=True)
     return Tiling(16 if num_rows <= 2048 else 32, min(block, 256), stages=4, dot=True, prefetch=True)

@@ -26,6 +26,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response, StreamingResponse
 
 from llmasos.apps import problems
+from llmasos.apps.live import Live
 from llmasos.errors import BusyError, InvalidInputError, LLMasOSError, NotFoundError
 
 KEPT = 200
@@ -80,26 +81,11 @@ class JobNotFoundError(NotFoundError):
         super().__init__(f"There is no job {id!r}.", hint="GET /jobs lists those that are remembered.")
 
 
-class _Live:
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.task: asyncio.Task[None] | None = None
-        self._changed = asyncio.Event()
-
-    def change(self, **fields: Any) -> None:
-        self.job = self.job.model_copy(update={**fields, "updated": datetime.now(UTC)})
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
-
-    async def next_change(self) -> None:
-        await self._changed.wait()
-
-
 class Jobs:
     """The jobs of an application, in its event loop."""
 
     def __init__(self) -> None:
-        self._jobs: dict[str, _Live] = {}
+        self._jobs: dict[str, Live[Job]] = {}
 
     def start(self, route: str, call: Callable[[Callable[[Any], Awaitable[None]]], Awaitable[bytes]]) -> Job:
         """Begin `call`, whose argument wants to hear of each element of a stream. Raises BusyError for too many."""
@@ -107,7 +93,7 @@ class Jobs:
         if running >= AT_ONCE:
             raise BusyError(f"{running} jobs are running already.", hint="Try again when some are over.")
         now = datetime.now(UTC)
-        live = _Live(Job(id=f"job_{secrets.token_hex(8)}", route=route, state="running", created=now, updated=now))
+        live = Live(Job(id=f"job_{secrets.token_hex(8)}", route=route, state="running", created=now, updated=now))
         self._forget()
         self._jobs[live.job.id] = live
         live.task = asyncio.create_task(self._carry_out(live, call))
@@ -123,22 +109,14 @@ class Jobs:
     async def cancel(self, id: str) -> Job:
         """A function in a thread can't be interrupted: what it gives is thrown away."""
         live = self._find(id)
-        if live.job.state == "running" and live.task is not None:
+        if live.job.state == "running":
             live.change(state="cancelled")
-            live.task.cancel()
-            await asyncio.wait([live.task], timeout=1)
+            await live.stop(timeout=1)
         return live.job
 
-    async def follow(self, id: str) -> AsyncGenerator[Job, None]:
+    def follow(self, id: str) -> AsyncGenerator[Job, None]:
         """The job as it is, then at each change, until it is over."""
-        live = self._find(id)
-        while True:
-            job = live.job
-            yield job
-            if job.state != "running":
-                return
-            if live.job is job:
-                await live.next_change()
+        return self._find(id).follow(lambda job: job.state == "running")
 
     async def close(self) -> None:
         tasks = [live.task for live in self._jobs.values() if live.task is not None and not live.task.done()]
@@ -150,7 +128,7 @@ class Jobs:
         if tasks:
             await asyncio.wait(tasks, timeout=1)
 
-    def _find(self, id: str) -> _Live:
+    def _find(self, id: str) -> Live[Job]:
         if id not in self._jobs:
             raise JobNotFoundError(id)
         return self._jobs[id]
@@ -161,7 +139,7 @@ class Jobs:
             del self._jobs[id]
 
     async def _carry_out(
-        self, live: _Live, call: Callable[[Callable[[Any], Awaitable[None]]], Awaitable[bytes]]
+        self, live: Live[Job], call: Callable[[Callable[[Any], Awaitable[None]]], Awaitable[bytes]]
     ) -> None:
         loop = asyncio.get_running_loop()
 

@@ -101,6 +101,26 @@ def serve_variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name.startswith("LLMASOS_SERVE_")}
 
 
+@dataclass(frozen=True)
+class AppHost:
+    """What runs an application tells it: the variables LLMASOS_SERVER, LLMASOS_APP_NAME, LLMASOS_APP_DATA and
+    LLMASOS_APP_CONFIG; empty where nothing does. The key for `server` is in LLMASOS_API_KEY."""
+
+    server: str = ""
+    """Address of the server that computes its models: `unix:/path/of.sock` or `http://host:port`, without `/v1`."""
+    name: str = ""
+    data: str = ""
+    """Its own folder."""
+    config: str = ""
+    """A file of JSON: the values that its user has set."""
+
+
+def app_host(environ: Mapping[str, str] | None = None) -> AppHost:
+    env = os.environ if environ is None else environ
+    names = {"server": "LLMASOS_SERVER"} | {one: f"LLMASOS_APP_{one.upper()}" for one in ("name", "data", "config")}
+    return AppHost(**{one: env.get(variable, "") for one, variable in names.items()})
+
+
 def api_key(provider: str) -> str:
     """The key in `<PROVIDER>_API_KEY`, e.g. OPENAI_API_KEY for `openai`; empty if there is none."""
     return os.environ.get(f"{provider.upper().replace('-', '_')}_API_KEY", "")

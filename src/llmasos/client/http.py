@@ -19,6 +19,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import httpx
 
+from llmasos.client.address import is_unix, place_of, split_unix
 from llmasos.client.sse import Event, EventParser
 from llmasos.errors import (
     AuthenticationError,
@@ -53,7 +54,8 @@ _TYPES: Mapping[int, type[ProviderError]] = {
 
 @dataclass(frozen=True)
 class Target:
-    """Where requests go. `label` names it in messages; `key_variable` is what a 401 hint tells people to set."""
+    """Where requests go: `http(s)://host/path`, or `unix:/path/of.sock:/path`. `label` names it in messages;
+    `key_variable` is what a 401 hint tells people to set."""
 
     base_url: str
     label: str
@@ -62,12 +64,23 @@ class Target:
     timeout: float = 600.0
     max_retries: int = 2
 
+    @property
+    def socket(self) -> str | None:
+        """The Unix socket that it listens on, if it does."""
+        return split_unix(self.base_url)[0] if is_unix(self.base_url) else None
+
+    @property
+    def is_local(self) -> bool:
+        return is_unix(self.base_url) or is_loopback(host_of(self.base_url))
+
     def url(self, path: str) -> str:
+        if is_unix(self.base_url):
+            return f"http://localhost{split_unix(self.base_url)[1].rstrip('/')}{path}"
         return self.base_url.rstrip("/") + path
 
     def check_allowed(self) -> None:
         """Raises OfflineError when the settings forbid requests to the outside and this is one."""
-        if settings().offline and not is_loopback(host_of(self.base_url)):
+        if settings().offline and not self.is_local:
             raise OfflineError(
                 f"Offline mode is on, so {self.label} ({host_of(self.base_url)}) was not asked.",
                 hint="Unset LLMASOS_OFFLINE and HF_HUB_OFFLINE to allow it, or use a local model.",
@@ -75,11 +88,10 @@ class Target:
 
     def options(self) -> dict[str, Any]:
         """httpx client options. A proxy from the environment is never put before a loopback address."""
-        local = is_loopback(host_of(self.base_url))
         return {
             "headers": {"user-agent": "llmasos", **self.headers},
             "timeout": httpx.Timeout(self.timeout, connect=min(10.0, self.timeout)),
-            "trust_env": not local,
+            "trust_env": not self.is_local,
             "verify": _tls(settings().ca_bundle) if self.base_url.startswith("https") else False,
         }
 
@@ -177,17 +189,14 @@ def response_error(target: Target, status: int, body: str, headers: Mapping[str,
 
 
 def connection_error(target: Target, e: httpx.HTTPError) -> NetworkError:
-    host = host_of(target.base_url)
     if isinstance(e, httpx.TimeoutException) and not isinstance(e, httpx.ConnectTimeout):
         return NetworkError(
             f"{target.label} did not answer within {target.timeout:g} s.",
             hint="Ask for fewer tokens or raise timeout=.",
         )
     if isinstance(e, httpx.ConnectError | httpx.ConnectTimeout):
-        port = urlsplit(target.base_url).port
-        where = f"{host}:{port}" if port else host
         return NetworkError(
-            f"{target.label} at {where} could not be reached: {e}.", hint="Is it running, and the URL right?"
+            f"{target.label} at {place_of(target.base_url)} could not be reached: {e}.", hint="Is it running, and the URL right?"
         )
     return NetworkError(f"The connection to {target.label} broke: {e or type(e).__name__}.", hint="Try again.")
 
@@ -254,6 +263,8 @@ class Http:
         self, target: Target, transport: httpx.BaseTransport | None = None, *, client: httpx.Client | None = None
     ) -> None:
         self.target = target
+        if transport is None and target.socket is not None:
+            transport = httpx.HTTPTransport(uds=target.socket)
         self._client = client or httpx.Client(transport=transport, **target.options())
 
     def at(self, target: Target) -> Http:
@@ -343,6 +354,8 @@ class AsyncHttp:
         client: httpx.AsyncClient | None = None,
     ) -> None:
         self.target = target
+        if transport is None and target.socket is not None:
+            transport = httpx.AsyncHTTPTransport(uds=target.socket)
         self._client = client or httpx.AsyncClient(transport=transport, **target.options())
 
     def at(self, target: Target) -> AsyncHttp:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
+from llmasos.client.address import is_unix, place_of, split_unix
 from llmasos.errors import InvalidInputError, ProviderError
 from llmasos.settings import api_key as key_from_environment
 
@@ -83,8 +84,8 @@ PROVIDERS: dict[str, Provider] = {
     )
 }
 
-_URL = re.compile(r"^(?:(?P<protocol>openai|anthropic)\+)?(?P<url>https?://.*)$", re.DOTALL)
-_FORMS = "provider:model (e.g. openai:gpt-4.1) or http(s)://host/v1#model"
+_URL = re.compile(r"^(?:(?P<protocol>openai|anthropic)\+)?(?P<url>(?:https?://|unix:).*)$", re.DOTALL)
+_FORMS = "provider:model (e.g. openai:gpt-4.1), http(s)://host/v1#model or unix:/path/of.sock:/v1#model"
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,12 @@ def parse(name: str, *, api_key: str | None = None) -> Endpoint:
 
 def _parse_url(name: str, url: str, protocol: str, api_key: str | None) -> Endpoint:
     """A server of one's own. Its key, if it wants one, is in LLMASOS_API_KEY: another provider's never goes there."""
+    if is_unix(url):
+        base_url, _, model = url.partition("#")
+        split_unix(base_url)
+        if not model:
+            raise InvalidInputError(f"{url!r} lacks the model.", hint=f"Write {_FORMS}.")
+        return _endpoint(base_url, model, protocol, api_key)
     try:
         parts = urlsplit(url)
         _ = parts.port  # looked at here, because it may be none
@@ -147,15 +154,19 @@ def _parse_url(name: str, url: str, protocol: str, api_key: str | None) -> Endpo
             f"{shown(name)!r} was given with a query, which a base URL can't have.", hint=f"Write {_FORMS}."
         )
     base_url = urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
+    return _endpoint(base_url, parts.fragment, protocol, api_key)
+
+
+def _endpoint(base_url: str, model: str, protocol: str, api_key: str | None) -> Endpoint:
     provider = own_server(base_url).provider
     if protocol == "anthropic":
         parameters = PROVIDERS["anthropic"].parameters
         provider = replace(provider, protocol="anthropic", parameters=parameters, completions=False, embeddings=False)
-    return Endpoint(provider, parts.fragment, api_key or key_from_environment("llmasos"))
+    return Endpoint(provider, model, api_key or key_from_environment("llmasos"))
 
 
 def own_server(base_url: str, *, api_key: str | None = None) -> Endpoint:
     """Any server that speaks OpenAI's protocol, named by its host; `api_key=None` reads LLMASOS_API_KEY."""
-    name = urlsplit(base_url).netloc.rpartition("@")[2]
+    name = place_of(base_url) if is_unix(base_url) else urlsplit(base_url).netloc.rpartition("@")[2]
     provider = Provider(name, base_url, parameters=OPENAI_PARAMETERS | EXTENSIONS, completions=True)
     return Endpoint(provider, "", key_from_environment("llmasos") if api_key is None else api_key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -19,6 +18,7 @@ from llmasos.client.types import (
     TextPart,
 )
 from llmasos.errors import ContextOverflowError, InvalidInputError, UnsupportedError
+from llmasos.inference.calling import template_call
 from llmasos.inference.request import SamplingParams, StructuredOutput
 from llmasos.serve.served import ServedModel
 
@@ -45,7 +45,7 @@ def template_message(message: ChatMessage, index: int) -> dict[str, Any]:
     entry["role"] = "system" if message.role == "developer" else message.role
     entry["content"] = _content(message, index)
     if message.tool_calls:
-        entry["tool_calls"] = [_template_call(call.model_dump()) for call in message.tool_calls]
+        entry["tool_calls"] = [template_call(call.model_dump()) for call in message.tool_calls]
     elif message.content is None and message.role != "assistant":
         raise InvalidInputError(f"Message {index} ({message.role}) has no content.", param=f"messages.{index}.content")
     return entry
@@ -64,16 +64,6 @@ def _content(message: ChatMessage, index: int) -> str:
             raise UnsupportedError(f"Content of type {part.type!r} is not supported yet.", param=where)
         texts.append(part.text)
     return "\n".join(texts)
-
-
-def _template_call(call: dict[str, Any]) -> dict[str, Any]:
-    try:
-        arguments = json.loads(call["function"]["arguments"])
-    except ValueError:
-        return call  # text that the model wrote wrongly goes back to it as it was
-    if isinstance(arguments, dict):
-        call["function"]["arguments"] = arguments
-    return call
 
 
 def chat_params(

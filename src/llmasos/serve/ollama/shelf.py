@@ -19,7 +19,7 @@ from llmasos.client.types.ollama import (
     OllamaShowResponse,
 )
 from llmasos.errors import FormatError, InvalidInputError, LLMasOSError, NotFoundError
-from llmasos.serve.conversation import takes_tools
+from llmasos.inference.calling import takes_tools
 from llmasos.serve.ollama.names import shown, spellings
 from llmasos.serve.served import ServedModel
 from llmasos.serve.thinking import thinks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmasos.client.types import Model, ModelCapabilities
-from llmasos.serve.conversation import takes_tools
+from llmasos.inference.calling import takes_tools
 from llmasos.serve.models import Models
 from llmasos.serve.served import ServedModel
 from llmasos.text.reply import reply_form

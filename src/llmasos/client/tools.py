@@ -12,8 +12,8 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, get_type_hints
+from dataclasses import dataclass, replace
+from typing import Any, get_type_hints, overload
 
 import pydantic
 import pydantic_core
@@ -30,26 +30,77 @@ _ARGUMENT = re.compile(r"(\w+)(?:\s*\([^)]*\))?:\s*(.*)")
 @dataclass(frozen=True)
 class Tool:
     """What a model may call. `run` gets the arguments by name; `arguments` makes them of the JSON that the model wrote
-    (default: any object). What it returns goes back as text, or as JSON where it is none."""
+    (default: any object). What it returns goes back as text, or as JSON where it is none.
+
+    What follows is for agents. `read_only`: it changes nothing; `destructive`: what it changes can't be undone.
+    `approval`: whether somebody must agree to a call, or a function that says so of the arguments; None: if it is
+    destructive. `timeout`: seconds. `source`: where a tool that is none of the program's comes from.
+    """
 
     name: str
     description: str
     parameters: Mapping[str, Any]
     run: Callable[..., Any]
     arguments: Callable[[str], Mapping[str, Any]] | None = None
+    read_only: bool = False
+    destructive: bool = False
+    approval: bool | Callable[[Mapping[str, Any]], bool] | None = None
+    timeout: float | None = None
+    source: str = ""
 
     @property
     def definition(self) -> dict[str, Any]:
         function = {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}
         return {"type": "function", "function": function}
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The function itself: a decorated one can still be called and tested as Python."""
+        return self.run(*args, **kwargs)
 
-def tool(function: Callable[..., Any]) -> Tool:
+    def needs_approval(self, arguments: Mapping[str, Any]) -> bool:
+        if callable(self.approval):
+            return bool(self.approval(arguments))
+        return self.destructive if self.approval is None else self.approval
+
+
+@overload
+def tool(function: Callable[..., Any], /) -> Tool: ...
+@overload
+def tool(
+    *,
+    name: str | None = None,
+    read_only: bool = False,
+    destructive: bool = False,
+    approval: bool | Callable[[Mapping[str, Any]], bool] | None = None,
+    timeout: float | None = None,
+) -> Callable[[Callable[..., Any]], Tool]: ...
+def tool(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    read_only: bool = False,
+    destructive: bool = False,
+    approval: bool | Callable[[Mapping[str, Any]], bool] | None = None,
+    timeout: float | None = None,
+) -> Any:
     """A typed function as a tool: its name, its docstring (Google style), the types and defaults of its parameters.
 
-    Raises InvalidInputError for a parameter without a type, and for types that JSON can't carry.
+    Decorates with or without options, which are the fields of `Tool`. Raises InvalidInputError for a parameter without
+    a type, for types that JSON can't carry, and for a tool that is both read_only and destructive.
     """
-    name = getattr(function, "__name__", type(function).__name__)
+    if read_only and destructive:
+        raise InvalidInputError("A tool that only reads destroys nothing.", hint="Leave out one of the two.")
+
+    def made(given: Callable[..., Any]) -> Tool:
+        options: dict[str, Any] = {"approval": approval, "timeout": timeout}
+        return replace(_described(given, name), read_only=read_only, destructive=destructive, **options)
+
+    return made if function is None else made(function)
+
+
+def _described(function: Callable[..., Any], given_name: str | None) -> Tool:
+    name: str = given_name or getattr(function, "__name__", type(function).__name__)
     description, described = _documented(inspect.getdoc(function) or "")
     hints = get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {}
@@ -68,7 +119,7 @@ def tool(function: Callable[..., Any]) -> Tool:
         schema = model.model_json_schema()
     except pydantic.errors.PydanticUserError as e:
         raise InvalidInputError(f"The tool {name} can't be described: {e}", param="tools") from e
-    return Tool(name, description, _plain(schema), function, lambda text: _given(model, text))
+    return Tool(name, description, plain_schema(schema), function, lambda text: _given(model, text))
 
 
 def _given(model: type[pydantic.BaseModel], text: str) -> dict[str, Any]:
@@ -76,13 +127,41 @@ def _given(model: type[pydantic.BaseModel], text: str) -> dict[str, Any]:
     return {str(model.model_fields[name].alias): getattr(given, name) for name in model.model_fields}
 
 
-def _plain(schema: Any) -> Any:
+def plain_schema(schema: Any) -> Any:
     """A schema without pydantic's titles, which say nothing and cost tokens."""
     if isinstance(schema, list):
-        return [_plain(item) for item in schema]
+        return [plain_schema(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    return {k: _plain(v) for k, v in schema.items() if not (k == "title" and isinstance(v, str))}
+    return {k: plain_schema(v) for k, v in schema.items() if not (k == "title" and isinstance(v, str))}
+
+
+def by_name(tools: Sequence[Tool | Callable[..., Any]]) -> dict[str, Tool]:
+    """Tools by their names. Raises InvalidInputError for two of one name."""
+    given = [one if isinstance(one, Tool) else tool(one) for one in tools]
+    found = {one.name: one for one in given}
+    if len(found) < len(given):
+        raise InvalidInputError("Two tools have the same name.", param="tools")
+    return found
+
+
+def prepare(tools: Mapping[str, Tool], name: str, arguments: str) -> tuple[Tool | None, Any]:
+    """The tool of a call and its arguments; None and a text for the model where it got something wrong."""
+    found = tools.get(name)
+    if found is None:
+        return None, f"Error: there is no tool {name!r}; there are: {', '.join(tools)}."
+    try:
+        return found, (found.arguments or _object)(arguments or "{}")
+    except pydantic.ValidationError as e:
+        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}".lstrip(": ") for one in e.errors())
+        return None, f"Error: the arguments are wrong: {wrong}."
+    except (ValueError, RecursionError) as e:
+        return None, f"Error: the arguments are wrong: {e}."
+
+
+def as_text(result: Any) -> str:
+    """What a tool returned, as the model reads it. Raises ValueError for what JSON can't carry."""
+    return result if isinstance(result, str) else pydantic_core.to_json(result).decode()
 
 
 def _documented(text: str) -> tuple[str, dict[str, str]]:
@@ -116,10 +195,7 @@ class ToolLoop:
     def __init__(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool | Callable[..., Any]], max_steps: int
     ) -> None:
-        given = [one if isinstance(one, Tool) else tool(one) for one in tools]
-        self._tools = {one.name: one for one in given}
-        if len(self._tools) < len(given):
-            raise InvalidInputError("Two tools have the same name.", param="tools")
+        self._tools = by_name(tools)
         if max_steps < 1:
             raise InvalidInputError(f"max_steps is {max_steps}; at least one answer is needed.", param="max_steps")
         self.messages = [dict(message) for message in messages]
@@ -183,7 +259,7 @@ class ToolLoop:
             if inspect.iscoroutine(result):
                 result.close()
                 raise TypeError("it is a coroutine function; use AsyncClient")
-            return _text(result)
+            return as_text(result)
         except Exception as e:
             raise self._failed(call, e) from e
 
@@ -193,23 +269,13 @@ class ToolLoop:
             return str(arguments)
         try:
             if inspect.iscoroutinefunction(found.run):
-                return _text(await found.run(**arguments))
-            return _text(await asyncio.to_thread(found.run, **arguments))
+                return as_text(await found.run(**arguments))
+            return as_text(await asyncio.to_thread(found.run, **arguments))
         except Exception as e:
             raise self._failed(call, e) from e
 
     def _prepare(self, call: ToolCall) -> tuple[Tool | None, Any]:
-        """The tool and its arguments; None and a text for the model where it got something wrong."""
-        found = self._tools.get(call.function.name)
-        if found is None:
-            return None, f"Error: there is no tool {call.function.name!r}; there are: {', '.join(self._tools)}."
-        try:
-            return found, (found.arguments or _object)(call.function.arguments or "{}")
-        except pydantic.ValidationError as e:
-            wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}".lstrip(": ") for one in e.errors())
-            return None, f"Error: the arguments are wrong: {wrong}."
-        except ValueError as e:
-            return None, f"Error: the arguments are wrong: {e}."
+        return prepare(self._tools, call.function.name, call.function.arguments)
 
     def _failed(self, call: ToolCall, e: Exception) -> ToolError:
         message = f"The tool {call.function.name} failed: {e or type(e).__name__}"
@@ -221,7 +287,3 @@ def _object(text: str) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise ValueError("they are not a JSON object")
     return given
-
-
-def _text(result: Any) -> str:
-    return result if isinstance(result, str) else pydantic_core.to_json(result).decode()

@@ -65,9 +65,9 @@ def llm(folders: dict[str, Path]) -> Iterator[LLM]:
 
 
 def jobs(num: int, names: str = "") -> list[Job]:
-    """Greedy and sampled; of four, the last three begin with the same 200 tokens."""
+    """Greedy and sampled; of four, the last three begin with the same 300 tokens: enough for a shared pass."""
     rng = random.Random(0)
-    head = [rng.randrange(5, 250) for _ in range(200)]
+    head = [rng.randrange(5, 250) for _ in range(300)]
     out: list[Job] = []
     for i in range(num):
         own = [rng.randrange(5, 250) for _ in range(rng.choice([1, 9, 70]))]

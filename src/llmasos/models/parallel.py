@@ -45,6 +45,8 @@ class Mailbox:
     data and 32 of the number of the exchange in every word."""
     counts: Tensor
     """[rows · blocks] int32: exchanges that this process has made, for each program of the kernels that make them."""
+    memory: Tensor
+    """What lies behind this process's own address: the boxes live as long as somebody may write to them."""
 
 
 def words_per_row(width: int, dtype: torch.dtype) -> int:
@@ -114,6 +116,7 @@ class Group:
                 rows=rows,
                 boxes=torch.tensor([a + 8 * (end - n) for a in addresses], dtype=torch.int64, device=self.device),
                 counts=torch.zeros(rows * GATHER_BLOCKS, dtype=torch.int32, device=self.device),
+                memory=memory,
             )
             for (rows, _), n, end in zip(sizes, lengths, ends, strict=True)
         ]

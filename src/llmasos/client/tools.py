@@ -100,7 +100,7 @@ def tool(
 
 
 def _described(function: Callable[..., Any], given_name: str | None) -> Tool:
-    name: str = given_name or getattr(function, "__name__", type(function).__name__)
+    name = str(given_name or getattr(function, "__name__", type(function).__name__))
     description, described = _documented(inspect.getdoc(function) or "")
     hints = get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {}

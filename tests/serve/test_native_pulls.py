@@ -18,8 +18,9 @@ from llmasos.client.native import Native, native_target
 from llmasos.client.types.native import PullJob
 from llmasos.client.types.ollama import OllamaProgress, OllamaPullRequest
 from llmasos.errors import BusyError, InvalidInputError, NetworkError, NotFoundError, ProviderError
+from llmasos.serve.jobs.room import KEPT, Jobs
 from llmasos.serve.models import Models
-from llmasos.serve.native.pulls import AT_ONCE, KEPT, Pulls
+from llmasos.serve.native.pulls import AT_ONCE, Pulls
 from llmasos.serve.ollama.pulls import follow, wanted
 from llmasos.serve.storage import Storage
 from llmasos.store.database import Database
@@ -78,7 +79,7 @@ async def work() -> Work:
 
 
 async def test_a_pull_moves_and_ends(storage: Storage, work: Work) -> None:
-    pulls = Pulls(storage, run=work)
+    pulls = Pulls(Jobs(storage), run=work)
     job = await pulls.start("gpt2")
     assert (job.name, job.state) == ("gpt2", "waiting") and job.id.startswith("pull_")
     seen: list[PullJob] = []
@@ -98,11 +99,11 @@ async def test_a_pull_moves_and_ends(storage: Storage, work: Work) -> None:
     await following
     assert seen[-1].state == "done"
     assert [one.state async for one in pulls.follow(job.id)] == ["done"]
-    await pulls.close()
+    await pulls._jobs.close()
 
 
 async def test_a_pull_is_paused_goes_on_and_is_cancelled(storage: Storage, work: Work) -> None:
-    pulls = Pulls(storage, run=work)
+    pulls = Pulls(Jobs(storage), run=work)
     job = await pulls.start("gpt2")
     await until(lambda: work.running)
     work.report["gpt2"](progress(40))
@@ -127,36 +128,36 @@ async def test_a_pull_is_paused_goes_on_and_is_cancelled(storage: Storage, work:
 
 
 async def test_a_failed_pull_says_why_and_can_go_on(storage: Storage, work: Work) -> None:
-    pulls = Pulls(storage, run=work)
+    pulls = Pulls(Jobs(storage), run=work)
     work.error = NetworkError("The hub did not answer.", hint="Try again.")
     work.finish("gpt2")
     job = await pulls.start("gpt2")
-    await until(lambda: pulls._jobs[job.id].job.state == "failed")
+    await until(lambda: pulls._jobs._works[job.id].job.state == "failed")
     failed = await pulls.get(job.id)
     assert (failed.error, failed.error_code) == ("The hub did not answer. Try again.", "network")
     work.error = None
     assert (await pulls.start("gpt2")).id == job.id  # asked again, the same job goes on
-    await until(lambda: pulls._jobs[job.id].job.state == "done")
+    await until(lambda: pulls._jobs._works[job.id].job.state == "done")
     assert (await pulls.get(job.id)).error is None
     with pytest.raises(BusyError, match="is done"):
         await pulls.cancel(job.id)
     assert (await pulls.start("gpt2")).id != job.id
-    await pulls.close()
+    await pulls._jobs.close()
 
 
 async def test_one_model_is_pulled_once_however_often_it_is_asked_for(storage: Storage, work: Work) -> None:
-    pulls = Pulls(storage, run=work)
+    pulls = Pulls(Jobs(storage), run=work)
     jobs = await asyncio.gather(*(pulls.start("gpt2") for _ in range(5)))
     assert len({job.id for job in jobs}) == 1
     with pytest.raises(BusyError, match="being pulled from 'gpt2'"):
         await pulls.start("gpt2-medium", "gpt2")
     await until(lambda: work.running)
     assert work.asked == ["gpt2"]
-    await pulls.close()
+    await pulls._jobs.close()
 
 
 async def test_some_run_and_others_wait(storage: Storage, work: Work) -> None:
-    pulls = Pulls(storage, run=work)
+    pulls = Pulls(Jobs(storage), run=work)
     names = ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]
     for name in names:
         await pulls.start(name)
@@ -166,70 +167,70 @@ async def test_some_run_and_others_wait(storage: Storage, work: Work) -> None:
     assert [states[name] for name in names] == ["running", "running", "waiting", "waiting"]
     for name in names:
         work.finish(name)
-    await until(lambda: all(live.job.state == "done" for live in pulls._jobs.values()))
+    await until(lambda: all(live.job.state == "done" for live in pulls._jobs._works.values()))
     assert work.most == AT_ONCE
     assert [job.name for job in await pulls.list()] == names[::-1]
 
 
 async def test_what_ran_when_the_server_ended_is_paused_after_a_restart(storage: Storage, work: Work) -> None:
-    first = Pulls(storage, run=work)
+    first = Pulls(Jobs(storage), run=work)
     ended, killed = await first.start("gpt2"), await first.start("gpt2-medium")
     await until(lambda: work.running == 2)
     work.report["gpt2"](progress(40))
     await first.pause(ended.id)
     # `first` is forgotten without a word, as after a kill -9
-    second = Pulls(storage, run=work)
+    second = Pulls(Jobs(storage), run=work)
     jobs = {job.id: job for job in await second.list()}
     assert (jobs[ended.id].state, jobs[ended.id].done) == ("paused", 40)
     assert jobs[killed.id].state == "paused"
     await second.resume(killed.id)
     work.finish("gpt2-medium")
-    await until(lambda: second._jobs[killed.id].job.state == "done")
+    await until(lambda: second._jobs._works[killed.id].job.state == "done")
     elsewhere = Storage(storage._database, storage.home / "other")
-    assert await Pulls(elsewhere, run=work).list() == []
-    await first.close()
-    await second.close()
+    assert await Pulls(Jobs(elsewhere), run=work).list() == []
+    await first._jobs.close()
+    await second._jobs.close()
 
 
 async def test_closing_pauses_what_runs(storage: Storage, work: Work) -> None:
-    pulls = Pulls(storage, run=work)
+    pulls = Pulls(Jobs(storage), run=work)
     job = await pulls.start("gpt2")
     await until(lambda: work.running)
-    await pulls.close()
+    await pulls._jobs.close()
     assert work.running == 0
-    assert (await Pulls(storage, run=work).get(job.id)).state == "paused"
+    assert (await Pulls(Jobs(storage), run=work).get(job.id)).state == "paused"
 
 
 async def test_only_the_latest_are_remembered(storage: Storage, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmasos.serve.native.pulls.KEPT", 3)
+    monkeypatch.setattr("llmasos.serve.jobs.room.KEPT", 3)
     assert KEPT > 3
-    pulls = Pulls(storage, run=work)
+    pulls = Pulls(Jobs(storage), run=work)
     work.finish("gpt2")
     ids = []
     for _ in range(6):
         job = await pulls.start("gpt2")
         ids.append(job.id)
-        await until(lambda job=job: pulls._jobs[job.id].job.state == "done")
+        await until(lambda job=job: pulls._jobs._works[job.id].job.state == "done")
     assert [job.id for job in await pulls.list()] == ids[:-4:-1]
-    assert {job.id for job in await Pulls(storage, run=work).list()} == set(ids[-3:])
+    assert {job.id for job in await Pulls(Jobs(storage), run=work).list()} == set(ids[-3:])
 
 
 async def test_failed_and_paused_pulls_are_forgotten_too_after_those_that_are_over(
     storage: Storage, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmasos.serve.native.pulls.KEPT", 3)
-    pulls = Pulls(storage, run=work)
+    monkeypatch.setattr("llmasos.serve.jobs.room.KEPT", 3)
+    pulls = Pulls(Jobs(storage), run=work)
     work.error = NetworkError("The hub is away.")
     for i in range(5):
         work.finish(f"fails-{i}")
         job = await pulls.start("gpt2", f"fails-{i}")
-        await until(lambda job=job: pulls._jobs[job.id].job.state == "failed")
+        await until(lambda job=job: pulls._jobs._works[job.id].job.state == "failed")
     assert [job.name for job in await pulls.list()] == ["fails-4", "fails-3", "fails-2"]
     await pulls.pause((await pulls.start("gpt2", "pauses")).id)
     await pulls.cancel((await pulls.start("gpt2", "over")).id)
     await pulls.pause((await pulls.start("gpt2", "last")).id)
     assert [job.name for job in await pulls.list()] == ["last", "pauses", "fails-4"]
-    assert {job.name for job in await Pulls(storage, run=work).list()} == {"last", "pauses", "fails-4"}
+    assert {job.name for job in await Pulls(Jobs(storage), run=work).list()} == {"last", "pauses", "fails-4"}
 
 
 # pulls that go on as long as somebody holds them: Ollama's
@@ -252,7 +253,7 @@ async def begun(pulls: Pulls, work: Work) -> AsyncGenerator[OllamaProgress, None
 
 
 async def test_a_client_of_ollamas_follows_a_job(storage: Storage, work: Work) -> None:
-    pulls = Pulls(storage, run=work)
+    pulls = Pulls(Jobs(storage), run=work)
     client = await begun(pulls, work)
     [job] = await pulls.list()
     assert (job.name, job.state) == ("gpt2", "running")
@@ -264,11 +265,11 @@ async def test_a_client_of_ollamas_follows_a_job(storage: Storage, work: Work) -
         assert (await anext(client)).status == status
     work.finish("gpt2")
     assert [line.status async for line in client][-1] == "success"
-    await pulls.close()
+    await pulls._jobs.close()
 
 
 async def test_a_pull_that_its_last_client_of_ollamas_leaves_is_paused(storage: Storage, work: Work) -> None:
-    pulls = Pulls(storage, run=work)
+    pulls = Pulls(Jobs(storage), run=work)
     clients = [await begun(pulls, work), await begun(pulls, work)]
     [job] = await pulls.list()
     await clients[0].aclose()
@@ -283,7 +284,7 @@ async def test_a_pull_that_its_last_client_of_ollamas_leaves_is_paused(storage: 
 
 @pytest.mark.parametrize("first", ["ollama", "native"])
 async def test_a_pull_that_was_started_as_well_goes_on_alone(storage: Storage, work: Work, first: str) -> None:
-    pulls = Pulls(storage, run=work)
+    pulls = Pulls(Jobs(storage), run=work)
     native = [await pulls.start("gpt2")] if first == "native" else []
     client = await begun(pulls, work)
     job = native[0] if native else await pulls.start("gpt2")
@@ -294,20 +295,20 @@ async def test_a_pull_that_was_started_as_well_goes_on_alone(storage: Storage, w
     with pytest.raises(BusyError, match="is paused"):
         await anext(client)
     assert work.asked == ["gpt2"]
-    await pulls.close()
+    await pulls._jobs.close()
 
 
 async def test_one_model_by_two_names_is_one_pull(storage: Storage, work: Work) -> None:
-    pulls = Pulls(storage, run=work)
+    pulls = Pulls(Jobs(storage), run=work)
     job = await pulls.start("gpt2")
     assert (await pulls.start("GPT2")).id == job.id
-    await pulls.close()
+    await pulls._jobs.close()
 
 
 @pytest.mark.parametrize("model", ["/etc", "./x", "~/x", "file:/etc/hosts"])
 async def test_a_path_of_the_server_is_no_model(model: str, storage: Storage, work: Work) -> None:
     with pytest.raises((InvalidInputError, NotFoundError)):
-        await Pulls(storage, run=work).start(model)
+        await Pulls(Jobs(storage), run=work).start(model)
     assert work.asked == []
 
 

@@ -13,13 +13,14 @@ from fastapi import FastAPI
 
 from llmasos import __version__
 from llmasos.serve import adapters as adapter_routes
-from llmasos.serve import anthropic, health, native, ollama, openapi, problems
+from llmasos.serve import anthropic, console, health, native, ollama, openapi, problems
 from llmasos.serve.access.install import install as install_access
 from llmasos.serve.background import Background
 from llmasos.serve.files.store import MAX_STORED_BYTES
 from llmasos.serve.gate import Gate
 from llmasos.serve.health import Readiness
 from llmasos.serve.inflight import Requests, Watch
+from llmasos.serve.jobs.room import Jobs
 from llmasos.serve.log import Journal, log_access
 from llmasos.serve.models import Models
 from llmasos.serve.native import InProcess, Machine, Pulls, Residents, Uploads
@@ -88,7 +89,8 @@ def assemble(
     requests, journal, readiness = Requests(), Journal(), readiness or Readiness()
     if access is not None or database is not None:
         readiness.checks["database"] = partial(_unreachable, storage)
-    pulls = Pulls(storage)
+    jobs = Jobs(storage)
+    pulls = Pulls(jobs)
     requests.on_end.append(log_access)
     if telemetry is not None:
         telemetry.watch(requests)
@@ -106,7 +108,8 @@ def assemble(
                 await stack.enter_async_context(around())
             stack.push_async_callback(background.stop)
             await background.start()
-            stack.push_async_callback(pulls.close)
+            stack.push_async_callback(jobs.close)
+            await jobs.start()
             yield
             readiness.stopping.set()
 
@@ -131,10 +134,12 @@ def assemble(
     app.include_router(adapter_routes.create_router(models, enabled=enable_lora_loading))
     app.include_router(ollama.create_router(models, residents, pulls))
     app.include_router(health.create_router(models, readiness))
+    app.include_router(console.create_router())
     app.include_router(
         native.create_router(
             models,
             residents_=residents,
+            jobs=jobs,
             pulls_=pulls,
             uploads_=Uploads(max_bytes=max_upload_bytes),
             requests_=requests,

@@ -55,6 +55,8 @@ RULES = (
     Rule("GET", "/healthz", "open"),
     Rule("GET", "/readyz", "open"),
     Rule("GET", "/metrics", "metrics"),
+    Rule("GET", "/console", "open"),  # a page without data: what it shows it asks for
+    Rule("GET", "/console/{path:path}", "open"),
     Rule("GET", "/version", "any"),
     Rule("GET", "/openapi.json", "any"),
     Rule("GET", "/llms.txt", "any"),
@@ -146,6 +148,11 @@ RULES = (
     _native("POST", "/requests/{id}/cancel"),
     _native("GET", "/logs"),
     _native("GET", "/system"),
+    # LLMasOS: jobs; without the scope `manage`, one's own
+    Rule("GET", "/llmasos/v1/jobs", "any"),
+    Rule("GET", "/llmasos/v1/jobs/{id}", "any"),
+    Rule("GET", "/llmasos/v1/jobs/{id}/events", "any"),
+    Rule("POST", "/llmasos/v1/jobs/{id}/{action}", "any"),
     # LLMasOS: tasks
     Rule("GET", "/llmasos/v1/tasks", "any"),
     *(_asks(f"/llmasos/v1/tasks/{name}") for name in BUILT_IN),

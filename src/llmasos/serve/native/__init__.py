@@ -1,5 +1,5 @@
-"""LLMasOS's own API, `/llmasos/v1`: models, plans, pulls, uploads, requests, logs, the machine, tasks, knowledge
-bases.
+"""LLMasOS's own API, `/llmasos/v1`: models, plans, jobs, pulls, uploads, requests, logs, the machine, tasks,
+knowledge bases.
 
 Keys, usage and the audit log are in `llmasos.serve.access`.
 """
@@ -10,6 +10,8 @@ from fastapi import APIRouter
 
 from llmasos.serve.health import Readiness
 from llmasos.serve.inflight import Requests
+from llmasos.serve.jobs import routes as job_routes
+from llmasos.serve.jobs.room import Jobs
 from llmasos.serve.log import Journal
 from llmasos.serve.models import Models
 from llmasos.serve.native import knowledge, library, logs, pulls, requests, residents, system, tasks, uploads
@@ -25,6 +27,7 @@ def create_router(
     models: Models,
     *,
     residents_: Residents,
+    jobs: Jobs,
     pulls_: Pulls,
     uploads_: Uploads,
     requests_: Requests,
@@ -35,6 +38,7 @@ def create_router(
     router = APIRouter(prefix="/llmasos/v1", tags=["LLMasOS"])
     router.include_router(library.create_router(residents_))
     router.include_router(residents.create_router(residents_))
+    router.include_router(job_routes.create_router(jobs, readiness.stopping))
     router.include_router(pulls.create_router(pulls_, readiness.stopping))
     router.include_router(uploads.create_router(uploads_))
     router.include_router(requests.create_router(requests_))

@@ -57,8 +57,13 @@ def _keep(order: dict[str, Any], control: socket.socket) -> None:
         try:
             means["users"] = namespaces.enter()
             means["pids"] = True
+            if order["net"] in ("none", "loopback") and (order["sockets"] or order["net"] == "loopback"):
+                namespaces.enter_network()
+                means["net"] = True
         except OSError as error:
             means["why"]["namespaces"] = error.strerror or str(error)
+    if order["net"] == "loopback" and not means.get("net"):
+        order["net"] = "none"
     if not means.get("pids"):
         if _ON_LINUX:
             linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
@@ -176,7 +181,8 @@ def _give_up(order: dict[str, Any], means: dict[str, Any]) -> list[int]:
     if order["net"] != "none":
         families += [socket.AF_INET, socket.AF_INET6]
     try:
-        seccomp.install(seccomp.rules_for(families, only_tcp=isinstance(order["net"], list)))
+        rules = seccomp.rules_for(families, only_tcp=isinstance(order["net"], list))
+        seccomp.install(rules + seccomp.CORES_KEPT * ("cores" in means["rlimits"]))
         means["seccomp"] = True
         if not order["exec"]:
             listener = seccomp.listen_for_exec()
@@ -188,7 +194,9 @@ def _give_up(order: dict[str, Any], means: dict[str, Any]) -> list[int]:
 
 
 def _restrict(order: dict[str, Any], version: int, own_proc: bool) -> None:
-    ports = {"none": [], "all": None}.get(order["net"]) if isinstance(order["net"], str) else order["net"]
+    ports = (
+        {"none": [], "loopback": None, "all": None}.get(order["net"]) if isinstance(order["net"], str) else order["net"]
+    )
     landlock.restrict(
         version,
         read=[*_paths(order["read"]), *([Path("/proc")] if own_proc else _PROC_FILES)],

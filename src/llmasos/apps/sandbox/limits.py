@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import random
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+NICE = 10
+"""Of programs whose cores are limited."""
 GRACE_S = 1
 """Seconds of computing between the signal that a process may catch and the one that it may not."""
 
@@ -36,4 +40,18 @@ def set_rlimits(limits: Mapping[str, Any], *, own_count: bool) -> list[str]:
                 resource.setrlimit(which, (min(value, hard), hard))
                 held.append(name)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if limits["cores"] is not None and _take_cores(limits["cores"]):
+        held.append("cores")
     return held
+
+
+def _take_cores(number: int) -> bool:
+    """Compute on that many processors from here on, behind whoever else wants them."""
+    os.nice(NICE)
+    if not hasattr(os, "sched_setaffinity"):
+        return False
+    there = sorted(os.sched_getaffinity(0))
+    with suppress(OSError):
+        os.sched_setaffinity(0, random.sample(there, min(number, len(there))))
+        return True
+    return False

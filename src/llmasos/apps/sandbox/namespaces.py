@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
+import socket
 import stat
 import struct
 from collections.abc import Iterable, Iterator
@@ -18,7 +20,8 @@ from pathlib import Path, PurePosixPath
 
 from llmasos.apps.sandbox import linux
 
-_NEW_MOUNTS, _NEW_USERS, _NEW_PIDS = 0x00020000, 0x10000000, 0x20000000
+_NEW_MOUNTS, _NEW_USERS, _NEW_PIDS, _NEW_NET = 0x00020000, 0x10000000, 0x20000000, 0x40000000
+_SET_FLAGS, _UP = 0x8914, 1  # SIOCSIFFLAGS, IFF_UP
 _NOSUID, _NODEV, _NOEXEC, _BIND, _REC, _PRIVATE = 2, 4, 8, 4096, 16384, 1 << 18
 _DETACH = 2
 _READ_ONLY, _ATTR_NOSUID, _ATTR_NODEV = 1, 2, 4
@@ -58,6 +61,14 @@ def _enter_as_user() -> None:
 
 def _unshare(flags: int) -> None:
     linux.checked(linux.libc().unshare(ctypes.c_int(flags)), "unshare")
+
+
+def enter_network() -> None:
+    """Into a new network, which has a loopback and nothing else; abstract sockets belong to it, too. After `enter`.
+    Raises OSError where that is not allowed."""
+    _unshare(_NEW_NET)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, _SET_FLAGS, struct.pack("16sH22x", b"lo", _UP))
 
 
 def begin_root() -> None:

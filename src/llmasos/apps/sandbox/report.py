@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmasos.apps.sandbox.policy import Policy, python_paths
+from llmasos.apps.sandbox.policy import Limits, Policy, python_paths
 from llmasos.apps.sandbox.run import Means, start
 
 MEANS = ("namespaces", "landlock", "seccomp", "rights", "rlimits", "watchdog", "launcher")
@@ -30,7 +30,8 @@ def enforced(policy: Policy | None = None, *, without: Collection[str] = ()) -> 
     """A row for everything that a policy forbids or limits; without one, for a policy that grants nothing. A program
     that does nothing is started for it, once per kind of policy. `without`: as of `start`."""
     policy = policy or Policy()
-    return enforcements(_probe(frozenset(without), policy.exec), policy)
+    own_network = policy.net == "loopback" or (policy.net == "none" and bool(policy.sockets))
+    return enforcements(_probe(frozenset(without), policy.exec, own_network), policy)
 
 
 def missing(rows: Iterable[Enforcement]) -> list[Enforcement]:
@@ -38,9 +39,15 @@ def missing(rows: Iterable[Enforcement]) -> list[Enforcement]:
 
 
 @functools.cache
-def _probe(without: frozenset[str], may_exec: bool) -> Means:
+def _probe(without: frozenset[str], may_exec: bool, own_network: bool) -> Means:
     with tempfile.TemporaryDirectory(prefix="llmasos-") as name:
-        policy = Policy(read=python_paths(), write=(Path(name).resolve(),), exec=may_exec)
+        policy = Policy(
+            read=python_paths(),
+            write=(Path(name).resolve(),),
+            net="loopback" if own_network else "none",
+            exec=may_exec,
+            limits=Limits(cores=1),
+        )
         process = start([sys.executable, "-I", "-S", "-c", ""], policy, without=without)
         process.wait()
         return process.means
@@ -49,7 +56,7 @@ def _probe(without: frozenset[str], may_exec: bool) -> Means:
 def enforcements(means: Means, policy: Policy) -> list[Enforcement]:
     """Rows from the means that hold a process."""
     landlock = int(means.get("landlock", 0))
-    root, pids, seccomp = (bool(means.get(name)) for name in ("root", "pids", "seccomp"))
+    root, pids, net, seccomp = (bool(means.get(name)) for name in ("root", "pids", "net", "seccomp"))
     on_linux = "landlock" in means
     rlimits = means.get("rlimits", ())
 
@@ -63,14 +70,16 @@ def enforcements(means: Means, policy: Policy) -> list[Enforcement]:
         row("files_write", "needs_landlock_3", namespaces=root, landlock=landlock >= 3),
         row("file_attributes", "needs_namespaces", namespaces=root),
     ]
-    if policy.net == "none":
-        rows.append(row("network", "needs_seccomp", seccomp=seccomp))
+    if policy.net in ("none", "loopback"):
+        rows.append(
+            row("network", "needs_seccomp", namespaces=net, seccomp=seccomp and not (policy.net != "none" and net))
+        )
     elif policy.net != "all":
         rows.append(row("network", "needs_both", landlock=seccomp and landlock >= 4))
         rows.append(row("network_hosts", "hosts"))
     rows += [
         row("unix_sockets", "needs_namespaces", namespaces=root, seccomp=no_unix),
-        row("abstract_sockets", "needs_landlock_6", landlock=landlock >= 6, seccomp=no_unix),
+        row("abstract_sockets", "needs_landlock_6", namespaces=net, landlock=landlock >= 6, seccomp=no_unix),
         row("signals", "needs_namespaces", namespaces=pids, landlock=landlock >= 6),
         row("process_memory", "needs_landlock", namespaces=root, landlock=landlock >= 1),
         row("kernel_calls", "needs_seccomp", seccomp=seccomp),

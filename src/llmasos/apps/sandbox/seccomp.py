@@ -41,7 +41,7 @@ _NUMBERS = {  # name: (x86_64, aarch64); None: not there
     "clone": (56, 220), "clone3": (435, 435), "execve": (59, 221), "execveat": (322, 281), "ioctl": (16, 29),
     "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
     "open": (2, None), "openat": (257, 56), "openat2": (437, 437), "creat": (85, None),
-    "mknod": (133, None), "mknodat": (259, 33), "seccomp": (317, 277),
+    "mknod": (133, None), "mknodat": (259, 33), "seccomp": (317, 277), "sched_setaffinity": (203, 122),
 }  # fmt: skip
 _ALWAYS = tuple(_NUMBERS)[: tuple(_NUMBERS).index("socket")]
 """Denied whatever the policy: other processes, the kernel, namespaces, and memory that no limit counts."""
@@ -74,6 +74,10 @@ class Rule:
     call: str
     where: tuple[Where, ...] = ()
     action: int = _ERRNO | errno.EPERM
+
+
+CORES_KEPT = [Rule("sched_setaffinity")]
+"""For who computes on chosen processors only."""
 
 
 def available() -> bool:

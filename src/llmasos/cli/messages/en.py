@@ -528,6 +528,7 @@ MESSAGES = {
     "sandbox.what.file_size": "size of a file",
     "sandbox.what.disk": "disk",
     "sandbox.what.wall_seconds": "time",
+    "sandbox.what.cores": "processors",
     "sandbox.what.survivors": "processes left behind",
     "sandbox.by.namespaces": "namespaces",
     "sandbox.by.landlock": "Landlock",

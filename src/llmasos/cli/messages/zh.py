@@ -518,6 +518,7 @@ MESSAGES = {
     "sandbox.what.file_size": "文件大小",
     "sandbox.what.disk": "磁盘",
     "sandbox.what.wall_seconds": "时间",
+    "sandbox.what.cores": "处理器",
     "sandbox.what.survivors": "遗留的进程",
     "sandbox.by.namespaces": "命名空间",
     "sandbox.by.landlock": "Landlock",

@@ -181,9 +181,7 @@ def model_of(model: Any) -> Model:
     """The model of a task: an `LLM`, a `RemoteLLM`, a name of either, or something that is a `Model` already. Loads the
     model that is named; the last one stays in memory."""
     if isinstance(model, str):
-        from llmasos.settings import settings
-
-        model = _named(model, str(settings().home))
+        model = loaded_model(model)
     from llmasos.inference.remote import RemoteLLM
     from llmasos.inference.textmodel import TextModel
 
@@ -193,6 +191,13 @@ def model_of(model: Any) -> Model:
         return LocalModel(model)
     found: Model = model
     return found
+
+
+def loaded_model(name: str) -> Any:
+    """The LLM or RemoteLLM of this name; the last one stays in memory."""
+    from llmasos.settings import settings
+
+    return _named(name, str(settings().home))
 
 
 @lru_cache(maxsize=1)

@@ -10,17 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llmasos.apps.application import Application as Application
+    from llmasos.apps.chat import ChatRequest as ChatRequest
+    from llmasos.apps.chat import Message as Message
     from llmasos.apps.jobs import Job as Job
     from llmasos.apps.jobs import report_progress as report_progress
+    from llmasos.apps.llm import Requirement as Requirement
     from llmasos.apps.routes import Input as Input
     from llmasos.apps.routes import Route as Route
 
-__all__ = ["Application", "Input", "Job", "Route", "report_progress"]
+__all__ = ["Application", "ChatRequest", "Input", "Job", "Message", "Requirement", "Route", "report_progress"]
 
 _HOMES = {
     "Application": "application",
+    "ChatRequest": "chat",
     "Input": "routes",
     "Job": "jobs",
+    "Message": "chat",
+    "Requirement": "llm",
     "Route": "routes",
     "report_progress": "jobs",
 }

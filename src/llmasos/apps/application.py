@@ -33,9 +33,12 @@ import importlib.util
 import inspect
 import itertools
 import re
+import sys
 import threading
+import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -49,9 +52,11 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route as AsgiRoute
 from starlette.types import Receive, Scope, Send
 
-from llmasos.apps import jobs, mcp, problems, streams
+from llmasos.apps import chat, jobs, llm, mcp, problems, streams
 from llmasos.apps.document import document
+from llmasos.apps.llm import Requirement
 from llmasos.apps.openapi import openapi
+from llmasos.apps.place import Config, Place
 from llmasos.apps.routes import QUERY_METHODS, Hints, Route, describe
 from llmasos.errors import InvalidInputError, NotFoundError, ServerError, UnsupportedError
 
@@ -70,16 +75,30 @@ class Application:
     """Functions over HTTP. An ASGI application: `uvicorn module:app` serves it, FastAPI and Starlette can mount it.
 
     `model` is any object that the functions use, or a name that `model_zoo.get_model` knows: it is loaded when
-    `app.model` is first read.
+    `app.model` is first read. `llm` instead says what a model must have (`Requirement`), or names one: who runs the
+    application decides which it gets (see `llm.py`).
     """
 
-    def __init__(self, model: Any = None, *, title: str | None = None, version: str = "0.1.0") -> None:
+    def __init__(
+        self,
+        model: Any = None,
+        *,
+        llm: str | Requirement | None = None,
+        title: str | None = None,
+        version: str = "0.1.0",
+    ) -> None:
+        if model is not None and llm is not None:
+            raise InvalidInputError("An application has one model: give model or llm.", param="llm")
         self.title = title or "LLMasOS application"
         self.start_error: BaseException | None = None
         """Why the last start failed, if it did."""
         self.num_running = 0
         """Functions and streams in worker threads now."""
-        self._model, self._model_lock = model, threading.Lock()
+        self._model, self._model_lock = llm if model is None else model, threading.RLock()
+        self._named_models: dict[str, Any] = {}
+        self._place = Place(sys._getframe(1).f_globals.get("__file__"), title)
+        self._chat: chat.Chat | None = None
+        self._created = int(time.time())
         self._routes: list[Route] = []
         self._on_start: list[Callable[[], Any]] = []
         self._on_stop: list[Callable[[], Any]] = []
@@ -100,12 +119,13 @@ class Application:
 
     @property
     def model(self) -> Any:
-        """The model; a name is loaded now, once. Raises InvalidInputError if the application has none."""
+        """The model; a name or a requirement is resolved now, once: see `llm.py`. Without one, `[models]` of the
+        manifest beside the application's file counts. Raises InvalidInputError if there is none either."""
         with self._model_lock:
-            if isinstance(self._model, str):
-                from llmasos.model_zoo import get_model
-
-                self._model = get_model(self._model)
+            if self._model is None:
+                self._model = llm.required(self._place.manifest)
+            if isinstance(self._model, str | llm.Requirement):
+                self._model = llm.resolve(self._model)
         if self._model is None:
             raise InvalidInputError(
                 "This application was made without a model.",
@@ -115,6 +135,32 @@ class Application:
         return self._model
 
     llm = model
+
+    def get_llm(self, name: str) -> Any:
+        """The model that `[models]` of the manifest has under a name, resolved once. Raises NotFoundError."""
+        with self._model_lock:
+            if name not in self._named_models:
+                wanted = llm.required(self._place.manifest, name)
+                if wanted is None:
+                    raise NotFoundError(f"[models] of {self.name} has no {name!r}.", hint="Add it to llmasos.toml.")
+                self._named_models[name] = llm.resolve(wanted)
+            return self._named_models[name]
+
+    @property
+    def name(self) -> str:
+        """What it is called in addresses: the host's name for it, the manifest's, else made of title or file."""
+        return self._place.name
+
+    @property
+    def data(self) -> Path:
+        """Its own folder, which is there: see `place.py`."""
+        return self._place.data
+
+    @property
+    def config(self) -> Config:
+        """The values that its user has set for `[config]` of the manifest. Raises InvalidInputError for one that is
+        missing or not allowed."""
+        return self._place.config
 
     @property
     def state(self) -> State:
@@ -166,6 +212,29 @@ class Application:
             )
         return decorate
 
+    def chat(self, function: Function) -> Function:
+        """Serve the decorated function as the model `app/NAME`, in OpenAI's form; it stays as it is. See `chat.py`.
+
+        Raises InvalidInputError for what can't chat, and where there is such a function already.
+        """
+        described = chat.describe_chat(function)
+        if self._chat is not None:
+            raise InvalidInputError(f"{described.name}(): {self._chat.name}() chats already.")
+        for route in self._routes:
+            if route.path == chat.COMPLETIONS or route.path.startswith(chat.MODELS):
+                raise InvalidInputError(
+                    f"The path {route.path!r} of {route.name}() belongs to @app.chat.", hint="Choose another."
+                )
+        self._chat = described
+        endpoints = (
+            (chat.COMPLETIONS, self._complete_chat, "POST"),
+            (chat.MODELS, self._list_models, "GET"),
+            (chat.MODELS + "/{name:path}", self._get_model, "GET"),
+        )
+        for path, endpoint, method in endpoints:
+            self.asgi.router.routes.append(AsgiRoute(path, endpoint, methods=[method], include_in_schema=False))
+        return function
+
     def on_start(self, function: Function) -> Function:
         """Run the function, plain or async, before the first request. If it raises, the application does not start."""
         self._on_start.append(function)
@@ -182,7 +251,8 @@ class Application:
 
     def document(self) -> dict[str, Any]:
         """Every route as data: what pages, command lines, tools and clients are made from; see `document.py`."""
-        return document(self.title, self.asgi.version, self._routes)
+        chats = None if self._chat is None else self._chat.describe(self.name)
+        return document(self.title, self.asgi.version, self._routes, chats)
 
     def find(self, name: str) -> Route:
         """The route of a function's name, or of a path. Raises NotFoundError."""
@@ -272,7 +342,7 @@ class Application:
         def shape(path: str) -> str:
             return re.sub(r"{[^{}]*}", "{}", path)
 
-        if shape(route.path) in _RESERVED:
+        if shape(route.path) in _RESERVED or (self._chat and shape(route.path) in (chat.COMPLETIONS, chat.MODELS)):
             raise InvalidInputError(
                 f"The path {route.path!r} of {route.name}() belongs to every application.",
                 hint="Choose another.",
@@ -315,6 +385,37 @@ class Application:
                 return problems.response(problems.of_exception(e, route.name), headers)
 
         return endpoint
+
+    async def _complete_chat(self, request: Request) -> Response:
+        assert self._chat is not None
+        function, described = self._chat.function, self._chat
+        try:
+            self._check_started()
+            asked = chat.parse_request(await _json(request, chat.ChatRequest.model_fields), self.name)
+            answer = chat.Answer(asked, described.stops(asked), self._count_tokens)
+            result = await self._call(function, described.arguments(asked))
+            if streams.is_stream(result):
+                return chat.ChatResponse(
+                    described.name, result, answer, streamed=bool(asked.stream), worker=self._in_thread
+                )
+            if asked.stream:
+                return chat.ChatResponse(described.name, iter((result,)), answer, streamed=True, worker=self._in_thread)
+            return await chat.whole_response(answer, result)
+        except (Exception, SystemExit) as e:  # whatever the function does, the server stays up
+            return chat.error_response(e, described.name)
+
+    async def _count_tokens(self, what: Any) -> int | None:
+        return await chat.count_tokens(self._model, what, self._in_thread)
+
+    async def _list_models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [chat.model_entry(self.name, self._created)]})
+
+    async def _get_model(self, request: Request) -> Response:
+        try:
+            chat.check_model(request.path_params["name"], self.name)
+        except NotFoundError as e:
+            return chat.error_response(e, "models")
+        return JSONResponse(chat.model_entry(self.name, self._created))
 
     @contextlib.asynccontextmanager
     async def _serving_tools(self) -> AsyncIterator[None]:
@@ -387,7 +488,7 @@ class Application:
 async def _arguments(route: Route, request: Request) -> dict[str, Any]:
     """The function's arguments out of path and query or body. Raises RequestError with a 4xx problem."""
     place = "query" if request.method in QUERY_METHODS else "body"
-    values = _query(route, request) if place == "query" else await _body(route, request)
+    values = _query(route, request) if place == "query" else await _json(request, route.value_names)
     misplaced = [
         {"type": "extra_forbidden", "loc": (place, name), "msg": "", "input": values.pop(name)}
         for name in route.path_names
@@ -417,13 +518,14 @@ def _query(route: Route, request: Request) -> dict[str, Any]:
     return values
 
 
-async def _body(route: Route, request: Request) -> dict[str, Any]:
+async def _json(request: Request, names: Iterable[str]) -> dict[str, Any]:
+    """The object in a request's body; `names`: what it may hold. Raises RequestError with a 4xx problem."""
     body = await request.body()
     if not body:
         return {}
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
-        message = f"The body's Content-Type is {kind or 'missing'}; this route takes JSON."
+        message = f"The body's Content-Type is {kind or 'missing'}; JSON is taken here."
         hint = "With curl: -H 'Content-Type: application/json'."
         raise problems.RequestError(problems.problem(415, "unsupported_media_type", message, hint=hint))
     try:
@@ -433,5 +535,5 @@ async def _body(route: Route, request: Request) -> dict[str, Any]:
         raise problems.RequestError(problems.problem(400, "malformed_json", message)) from e
     if not isinstance(values, dict):
         error = {"type": "dict_type", "loc": ("body",), "msg": "The body must be a JSON object", "input": values}
-        raise problems.RequestError(problems.wrong_input([error], route.value_names))
+        raise problems.RequestError(problems.wrong_input([error], list(names)))
     return values

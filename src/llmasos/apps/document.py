@@ -9,18 +9,22 @@ from each other. Schemas are JSON Schema 2020-12, each whole, with its own `$def
     stream     null, or {"item": schema of an element, "joins": whether the whole is one text}
     examples   inputs
     hints      tool, read_only, destructive; null: unknown
+
+`chat` is null, or says how the application chats (see `chat.py`): name, model (`app/NAME`), path, summary, description,
+the request's `fields` that it takes, whether it streams.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmasos.apps.routes import Route
 
 
-def document(title: str, version: str, routes: Sequence[Route]) -> dict[str, Any]:
-    return {"title": title, "version": version, "routes": [describe_route(route) for route in routes]}
+def document(title: str, version: str, routes: Sequence[Route], chat: Mapping[str, Any] | None) -> dict[str, Any]:
+    described = [describe_route(route) for route in routes]
+    return {"title": title, "version": version, "routes": described, "chat": chat and dict(chat)}
 
 
 def describe_route(route: Route) -> dict[str, Any]:

@@ -136,12 +136,12 @@ def describe(
         raise InvalidInputError(f"@app.route({path!r}) decorates a function, not {function!r}.")
     name = getattr(function, "__name__", type(function).__name__)
     placeholders = _placeholders(path, name)
-    types = _hints(function, name)
+    types = type_hints_of(function, name)
     words = docstring_parser.parse(inspect.getdoc(function) or "")
     notes = {p.arg_name: " ".join((p.description or "").split()) for p in words.params}
     inputs = tuple(
         _input(name, p, types.get(p.name, p.annotation), notes.get(p.name, ""), placeholders)
-        for p in _parameters(function, name)
+        for p in parameters_of(function, name)
     )
     if missing := placeholders - {i.name for i in inputs}:
         raise InvalidInputError(
@@ -205,7 +205,7 @@ def _placeholders(path: str, name: str) -> frozenset[str]:
     return frozenset(found)
 
 
-def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
+def type_hints_of(function: Callable[..., Any], name: str) -> dict[str, Any]:
     target = function if inspect.isroutine(function) else type(function).__call__
     try:
         return typing.get_type_hints(inspect.unwrap(target), include_extras=True)
@@ -216,7 +216,7 @@ def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
         ) from e
 
 
-def _parameters(function: Callable[..., Any], name: str) -> list[inspect.Parameter]:
+def parameters_of(function: Callable[..., Any], name: str) -> list[inspect.Parameter]:
     found = list(inspect.signature(function).parameters.values())
     for p in found:
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY):
@@ -333,9 +333,9 @@ def _output(
     function: Callable[..., Any], name: str, annotation: Any
 ) -> tuple[bool, TypeAdapter[Any], TypeAdapter[Any]]:
     """Whether it streams, the type of an element, the type of the whole."""
-    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    args = typing.get_args(annotation)
     generator = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
-    streams = generator or origin in _STREAMS or annotation in _STREAMS
+    streams = generator or is_stream_type(annotation)
     element: Any = (args[0] if args else Any) if streams else annotation
     whole: Any = (element if element in (Any, str) else list[element]) if streams else annotation
     try:
@@ -350,6 +350,10 @@ def _output(
             param="return",
         ) from e
     return streams, item, result
+
+
+def is_stream_type(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in _STREAMS or annotation in _STREAMS
 
 
 def _is_response(kind: type) -> bool:

@@ -31,7 +31,8 @@ PING_SECONDS = 15.0
 _AHEAD = 16
 Worker = Callable[[Callable[[], Any]], Awaitable[Any]]
 """Runs a call in a worker thread."""
-_END, _PING = object(), object()
+END, PING = object(), object()
+"""What `next_element` gives when all is over, and when nothing has come for a while."""
 
 
 class _Failure:
@@ -39,22 +40,24 @@ class _Failure:
         self.error = error
 
 
-class StreamResponse(Response):
-    """Sends `items`, an iterator or async iterator, as they come; `collected`: all of them, as one JSON document."""
+class Streaming(Response):
+    """Runs `items`, an iterator or async iterator, while `send_from` reads it; ends it when the client goes away."""
 
-    def __init__(self, route: Route, items: Any, *, collected: bool, worker: Worker) -> None:
+    def __init__(self, name: str, items: Any, *, worker: Worker) -> None:
         self.status_code, self.background = 200, None
-        self._route, self._items, self._collected, self._in_thread = route, items, collected, worker
+        self._function, self._items, self._in_thread = name, items, worker
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(self._stop_when_gone, receive, group.cancel_scope)
-            async with _running(self._route, self._items, self._in_thread) as source:
-                if self._collected:
-                    await (await self._collect(source))(scope, receive, send)
-                else:
-                    await self._events(source, scope, receive, send)
+            async with _running(self._function, self._items, self._in_thread) as source:
+                await self.send_from(source, scope, receive, send)
             group.cancel_scope.cancel()
+
+    async def send_from(
+        self, source: MemoryObjectReceiveStream[Any], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        raise NotImplementedError
 
     @staticmethod
     async def _stop_when_gone(receive: Receive, scope: anyio.CancelScope) -> None:
@@ -62,12 +65,25 @@ class StreamResponse(Response):
             pass
         scope.cancel()
 
+
+class StreamResponse(Streaming):
+    """Sends the elements as they come; `collected`: all of them, as one JSON document."""
+
+    def __init__(self, route: Route, items: Any, *, collected: bool, worker: Worker) -> None:
+        super().__init__(route.name, items, worker=worker)
+        self._route, self._collected = route, collected
+
+    async def send_from(
+        self, source: MemoryObjectReceiveStream[Any], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        if self._collected:
+            await (await self._collect(source))(scope, receive, send)
+        else:
+            await self._events(source, scope, receive, send)
+
     async def _collect(self, source: MemoryObjectReceiveStream[Any]) -> Response:
-        items = [item async for item in source]
-        failure = next((i for i in items if isinstance(i, _Failure)), None)
         try:
-            if failure is not None:
-                raise failure.error
+            items = [element(item) async for item in source]
             return Response(self._route.collect(items), media_type="application/json")
         except (Exception, SystemExit) as e:
             return problems.response(problems.of_exception(e, self._route.name))
@@ -75,29 +91,27 @@ class StreamResponse(Response):
     async def _events(self, source: MemoryObjectReceiveStream[Any], scope: Scope, receive: Receive, send: Send) -> None:
         started = False
         while True:
-            item = await _next(source)
+            item = await next_element(source)
             event, failure = self._event(item)
             if failure is not None and not started:
                 await problems.response(failure)(scope, receive, send)
                 return
             if not started:
-                await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
                 started = True
-            last = item is _END or failure is not None
+            last = item is END or failure is not None
             await send({"type": "http.response.body", "body": event, "more_body": not last})
             if last:
                 return
 
     def _event(self, item: Any) -> tuple[bytes, dict[str, Any] | None]:
         """The bytes of one event, and the problem if it is an error."""
-        if item is _PING:
+        if item is PING:
             return b": waiting\n\n", None
-        if item is _END:
+        if item is END:
             return b"event: done\ndata: {}\n\n", None
         try:
-            if isinstance(item, _Failure):
-                raise item.error
-            return b"data: " + self._route.dump_item(item) + b"\n\n", None
+            return b"data: " + self._route.dump_item(element(item)) + b"\n\n", None
         except (Exception, SystemExit) as e:
             failure = problems.of_exception(e, self._route.name)
             return b"event: error\ndata: " + problems.encode(failure) + b"\n\n", failure
@@ -110,21 +124,19 @@ async def reading(route: Route, items: Any, worker: Worker) -> AsyncIterator[Asy
 
     async def elements(source: MemoryObjectReceiveStream[Any]) -> AsyncGenerator[Any, None]:
         async for item in source:
-            if isinstance(item, _Failure):
-                raise item.error
-            yield item
+            yield element(item)
 
-    async with _running(route, items, worker) as source:
+    async with _running(route.name, items, worker) as source:
         yield elements(source)
 
 
 @asynccontextmanager
-async def _running(route: Route, items: Any, worker: Worker) -> AsyncIterator[MemoryObjectReceiveStream[Any]]:
+async def _running(name: str, items: Any, worker: Worker) -> AsyncIterator[MemoryObjectReceiveStream[Any]]:
     """The iterator runs where it belongs, a little ahead of its reader. A failure is the last element."""
     sink, source = anyio.create_memory_object_stream[Any](_AHEAD)
     failure: Exception | None = None
     async with anyio.create_task_group() as group:
-        group.start_soon(_produce, route, items, worker, sink)
+        group.start_soon(_produce, name, items, worker, sink)
         with source:
             try:
                 yield source
@@ -135,7 +147,7 @@ async def _running(route: Route, items: Any, worker: Worker) -> AsyncIterator[Me
         raise failure
 
 
-async def _produce(route: Route, items: Any, worker: Worker, sink: MemoryObjectSendStream[Any]) -> None:
+async def _produce(name: str, items: Any, worker: Worker, sink: MemoryObjectSendStream[Any]) -> None:
     with sink:
         try:
             if isinstance(items, AsyncIterable):
@@ -146,12 +158,12 @@ async def _produce(route: Route, items: Any, worker: Worker, sink: MemoryObjectS
             try:
                 await sink.send(_Failure(e))  # the reader decides between status and event
             except (anyio.BrokenResourceError, asyncio.CancelledError) as unread:
-                problems.of_exception(e, route.name)  # nobody reads any more: the log is all there is
+                problems.of_exception(e, name)  # nobody reads any more: the log is all there is
                 if isinstance(unread, asyncio.CancelledError):
                     raise
 
 
-_HEADERS = [
+HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would hold the events back
@@ -200,13 +212,21 @@ async def _iterate(items: AsyncIterator[Any], sink: MemoryObjectSendStream[Any],
             await close()
 
 
-async def _next(source: MemoryObjectReceiveStream[Any]) -> Any:
+def element(item: Any) -> Any:
+    """What the iterator gave; raises what it raised."""
+    if isinstance(item, _Failure):
+        raise item.error
+    return item
+
+
+async def next_element(source: MemoryObjectReceiveStream[Any]) -> Any:
+    """The next element for `element`, END, or PING."""
     with anyio.move_on_after(PING_SECONDS):
         try:
             return await source.receive()
         except anyio.EndOfStream:
-            return _END
-    return _PING
+            return END
+    return PING
 
 
 def is_stream(value: Any) -> bool:

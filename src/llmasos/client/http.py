@@ -196,7 +196,8 @@ def connection_error(target: Target, e: httpx.HTTPError) -> NetworkError:
         )
     if isinstance(e, httpx.ConnectError | httpx.ConnectTimeout):
         return NetworkError(
-            f"{target.label} at {place_of(target.base_url)} could not be reached: {e}.", hint="Is it running, and the URL right?"
+            f"{target.label} at {place_of(target.base_url)} could not be reached: {e}.",
+            hint="Is it running, and the URL right?",
         )
     return NetworkError(f"The connection to {target.label} broke: {e or type(e).__name__}.", hint="Try again.")
 

@@ -20,7 +20,7 @@ from dataclasses import MISSING, Field, dataclass, fields
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 from llmasos.client.client import AsyncClient, Client
-from llmasos.client.providers import Endpoint, is_remote, parse, shown
+from llmasos.client.providers import PROVIDERS, Endpoint, is_remote, parse, shown
 from llmasos.client.types import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -268,6 +268,12 @@ class RemoteLLM:
     @property
     def context_length(self) -> NoReturn:
         raise self._lacks("context_length", "the length of its context")
+
+    def count_tokens(self, text: str | Sequence[Message]) -> int:
+        """Of a text, or of messages as the model's template writes them; servers for open models tell it."""
+        if self.endpoint.provider.name in PROVIDERS:
+            raise self._lacks("count_tokens", "the number of a text's tokens")
+        return self._client.count_tokens(text, model=self.model)
 
     def close(self) -> None:
         self._client.close()

@@ -23,6 +23,7 @@ _RIGHTS = {
     "exec": "package.exec",
     "gpu": "package.gpu",
     "models": "package.models",
+    "knowledge": "package.knowledge",
 }
 _YES = ("y", "yes", "是")
 

@@ -460,6 +460,7 @@ MESSAGES = {
     "package.exec": "start other programs",
     "package.gpu": "use the GPU itself",
     "package.models": "ask the model {value}",
+    "package.knowledge": "search the knowledge base {value}",
     "head.version": "version",
     "head.index": "index",
     "head.summary": "summary",

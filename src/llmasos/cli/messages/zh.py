@@ -409,6 +409,7 @@ MESSAGES = {
     "package.exec": "启动其他程序",
     "package.gpu": "直接使用 GPU",
     "package.models": "向模型 {value} 提问",
+    "package.knowledge": "搜索知识库 {value}",
     "head.version": "版本",
     "head.index": "索引",
     "head.summary": "简介",

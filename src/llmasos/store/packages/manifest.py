@@ -2,8 +2,8 @@
 
     [app]          name version summary license python entry
     [models]       default = "gpt2", or { min_context = 4096, capabilities = ["tools"], max_size = "2GB" }
-    [permissions]  net fs.read fs.write env exec gpu models
-    [resources]    memory cpu processes timeout concurrency
+    [permissions]  net fs.read fs.write env exec gpu models knowledge
+    [resources]    memory cpu processes disk timeout concurrency
     [config]       what the user sets: name = { type = "choice", choices = ["a", "b"], default = "a" }
 
 Versions are those of PEP 440 in their normal spelling (1.2, 1.2.0rc1), without epoch and local part, because they are
@@ -183,7 +183,8 @@ class FileAccess(_Strict):
 
 class Permissions(_Strict):
     """`net`: hosts, every port of them where none is given. `fs`: "$data" is the application's own folder, "$inputs"
-    the files that a call brings. `models`: names of [models] that it may ask."""
+    the files that a call brings. `models`: names of [models] that it may ask. `knowledge`: knowledge bases of the server
+    that it may search."""
 
     net: list[Net] = []
     fs: FileAccess = FileAccess()
@@ -191,14 +192,16 @@ class Permissions(_Strict):
     exec: bool = False
     gpu: bool = False
     models: list[str] = []
+    knowledge: list[Key] = []
 
 
 class Resources(_Strict):
-    """`cpu`: cores. `timeout`: of one call. `concurrency`: calls at once."""
+    """`cpu`: cores. `disk`: of its own folder. `timeout`: of one call. `concurrency`: calls at once."""
 
     memory: Size | None = None
     cpu: float | None = Field(default=None, gt=0, le=1024)
     processes: int | None = Field(default=None, ge=1, le=100_000)
+    disk: Size | None = None
     timeout: Annotated[str, AfterValidator(_span)] | None = None
     concurrency: int | None = Field(default=None, ge=1, le=100_000)
 
@@ -332,7 +335,7 @@ def _known_keys(location: tuple[int | str, ...]) -> str:
 
 @dataclass(frozen=True, order=True)
 class Grant:
-    """One thing that an application may do: `kind` is net, fs.read, fs.write, env, exec, gpu or models."""
+    """One thing that an application may do: `kind` is net, fs.read, fs.write, env, exec, gpu, models or knowledge."""
 
     kind: str
     value: str = ""
@@ -371,7 +374,8 @@ def grants(manifest: Manifest) -> tuple[Grant, ...]:
     lists = {"net": asked.net, "fs.read": asked.fs.read, "fs.write": asked.fs.write, "env": asked.env}
     found = [Grant(kind, value) for kind, values in lists.items() for value in values]
     found += [Grant(kind) for kind, given in (("exec", asked.exec), ("gpu", asked.gpu)) if given]
-    return tuple(dict.fromkeys([*found, *(Grant("models", name) for name in asked.models)]))
+    found += [Grant("models", name) for name in asked.models] + [Grant("knowledge", name) for name in asked.knowledge]
+    return tuple(dict.fromkeys(found))
 
 
 def widened(old: Manifest, new: Manifest) -> tuple[Grant, ...]:

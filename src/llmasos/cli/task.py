@@ -34,6 +34,7 @@ def task(action: str, /, *inputs: str, model: str | None = None, parallel: int =
 
 
 def _run(name: str, words: Sequence[str], model: str | None, as_json: bool) -> None:
+    from llmasos.apps.sandbox import run_python
     from llmasos.cli.fetch import load
     from llmasos.cli.inputs import parse
     from llmasos.tasks import find_task
@@ -42,7 +43,12 @@ def _run(name: str, words: Sequence[str], model: str | None, as_json: bool) -> N
     schema = wanted.inputs.model_json_schema()
     given = wanted.given(parse(schema, _files(words, "text" in schema["properties"])))
     with load(model or wanted.default_model) as llm, _progress(t("task.working", task=name)) as tell:
-        result = wanted(model=llm, on_progress=lambda now: tell(f"{now.done}/{now.total}"), **dict(given))
+        result = wanted(
+            model=llm,
+            on_progress=lambda now: tell(f"{now.done}/{now.total}"),
+            run_code=run_python,
+            **dict(given),
+        )
     if as_json or type(result).__str__ is _plain_str():
         emit(result.model_dump(mode="json"))
     else:
@@ -104,6 +110,7 @@ def _about(one: Task[Any, Any]) -> str:
 
 def _batch(words: Sequence[str], model: str | None, parallel: int, as_json: bool) -> int:
     """Exit code 0 also where lines have errors, which stand in the output: the count says how many."""
+    from llmasos.apps.sandbox import run_python
     from llmasos.tasks.batch import run_batch
 
     if len(words) != 3:
@@ -116,6 +123,7 @@ def _batch(words: Sequence[str], model: str | None, parallel: int, as_json: bool
             target,
             model=model,
             parallel=parallel,
+            run_code=run_python,
             on_progress=lambda now: tell(f"{now.done}/{now.total}"),
         )
     if as_json:
@@ -126,6 +134,7 @@ def _batch(words: Sequence[str], model: str | None, parallel: int, as_json: bool
 
 
 def _pipeline(words: Sequence[str], model: str | None, as_json: bool) -> None:
+    from llmasos.apps.sandbox import run_python
     from llmasos.cli.inputs import parse
     from llmasos.tasks.pipeline import Pipeline
 
@@ -134,7 +143,9 @@ def _pipeline(words: Sequence[str], model: str | None, as_json: bool) -> None:
     pipeline = Pipeline.load(words[0])
     values = parse({"properties": {name: {} for name in pipeline.input_names}}, words[1:])
     with _progress(t("task.working", task=pipeline.name)) as tell:
-        found = pipeline.run(values, model=model, on_step=lambda step: tell(f"{step.id}: {step.state}"))
+        found = pipeline.run(
+            values, model=model, on_step=lambda step: tell(f"{step.id}: {step.state}"), run_code=run_python
+        )
     if isinstance(found, str) and not as_json:
         print(found)
     else:

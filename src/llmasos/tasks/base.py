@@ -14,7 +14,7 @@ import inspect
 import typing
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json
@@ -46,6 +46,23 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
+class Ran(Protocol):
+    """How a program ended. `reason`: `exited`, or what ended it."""
+
+    @property
+    def ok(self) -> bool: ...
+    @property
+    def stdout(self) -> str: ...
+    @property
+    def stderr(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+
+
+RunCode = Callable[[str], Ran]
+"""Runs a Python program where it can do no harm (`llmasos.apps.sandbox.run_python`). Blocking."""
+
+
 class Inputs(BaseModel):
     """Base of every task's inputs."""
 
@@ -53,10 +70,10 @@ class Inputs(BaseModel):
 
 
 class Run:
-    """One call of a task: its model, and how far it is."""
+    """One call of a task: its model, how far it is, and what runs programs, where there is that."""
 
-    def __init__(self, model: Model, on_progress: OnProgress | None = None) -> None:
-        self.model = model
+    def __init__(self, model: Model, on_progress: OnProgress | None = None, *, run_code: RunCode | None = None) -> None:
+        self.model, self.run_code = model, run_code
         self._on_progress = on_progress
         self._done = self._total = 0
 
@@ -144,20 +161,35 @@ class Task(Generic[I, O]):
     def __repr__(self) -> str:
         return f"Task({self.name!r})"
 
-    def __call__(self, *args: Any, model: Any = None, on_progress: OnProgress | None = None, **inputs: Any) -> O:
+    def __call__(
+        self,
+        *args: Any,
+        model: Any = None,
+        on_progress: OnProgress | None = None,
+        run_code: RunCode | None = None,
+        **inputs: Any,
+    ) -> O:
         """The task's output. `args` and `inputs` are its inputs, in their order and by name.
 
         `model`: an LLM, a name of one (`llmasos.model_zoo.get_model`), `provider:model`; the last one that was named
-        stays in memory. Raises InvalidInputError for wrong inputs, and what the model raises.
+        stays in memory. `run_code` is what a task may run programs with. Raises InvalidInputError for wrong inputs, and
+        what the model raises.
         """
-        return run_sync(self.arun(*args, model=model, on_progress=on_progress, **inputs))
+        return run_sync(self.arun(*args, model=model, on_progress=on_progress, run_code=run_code, **inputs))
 
-    async def arun(self, *args: Any, model: Any = None, on_progress: OnProgress | None = None, **inputs: Any) -> O:
+    async def arun(
+        self,
+        *args: Any,
+        model: Any = None,
+        on_progress: OnProgress | None = None,
+        run_code: RunCode | None = None,
+        **inputs: Any,
+    ) -> O:
         """The same for asyncio; cancelling it stops the model."""
         given = self.given(self._named(args, inputs))
         asked = model if model is not None else self.default_model
         found = await asyncio.to_thread(model_of, asked) if isinstance(asked, str) else model_of(asked)
-        return await self.function(Run(found, on_progress), given)
+        return await self.function(Run(found, on_progress, run_code=run_code), given)
 
     @property
     def default_model(self) -> str:
@@ -201,6 +233,8 @@ class Task(Generic[I, O]):
 
 
 TASKS: dict[str, Task[Any, Any]] = {}
+Answer = Callable[[str, Task[Any, Any], Any], Awaitable[BaseModel]]
+"""The output of a task for inputs by the model of a name: what batches and pipelines of a server ask."""
 
 
 def task(name: str, summary: str, *, use: Use = "chat") -> Callable[[Callable[[Run, I], Awaitable[O]]], Task[I, O]]:

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 
 from llmasos.errors import BusyError, InvalidInputError, LLMasOSError, NotFoundError
 from llmasos.settings import settings
-from llmasos.tasks.base import Run, Task, find_task
+from llmasos.tasks.base import Answer, Run, RunCode, Task, find_task
 from llmasos.tasks.model import Model, model_of, run_sync
 
 PARALLEL = 8
@@ -57,8 +58,13 @@ async def arun_batch(
     model: Any = None,
     parallel: int = PARALLEL,
     on_progress: OnBatch | None = None,
+    run_code: RunCode | None = None,
+    answer: Answer | None = None,
 ) -> BatchProgress:
     """Run `task` for every line of `source` and write to `target`, which may hold the beginning already.
+
+    `run_code`: what a task may run programs with. `answer` is asked instead of the model, of which then only the name
+    counts; what it raises that is no LLMasOSError ends the batch.
 
     What is wrong with a line is an error in its line. Raises NotFoundError for a task or file that there is not,
     InvalidInputError where `target` holds something else, BusyError while another process writes it, and what loading
@@ -78,10 +84,20 @@ async def arun_batch(
         work = _Batch(found, name, source, target, on_progress)
         try:
             if work.num_done < work.total:
-                await work.run(await asyncio.to_thread(model_of, asked), parallel)
+                if answer is None:
+                    answer = _asking(await asyncio.to_thread(model_of, asked), run_code)
+                await work.run(answer, parallel)
             return work.progress()
         finally:
             work.close()
+
+
+def _asking(model: Model, run_code: RunCode | None) -> Answer:
+    async def answer(_: str, task: Task[Any, Any], given: Any) -> BaseModel:
+        output: BaseModel = await task.function(Run(model, run_code=run_code), given)
+        return output
+
+    return answer
 
 
 class _Batch:
@@ -135,14 +151,14 @@ class _Batch:
     def _key(self, text: bytes) -> str:
         return hashlib.sha256(b"\0".join((self._task.name.encode(), self._model_name.encode(), text))).hexdigest()[:16]
 
-    async def run(self, model: Model, parallel: int) -> None:
+    async def run(self, answer: Answer, parallel: int) -> None:
         """A window over the input moves on as its first line is written."""
         at_once = asyncio.Semaphore(parallel)
         window: deque[asyncio.Task[dict[str, Any]]] = deque()
 
         async def one(index: int, text: bytes) -> dict[str, Any]:
             async with at_once:
-                return {"index": index, "key": self._key(text), **await self._answer(model, text)}
+                return {"index": index, "key": self._key(text), **await self._answer(answer, text)}
 
         try:
             for index, text in enumerate(_lines(self._source)):
@@ -158,7 +174,7 @@ class _Batch:
                 left.cancel()
             await asyncio.gather(*window, return_exceptions=True)
 
-    async def _answer(self, model: Model, text: bytes) -> dict[str, Any]:
+    async def _answer(self, answer: Answer, text: bytes) -> dict[str, Any]:
         try:
             value = from_json(text)
         except ValueError as e:
@@ -168,7 +184,7 @@ class _Batch:
         try:
             if not isinstance(inputs, dict):
                 raise InvalidInputError("The line is neither an object nor a text.")
-            output = await self._task.function(Run(model), self._task.given(inputs))
+            output = await answer(self._model_name, self._task, self._task.given(inputs))
             return {"output": output.model_dump(mode="json")}
         except LLMasOSError as e:
             return {"error": {"code": e.code, "message": e.message} | ({"hint": e.hint} if e.hint else {})}

@@ -37,7 +37,7 @@ from pydantic_core import from_json, to_json, to_jsonable_python
 from llmasos import __version__
 from llmasos.errors import InvalidInputError, LLMasOSError, NetworkError, NotFoundError, ServerError
 from llmasos.settings import settings
-from llmasos.tasks.base import Run, Task, find_task
+from llmasos.tasks.base import Answer, Run, RunCode, Task, find_task
 from llmasos.tasks.history import History, StepRecord, open_history
 from llmasos.tasks.model import Model, model_of, run_sync
 
@@ -114,6 +114,10 @@ class Pipeline(BaseModel):
         paths = [_steps(path) for path in _references([told, self.output])]
         return list(dict.fromkeys(str(path[1]) for path in paths if path[0] == "inputs" and len(path) > 1))
 
+    def model_of(self, step: Step, asked: Any = None) -> Any:
+        """The step's own, else the one that is asked for, the pipeline's, the task's."""
+        return step.model or asked or self.model or find_task(step.task).default_model
+
     def run(self, inputs: Mapping[str, Any] | None = None, /, **options: Any) -> Any:
         """The output, as JSON values. `options`: those of `arun`."""
         return run_sync(self.arun(inputs, **options))
@@ -128,15 +132,19 @@ class Pipeline(BaseModel):
         record: bool = True,
         cache: Path | None = None,
         on_step: OnStep | None = None,
+        run_code: RunCode | None = None,
+        answer: Answer | None = None,
     ) -> Any:
         """`model`: for steps that name none; default: the pipeline's, else each task's own. The run is kept in
         `history` (default: the home's; none without `record`), results of tasks in the folder `cache` (default: the
-        home's). An error of a step ends the others, and is raised."""
+        home's). `run_code`: what a task may run programs with. `answer` is asked instead of models, of
+        which then only the names count. An error of a step ends the others, and is raised."""
         self._check()
         given = dict(inputs or {})
         with contextlib.ExitStack() as stack:
             kept = stack.enter_context(open_history()) if record and history is None else history if record else None
-            run = _PipelineRun(self, given, model, cache or settings().home / "cache" / "tasks", on_step)
+            folder = cache or settings().home / "cache" / "tasks"
+            run = _PipelineRun(self, given, model, folder, on_step, run_code, answer)
             id = None
             if kept is not None:
                 shown = model if isinstance(model, str) else getattr(model, "name", self.model)
@@ -191,13 +199,21 @@ class Pipeline(BaseModel):
 
 class _PipelineRun:
     def __init__(
-        self, pipeline: Pipeline, inputs: dict[str, Any], model: Any, cache: Path, on_step: OnStep | None
+        self,
+        pipeline: Pipeline,
+        inputs: dict[str, Any],
+        model: Any,
+        cache: Path,
+        on_step: OnStep | None,
+        run_code: RunCode | None,
+        answer: Answer | None,
     ) -> None:
         self.records: list[StepRecord] = []
         self._pipeline, self._model, self._cache, self._on_step = pipeline, model, cache, on_step
         self._values: dict[str, Any] = {"inputs": to_jsonable_python(inputs)}
         self._at_once = asyncio.Semaphore(pipeline.parallel)
         self._models: dict[str, asyncio.Task[Model]] = {}
+        self._run_code, self._answer = run_code, answer
 
     async def result(self) -> Any:
         steps = self._pipeline.steps
@@ -256,16 +272,16 @@ class _PipelineRun:
     async def _call(self, task: Task[Any, Any], step: Step, inputs: Any, record: StepRecord) -> Any:
         given = task.given(inputs)
         async with self._at_once:
-            model = await self._model_for(task, step)
+            name, answer = await self._answer_of(task, step)
             record.num_calls += 1
-            file = self._cache / f"{_key(task.name, model.name, given)}.json"
+            file = self._cache / f"{_key(task.name, name, given)}.json"
             if step.cache and (found := await asyncio.to_thread(_recalled, file)) is not None:
                 record.num_cached += 1
                 return found
             for attempt in range(step.retry + 1):
                 record.attempts += 1
                 try:
-                    output = await task.function(Run(model), given)
+                    output = await answer(name, task, given)
                     break
                 except (NetworkError, ServerError):
                     if attempt == step.retry:
@@ -276,9 +292,21 @@ class _PipelineRun:
                 await asyncio.to_thread(_keep, file, value)
             return value
 
-    async def _model_for(self, task: Task[Any, Any], step: Step) -> Model:
+    async def _answer_of(self, task: Task[Any, Any], step: Step) -> tuple[str, Answer]:
+        """The name of the step's model, and what asks it."""
+        wanted = self._pipeline.model_of(step, self._model)
+        if self._answer is not None:
+            return wanted, self._answer
+        model = await self._loaded(wanted)
+
+        async def answer(_: str, task: Task[Any, Any], given: Any) -> BaseModel:
+            output: BaseModel = await task.function(Run(model, run_code=self._run_code), given)
+            return output
+
+        return model.name, answer
+
+    async def _loaded(self, wanted: Any) -> Model:
         """Each is loaded once."""
-        wanted = step.model or self._model or self._pipeline.model or task.default_model
         if not isinstance(wanted, str):
             return model_of(wanted)
         if wanted not in self._models:

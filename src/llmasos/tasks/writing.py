@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from llmasos.errors import ContextOverflowError, InvalidInputError
+from llmasos.errors import ContextOverflowError, InvalidInputError, UnsupportedError
 from llmasos.tasks import texts
 from llmasos.tasks.base import MARGIN, Inputs, Run, object_schema, task, user
 from llmasos.tasks.model import Messages
@@ -194,12 +194,25 @@ class WriteCodeInput(Inputs):
     instruction: Text = Field(description="what the program does")
     language: str = Field("python", min_length=1, max_length=40)
     max_tokens: int = Field(512, ge=16, le=32768, description="tokens of the program, at most")
+    check: bool = Field(False, description="run it in a sandbox (Python only); one that fails is mended once")
+    tests: str = Field("", max_length=100_000, description="Python that is run behind it, such as asserts; checks it")
+
+
+class CodeCheck(BaseModel):
+    """How the last try ran. `reason`: exited, or the limit that ended it. Of the output only the ends."""
+
+    ok: bool
+    tries: int
+    reason: str
+    stdout: str
+    stderr: str
 
 
 class Code(BaseModel):
     code: str
     language: str
     is_whole: bool = Field(True, description="false: max_tokens ended it")
+    check: CodeCheck | None = Field(None, description="null: it was not run")
 
     def __str__(self) -> str:
         return self.code
@@ -209,18 +222,64 @@ class _Code(BaseModel):
     code: str = Field(min_length=1)
 
 
+_TRIES = 2
+_SHOWN = 1500
+"""Characters of a program's output that are kept, and shown to the model."""
+
+
 @task("write_code", "A program by a description")
 async def write_code(run: Run, given: WriteCodeInput) -> Code:
-    """Code only, without fences around it; it is not run."""
-    wish = given.instruction.strip()
+    """Code only, without fences around it. With `check` or `tests` it is run where it can do no harm, and one that
+    fails goes back to the model once, with what it said."""
+    wish, checks = given.instruction.strip(), given.check or bool(given.tests.strip())
+    if checks:
+        _check_runnable(run, given.language)
     messages = [user(f"Write {given.language} code. Answer with the code only, no explanation.\n\nTask: {wish}")]
-    room = run.model.context_length - await asyncio.to_thread(run.model.count, messages) - MARGIN
+    found = await _written(run, given, messages)
+    if not checks:
+        return found
+    for tries in range(1, _TRIES + 1):
+        assert run.run_code is not None
+        ran = await asyncio.to_thread(run.run_code, f"{found.code}\n\n{given.tests}\n")
+        said = (ran.stdout[-_SHOWN:], ran.stderr[-_SHOWN:])
+        found.check = CodeCheck(ok=ran.ok, tries=tries, reason=ran.reason, stdout=said[0], stderr=said[1])
+        if ran.ok or tries == _TRIES:
+            break
+        why = said[1] or f"It was ended: {ran.reason}."
+        again = [
+            *messages,
+            {"role": "assistant", "content": _Code(code=found.code).model_dump_json()},
+            user(f"It failed:\n\n{why}\n\nAnswer with the whole corrected code."),
+        ]
+        try:
+            found = await _written(run, given, again)
+        except ContextOverflowError:
+            break  # what there is, with how it ran
+    return found
+
+
+def _check_runnable(run: Run, language: str) -> None:
+    if language.strip().lower() not in ("python", "python3", "py"):
+        raise UnsupportedError(
+            f"Only Python is run, not {language}.", hint="Leave check and tests out.", param="language"
+        )
+    if run.run_code is None:
+        raise UnsupportedError(
+            "Nothing here runs programs.",
+            hint="Give run_code=llmasos.apps.sandbox.run_python, or leave check and tests out.",
+            param="check",
+        )
+
+
+async def _written(run: Run, given: WriteCodeInput, messages: Messages) -> Code:
+    taken = await asyncio.to_thread(run.model.count, messages)
+    room = run.model.context_length - taken - MARGIN
     if room < 1:
-        raise ContextOverflowError(run.model.count(messages), 1, run.model.context_length)
+        raise ContextOverflowError(taken, 1, run.model.context_length)
     reply, is_cut = await run.ask_whole(messages, _Code, max_tokens=min(given.max_tokens, room))
     fenced = _FENCE.match(reply.code.strip())
     code = fenced[1] if fenced else reply.code
-    return Code(code=code.strip("\n").rstrip() + "\n", language=given.language, is_whole=not is_cut)
+    return Code(code=code.strip("\n").rstrip() + "\n", language=given.language, is_whole=not is_cut, check=None)
 
 
 # chat

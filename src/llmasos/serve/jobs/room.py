@@ -97,8 +97,11 @@ class Kind:
         It is cancelled to pause it, and called again to go on. Raises what the job fails with."""
         raise NotImplementedError
 
+    async def give_up(self, job: Kept) -> Any:
+        """The job is cancelled: what there is of its result."""
+
     async def clear(self, job: Kept, *, is_forgotten: bool) -> None:
-        """The job is cancelled, or forgotten: delete what it has left."""
+        """The job is done, cancelled or forgotten: delete what only its work needs."""
 
     def shown(self, job: Kept) -> Job:
         error = JobError(**job.error) if job.error else None
@@ -230,14 +233,16 @@ class Jobs:
             raise not_now(work.job, "resumed")
         return self.go_on(work)
 
-    async def cancel(self, work: Work, **fields: Any) -> Work:
-        """End it and delete what it has left."""
+    async def cancel(self, work: Work) -> Work:
+        """End it for good. Raises BusyError for one that is done."""
         if work.job.state == "done":
             raise not_now(work.job, "cancelled")
         if work.job.state != "cancelled":
             await work.stop()
-            await self._kinds[work.job.kind].clear(work.job, is_forgotten=False)
-            await self._settle(work, state="cancelled", message="", error=None, **fields)
+            kind = self._kinds[work.job.kind]
+            result = await kind.give_up(work.job)
+            await self._settle(work, state="cancelled", message="", result=result, error=None)
+            await kind.clear(work.job, is_forgotten=False)
         return work
 
     # for everybody
@@ -317,6 +322,7 @@ class Jobs:
                     saving.cancel()
             progress = None if work.job.progress is None else 1.0
             await self._settle(work, state="done", message="", result=result, progress=progress)
+            await kind.clear(work.job, is_forgotten=False)
         except LLMasOSError as e:
             work.error = e
             await self._settle(work, state="failed", error=_facts(e))

@@ -115,10 +115,17 @@ class AppHost:
     """A file of JSON: the values that its user has set."""
 
 
+APP_HOST_VARIABLES = {
+    "server": "LLMASOS_SERVER",
+    "name": "LLMASOS_APP_NAME",
+    "data": "LLMASOS_APP_DATA",
+    "config": "LLMASOS_APP_CONFIG",
+}
+
+
 def app_host(environ: Mapping[str, str] | None = None) -> AppHost:
     env = os.environ if environ is None else environ
-    names = {"server": "LLMASOS_SERVER"} | {one: f"LLMASOS_APP_{one.upper()}" for one in ("name", "data", "config")}
-    return AppHost(**{one: env.get(variable, "") for one, variable in names.items()})
+    return AppHost(**{one: env.get(variable, "") for one, variable in APP_HOST_VARIABLES.items()})
 
 
 def api_key(provider: str) -> str:

@@ -408,7 +408,8 @@ async def count_tokens(model: Any, what: Any, in_thread: streams.Worker) -> int 
     if model is None or isinstance(model, str):
         return None
     try:
-        return await in_thread(lambda: _count(model, what))
+        counted: int = await in_thread(lambda: _count(model, what))
+        return counted
     except (LLMasOSError, AttributeError, TypeError, KeyError, ValueError):
         return None
 

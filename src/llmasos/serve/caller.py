@@ -11,8 +11,9 @@ from fastapi import Request
 
 from llmasos.serve.access.errors import ForbiddenError
 
-Scope = Literal["inference", "manage"]
-"""`inference`: ask models. `manage`: everything that changes or watches the server."""
+Scope = Literal["inference", "manage", "app"]
+"""`inference`: ask models. `manage`: everything that changes or watches the server. `app`: what an installed
+application may, from its own process."""
 
 
 @dataclass(frozen=True)

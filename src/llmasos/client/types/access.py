@@ -78,7 +78,8 @@ class KeyInfo(WireResponse):
     id: str
     name: str
     state: KeyState
-    scopes: list[KeyScope]
+    scopes: list[KeyScope | Literal["app"]]
+    """`app`: the key of an installed application, which only its own process can use."""
     models: list[str] | None = None
     apps: list[str] | None = None
     requests_per_minute: int | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from starlette.datastructures import Headers
@@ -14,10 +15,22 @@ from llmasos.serve.access.errors import ForbiddenError, UnauthorizedError
 from llmasos.serve.access.keys import PREFIX, Key
 from llmasos.serve.access.limits import Meter
 from llmasos.serve.access.policy import NOBODY, Policy, is_local, key_in
-from llmasos.serve.access.routes import Rule
+from llmasos.serve.access.routes import KNOWLEDGE_SEARCH, Rule, is_for_apps
 from llmasos.serve.access.usage import Counts, Ledger
 from llmasos.serve.caller import ANYONE, Caller
 from llmasos.store.database import Database, utc_now
+
+TENANT = "llmasos.tenant"
+"""Where a connection from an application's process has its `Tenant`."""
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """An installed application that asks at its own socket. `knowledge`: the bases that it may search."""
+
+    name: str
+    key_id: str
+    knowledge: tuple[str, ...] = ()
 
 
 class Access:
@@ -39,12 +52,17 @@ class Access:
 
     async def caller(self, connection: Connection, rule: Rule) -> tuple[Caller, Key | None]:
         """Who sends this request, and that it may. Raises UnauthorizedError, ForbiddenError, LimitError."""
+        tenant: Tenant | None = connection.get(TENANT)
+        if tenant is not None:
+            return await self._of_app(tenant, connection, rule)
         if rule.access == "open":
             return self.policy.without_key(connection) or NOBODY, None
         text = key_in(Headers(scope=connection))
         # Clients of open servers send any word for a key; one of ours is meant, and its limits hold.
         if text is not None and (self.policy.require_key or text.startswith(PREFIX)):
             key = await self.directory.find(text)
+            if "app" in key.scopes:
+                raise UnauthorizedError(f"The key {key.id} belongs to an application, whose process alone can use it.")
             caller = key.caller
         else:
             key, caller = None, self._without_key(connection, rule, sent=text is not None)
@@ -54,6 +72,24 @@ class Access:
             case "metrics" if key is not None or not is_local(connection):
                 caller.check_scope("manage")
         return caller, key
+
+    async def _of_app(self, tenant: Tenant, connection: Connection, rule: Rule) -> tuple[Caller, Key]:
+        """Who asks at the socket of an application is that application, if it has its key, and may do what it was
+        granted of what is for applications. Raises UnauthorizedError, ForbiddenError."""
+        text = key_in(Headers(scope=connection))
+        if text is None:
+            raise UnauthorizedError("An application's key is needed.", hint="It is in LLMASOS_API_KEY.")
+        key = await self.directory.find(text)
+        if key.id != tenant.key_id or "app" not in key.scopes:
+            raise UnauthorizedError(f"The key {key.id} is not that of the application {tenant.name}.")
+        if not is_for_apps(rule):
+            raise ForbiddenError(f"Applications may not ask for {connection['method']} {connection['path']}.")
+        if rule.path == KNOWLEDGE_SEARCH and connection["path"].split("/")[4] not in tenant.knowledge:
+            raise ForbiddenError(
+                f"{tenant.name} may not search this knowledge base.",
+                hint="permissions.knowledge of its llmasos.toml names those that it may.",
+            )
+        return replace(key.caller, scopes=frozenset({"inference"}), apps=()), key
 
     def _without_key(self, connection: Connection, rule: Rule, *, sent: bool) -> Caller:
         caller = self.policy.without_key(connection)

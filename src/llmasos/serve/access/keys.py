@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PREFIX = "sk-llmasos-"
 SCOPES: tuple[Scope, ...] = ("inference", "manage")
+"""Those that a key can be made with; applications' keys are made at their installation."""
 _ID_LETTERS = string.ascii_lowercase + string.digits
 _SECRET_LETTERS = string.ascii_letters + string.digits
 _ID_LENGTH, _SECRET_LENGTH = 10, 43  # 62^43 > 2^256

@@ -156,6 +156,8 @@ RULES = (
     # LLMasOS: tasks
     Rule("GET", "/llmasos/v1/tasks", "any"),
     *(_asks(f"/llmasos/v1/tasks/{name}") for name in BUILT_IN),
+    Rule("POST", "/llmasos/v1/tasks/batch", "inference"),  # its lines are counted
+    Rule("POST", "/llmasos/v1/tasks/pipeline", "inference"),
     # LLMasOS: knowledge bases
     _native("GET", "/knowledge"),
     _native("POST", "/knowledge"),
@@ -174,6 +176,21 @@ RULES = (
     Rule("GET", "/llmasos/v1/usage", "any"),  # without the scope `manage`: one's own
     _native("GET", "/audit"),
 )
+
+KNOWLEDGE_SEARCH = "/llmasos/v1/knowledge/{name}/search"
+_FOR_APPS = {
+    *("/healthz", "/version", "/v1/models", "/v1/models/{model:path}"),
+    *("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages", "/v1/messages/count_tokens"),
+    *("/v1/rerank", "/v2/rerank", "/rerank", "/v1/score", "/score", "/tokenize", "/detokenize"),
+    *("/llmasos/v1/tasks", *(f"/llmasos/v1/tasks/{name}" for name in BUILT_IN), KNOWLEDGE_SEARCH),
+}
+
+
+def is_for_apps(rule: Rule) -> bool:
+    """Whether an installed application may ask for this from its process, with the models that it was granted. Nothing
+    that is kept for it: that has no limit of its own."""
+    return rule.path in _FOR_APPS
+
 
 _EXACT = {(rule.method, rule.path): rule for rule in RULES if "{" not in rule.path}
 _PATTERNS: list[tuple[Rule, re.Pattern[str]]] = [

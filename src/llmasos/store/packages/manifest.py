@@ -183,7 +183,7 @@ class FileAccess(_Strict):
 
 class Permissions(_Strict):
     """`net`: hosts, every port of them where none is given. `fs`: "$data" is the application's own folder, "$inputs"
-    the files that a call brings. `models`: names of [models] that it may ask. `knowledge`: knowledge bases of the server
+    the files that a call brings. `models`: names of [models] that it may ask. `knowledge`: the server's knowledge bases
     that it may search."""
 
     net: list[Net] = []

@@ -29,7 +29,8 @@ async def test_the_list_has_every_task_with_its_schemas() -> None:
         found = (await client.get(ROOT)).json()["data"]
         paths = (await client.get("/openapi.json")).json()["paths"]
     assert found == [one.describe() for one in tasks.BUILT_IN.values()]
-    assert {path for path in paths if path.startswith(f"{ROOT}/")} == {f"{ROOT}/{name}" for name in tasks.BUILT_IN}
+    names = {*tasks.BUILT_IN, "batch", "pipeline"}
+    assert {path for path in paths if path.startswith(f"{ROOT}/")} == {f"{ROOT}/{name}" for name in names}
 
 
 async def test_a_task_gives_the_same_as_in_python(tiny_llm: Any) -> None:
@@ -97,3 +98,13 @@ async def test_a_key_needs_the_scope_and_the_model() -> None:
             ]
             assert (await client.get(ROOT, headers=bearer(manager))).status_code == 200
     assert codes == [401, 403, 403, 200]
+
+
+async def test_code_is_run_in_the_sandbox_and_mended() -> None:
+    wrong = json.dumps({"code": "import socket\nsocket.create_connection(('127.0.0.1', 1))"})
+    llm = FakeLLM(answers=[wrong, json.dumps({"code": "def add(a, b): return a + b\nprint(add(1, 2))"})])
+    answer = await post(llm, "write_code", instruction="add", tests="assert add(2, 2) == 4", max_tokens=200)
+    found = answer.json()
+    check = found["check"]
+    assert (check["ok"], check["tries"], check["stdout"]) == (True, 2, "3\n"), answer.text
+    assert found["code"].startswith("def add")

@@ -336,3 +336,42 @@ def test_titles_are_left_out_of_schemas_but_not_a_property_of_that_name() -> Non
         "type": "object",
         "additionalProperties": False,
     }
+
+
+# programs are run by whoever asks for them
+
+
+class Ran:
+    """How a program ended that nobody ran: it is fine where it has `good`."""
+
+    def __init__(self, code: str) -> None:
+        self.ok, self.stdout, self.reason = "good" in code, "out" * 1000, "exited"
+        self.stderr = "" if self.ok else "NameError: bad"
+
+
+def test_a_program_that_fails_is_mended_once() -> None:
+    written = iter(["bad", "good"])
+    model, seen = FakeModel(lambda *_: {"code": next(written)}), []
+    found = tasks.write_code("x", tests="assert x", model=model, run_code=lambda code: seen.append(code) or Ran(code))
+    assert found.code == "good\n" and found.check is not None
+    assert (found.check.ok, found.check.tries, found.check.stderr, len(found.check.stdout)) == (True, 2, "", 1500)
+    assert seen == ["bad\n\n\nassert x\n", "good\n\n\nassert x\n"]
+    assert "NameError: bad" in str(model.asked[1]) and len(model.asked) == 2
+
+
+def test_a_program_that_fails_twice_says_so_and_one_that_works_is_asked_for_once() -> None:
+    model = FakeModel(lambda *_: {"code": "bad"})
+    check = tasks.write_code("x", check=True, model=model, run_code=Ran).check
+    assert check is not None and (check.ok, check.tries, check.stderr) == (False, 2, "NameError: bad")
+    model = FakeModel(lambda *_: {"code": "good"})
+    assert tasks.write_code("x", check=True, model=model, run_code=Ran).check.tries == 1 and len(model.asked) == 1
+    assert tasks.write_code("x", model=model, run_code=Ran).check is None
+
+
+def test_what_cannot_be_run_is_said_before_a_model_is_asked() -> None:
+    model = FakeModel(lambda *_: {"code": "bad"})
+    with pytest.raises(UnsupportedError, match="Nothing here runs programs"):
+        tasks.write_code("x", check=True, model=model)
+    with pytest.raises(UnsupportedError, match="Only Python is run, not go"):
+        tasks.write_code("x", check=True, language="go", model=model, run_code=Ran)
+    assert not model.asked

@@ -15,12 +15,14 @@ from llmasos import __version__
 from llmasos.serve import adapters as adapter_routes
 from llmasos.serve import anthropic, console, health, native, ollama, openapi, problems
 from llmasos.serve.access.install import install as install_access
+from llmasos.serve.aside import Aside
 from llmasos.serve.background import Background
 from llmasos.serve.files.store import MAX_STORED_BYTES
 from llmasos.serve.gate import Gate
 from llmasos.serve.health import Readiness
 from llmasos.serve.inflight import Requests, Watch
 from llmasos.serve.jobs.room import Jobs
+from llmasos.serve.jobs.tasks import Pipelines, TaskBatches
 from llmasos.serve.log import Journal, log_access
 from llmasos.serve.models import Models
 from llmasos.serve.native import InProcess, Machine, Pulls, Residents, Uploads
@@ -91,6 +93,7 @@ def assemble(
         readiness.checks["database"] = partial(_unreachable, storage)
     jobs = Jobs(storage)
     pulls = Pulls(jobs)
+    of_tasks = (jobs, models, Aside(access), background.files)
     requests.on_end.append(log_access)
     if telemetry is not None:
         telemetry.watch(requests)
@@ -140,6 +143,8 @@ def assemble(
             models,
             residents_=residents,
             jobs=jobs,
+            batches=TaskBatches(*of_tasks),
+            pipelines=Pipelines(*of_tasks),
             pulls_=pulls,
             uploads_=Uploads(max_bytes=max_upload_bytes),
             requests_=requests,

@@ -12,6 +12,7 @@ from llmasos.serve.health import Readiness
 from llmasos.serve.inflight import Requests
 from llmasos.serve.jobs import routes as job_routes
 from llmasos.serve.jobs.room import Jobs
+from llmasos.serve.jobs.tasks import Pipelines, TaskBatches
 from llmasos.serve.log import Journal
 from llmasos.serve.models import Models
 from llmasos.serve.native import knowledge, library, logs, pulls, requests, residents, system, tasks, uploads
@@ -28,6 +29,8 @@ def create_router(
     *,
     residents_: Residents,
     jobs: Jobs,
+    batches: TaskBatches,
+    pipelines: Pipelines,
     pulls_: Pulls,
     uploads_: Uploads,
     requests_: Requests,
@@ -44,6 +47,6 @@ def create_router(
     router.include_router(requests.create_router(requests_))
     router.include_router(logs.create_router(journal, readiness.stopping))
     router.include_router(system.create_router(machine))
-    router.include_router(tasks.create_router(models))
+    router.include_router(tasks.create_router(models, batches, pipelines))
     router.include_router(knowledge.create_router(models))
     return router

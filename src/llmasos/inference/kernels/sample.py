@@ -194,8 +194,9 @@ def _pick(
             scales = _exp(highs, best, temperature)
             weights = scales * tl.load(sums + at, mask=inside, other=0.0)
             below = tl.cumsum(weights, 0)
-            # the largest of the sums, not the last: rounding may make a parallel sum fall
-            goal = tl.load(uniforms + r) * tl.max(below)
+            # the largest of the sums, not the last, and none behind the last block with weight: rounding may make a
+            # parallel sum fall and rise
+            goal = tl.load(uniforms + r) * tl.max(tl.where(weights > 0, below, 0.0))
             b = tl.min(tl.where((below > goal) & (weights > 0), blocks, BLOCKS))
             if b < BLOCKS:  # else the row is empty: keep the argmax
                 before = tl.sum(tl.where(blocks < b, weights, 0.0))

@@ -19,6 +19,8 @@ export class APIError extends LLMasOSError {
   readonly retryAfter?: number;
   /** Of an application's problem document: each wrong input. */
   readonly detail?: unknown;
+  /** The whole answer, if it was JSON. */
+  readonly body?: unknown;
 }
 export class BadRequestError extends APIError {}
 export class AuthenticationError extends APIError {}
@@ -520,6 +522,24 @@ export interface Apps {
   cancel<Result = any>(app: string, id: string, options?: CallOptions): Promise<AppJob<Result>>;
   follow<Result = any>(app: string, id: string, options?: CallOptions): AsyncGenerator<AppJob<Result>, void, undefined>;
   wait<Result = any>(app: string, id: string, options?: CallOptions): Promise<AppJob<Result>>;
+}
+
+export interface HttpOptions {
+  body?: unknown;
+  query?: Record<string, unknown>;
+  headers?: Record<string, string>;
+  signals?: (AbortSignal | undefined)[];
+  /** Ask again only where the server has not begun to work. */
+  once?: boolean;
+}
+/** HTTP to one server, for routes that have no method. `path` may be a whole URL. */
+export class Http {
+  constructor(options?: Options);
+  readonly baseURL: string;
+  readonly root: string;
+  json<Answer = any>(method: string, path: string, options?: HttpOptions): Promise<Answer>;
+  blob(method: string, path: string, options?: HttpOptions): Promise<Blob>;
+  events(method: string, path: string, options?: HttpOptions): AsyncGenerator<ServerSentEvent, void, undefined>;
 }
 
 export class LLMasOS {

@@ -30,9 +30,9 @@ export class LLMasOSError extends Error {
 /** The server said no. `status` is 0 for an error inside a stream; `retryAfter` is in seconds. */
 export class APIError extends LLMasOSError {
   static kind = "APIError";
-  constructor(message, { status = 0, code, param, type, requestId, retryAfter, detail } = {}) {
+  constructor(message, { status = 0, code, param, type, requestId, retryAfter, detail, body } = {}) {
     super(message);
-    Object.assign(this, { status, code, param, type, requestId, retryAfter, detail });
+    Object.assign(this, { status, code, param, type, requestId, retryAfter, detail, body });
   }
 }
 /** 400, 413, 415, 422: a value is refused; `param` names it. */
@@ -127,6 +127,7 @@ function apiError(status, text, headers) {
     param: found?.param ?? undefined,
     type: found?.type,
     detail: found?.detail,
+    body,
     requestId: headers?.get("x-request-id") ?? undefined,
     retryAfter: retryAfter(headers),
   });
@@ -261,8 +262,8 @@ function neverSent(error) {
   return ["ECONNREFUSED", "ENOTFOUND", "EAI_AGAIN", "UND_ERR_CONNECT_TIMEOUT"].includes(code);
 }
 
-/** HTTP to one server, with retries. `path` may be a whole URL. */
-class Http {
+/** HTTP to one server, with retries, for routes that have no method. `path` may be a whole URL. */
+export class Http {
   constructor({ baseURL = DEFAULT_BASE_URL, apiKey, timeout = 600_000, maxRetries = 2, fetch, headers = {} } = {}) {
     this.baseURL = String(baseURL).replace(/\/+$/, "");
     this.root = this.baseURL.replace(/\/v1$/, "");
@@ -278,7 +279,7 @@ class Http {
     const url = (/^https?:/.test(path) ? path : this.baseURL + path) + queryOf(query);
     const own = url.startsWith(`${this.root}/`); // another server must not see this one's key
     const sent = { ...(own ? this.headers : {}), accept: "application/json", ...headers };
-    const isJson = body !== undefined && !(body instanceof FormData);
+    const isJson = body !== undefined && !(body instanceof FormData || body instanceof Blob);
     if (isJson) sent["content-type"] = "application/json";
     const payload = isJson ? JSON.stringify(body) : body;
     for (let attempt = 0; ; attempt++) {
@@ -1009,17 +1010,28 @@ class AccessControl extends Namespace {
   }
 }
 
+/** A Blob or bytes as a data: URL, in which form applications take files; anything else as it is. */
+async function fileText(value) {
+  const blob = ArrayBuffer.isView(value) || value instanceof ArrayBuffer ? new Blob([value]) : value;
+  if (!(blob instanceof Blob)) return value;
+  const bytes = new Uint8Array(await blob.arrayBuffer());
+  let binary = "";
+  for (let i = 0; i < bytes.length; i += 0x8000) binary += String.fromCharCode(...bytes.subarray(i, i + 0x8000));
+  const name = blob.name ? `;name=${id(blob.name)}` : "";
+  return `data:${blob.type}${name};base64,${btoa(binary)}`;
+}
+
 /** Routes of applications. `app`: the URL that `app.run()` printed, or the name of one under /apps of the server. */
 class Apps extends Namespace {
   /** The route's result; a stream's elements come as one array. */
   async run(app, route, args = {}, { method = "POST", signal } = {}) {
-    return this.http.json(method, ...this.#call(app, route, args, method, [signal]));
+    return this.http.json(method, ...(await this.#call(app, route, args, method, [signal])));
   }
 
   /** The elements of a route that streams, as an async iterator. */
   async *stream(app, route, args = {}, { method = "POST", signal } = {}) {
     let complete = false;
-    for await (const event of this.http.events(method, ...this.#call(app, route, args, method, [signal]))) {
+    for await (const event of this.http.events(method, ...(await this.#call(app, route, args, method, [signal])))) {
       if (event.event === "done") complete = true;
       else yield eventBody(event);
     }
@@ -1027,8 +1039,8 @@ class Apps extends Namespace {
   }
 
   /** Begin a call that goes on by itself: its job. */
-  start(app, route, args = {}, { method = "POST", signal } = {}) {
-    const [url, options] = this.#call(app, route, args, method, [signal]);
+  async start(app, route, args = {}, { method = "POST", signal } = {}) {
+    const [url, options] = await this.#call(app, route, args, method, [signal]);
     return this.http.json(method, url, { ...options, headers: { prefer: "respond-async" } });
   }
 
@@ -1066,9 +1078,12 @@ class Apps extends Namespace {
     return /^https?:/.test(app) ? app.replace(/\/+$/, "") : `${this.http.root}/apps/${id(app)}`;
   }
 
-  #call(app, route, args, method, signals) {
+  async #call(app, route, args, method, signals) {
     const base = this.#base(app);
-    const rest = { ...args };
+    const rest = {};
+    for (const [name, value] of Object.entries(args)) {
+      rest[name] = Array.isArray(value) ? await Promise.all(value.map(fileText)) : await fileText(value);
+    }
     const path = route.replace(/\{(\w+)\}/g, (_, name) => {
       if (!(name in rest)) throw new TypeError(`The route ${route} wants ${name}.`);
       const value = rest[name];

@@ -124,7 +124,7 @@ function fileOf(schema) {
   const encoded = schema.contentEncoding === "base64" || schema.format === "binary" || schema.format === "base64";
   const mark = schema["x-llmasos-media"];
   if (!mark && !encoded) return undefined;
-  return { accept: mark ?? schema.contentMediaType ?? "*/*", isUrl: Boolean(mark) };
+  return { accept: mark ?? schema.contentMediaType ?? "*/*", isUrl: Boolean(mark), maxBytes: schema["x-llmasos-max-bytes"] };
 }
 
 function without(object, names) {

@@ -68,7 +68,7 @@ def test_what_changes_the_server_needs_the_right_to() -> None:
         elif rule.path.startswith("/llmasos/v1/jobs"):
             assert rule.access == "any", rule  # the room looks whose job it is
             continue
-        elif rule.path == "/llmasos/v1/knowledge/{name}/search":
+        elif rule.path in ("/llmasos/v1/knowledge/{name}/search", "/llmasos/v1/knowledge/{name}/ask"):
             assert rule.access == "inference", rule
         elif rule.path.startswith("/llmasos/") and rule.path != "/llmasos/v1/usage":
             assert rule.access == "manage", rule

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -84,3 +85,64 @@ async def test_a_client_that_leaves_adds_nothing(home: Path) -> None:
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
         assert (await client.get(f"{ROOT}/notes")).json()["documents"] == 0
+
+
+async def filled(client: httpx.AsyncClient) -> None:
+    await client.post(ROOT, json={"name": "notes", "model": "fake"})
+    for name, text in {"tea.md": b"# Tea\n\nBoil the water.", "jazz.txt": b"Jazz and blues."}.items():
+        await client.put(f"{ROOT}/notes/documents/{name}", content=text)
+
+
+async def test_a_question_is_answered_with_citations_whole_and_in_pieces(home: Path) -> None:
+    said = json.dumps({"answer": 'Boil it: "well" ✓.', "passages": [1, 1, 2]})
+    llm = Letters(answers=[said, said])
+    llm.scores_pairs = True
+    async with serving(llm) as client:
+        await filled(client)
+        body = {"question": "boil water tea", "model": "fake", "k": 2}
+        answer = (await client.post(f"{ROOT}/notes/ask", json=body)).json()
+        assert (answer["answer"], answer["citations"]) == ('Boil it: "well" ✓.', [1, 2])
+        assert [one["citation"] for one in answer["passages"]] == ["tea.md, Tea", "jazz.txt"]
+        streamed = await client.post(f"{ROOT}/notes/ask", json={**body, "stream": True})
+        assert streamed.headers["content-type"].startswith("text/event-stream")
+        events = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: ")]
+        assert events[0] == {"type": "passages", "passages": answer["passages"]}
+        assert events[-1] == {"type": "done", "answer": answer}
+        deltas = [event["text"] for event in events[1:-1]]
+        assert "".join(deltas) == answer["answer"] and len(deltas) > 5
+
+
+async def test_a_cross_encoder_decides_the_order_where_one_is_named(home: Path) -> None:
+    llm = Letters(answers=[json.dumps({"answer": "No.", "passages": []})])
+    llm.scores_pairs = True  # by letters in common
+    async with serving(llm) as client:
+        await filled(client)
+        body = {"query": "blues jazz and", "k": 2, "mode": "text"}
+        plain = (await client.post(f"{ROOT}/notes/search", json=body)).json()["data"]
+        ranked = (await client.post(f"{ROOT}/notes/search", json={**body, "rerank": "fake"})).json()["data"]
+        assert plain and ranked and ranked[0]["path"] == "jazz.txt" and ranked[0]["score"] > 0.9 > plain[0]["score"]
+        ask = {"question": "jazz", "model": "fake", "rerank": "fake"}
+        answer = await client.post(f"{ROOT}/notes/ask", json=ask)
+        assert answer.json()["citations"] == [] and answer.json()["passages"][0]["path"] == "jazz.txt"
+
+
+async def test_questions_that_cannot_be_answered_say_why(home: Path) -> None:
+    cut = json.dumps({"answer": "much", "passages": []})[:10]
+    async with serving(Letters(answers=[cut, cut])) as client:
+        await client.post(ROOT, json={"name": "empty", "model": "fake"})
+        await filled(client)
+        body = {"question": "tea", "model": "fake"}
+        for stream in (False, True):
+            for name, more, status, words in (
+                ("empty", {"mode": "text"}, 404, "holds nothing"),
+                ("none", {}, 404, "no knowledge base"),
+                ("notes", {"model": "none"}, 404, "not served"),
+                ("notes", {"rerank": "none"}, 404, "not served"),
+                ("notes", {"question": ""}, 400, "question"),
+            ):
+                answer = await client.post(f"{ROOT}/{name}/ask", json={**body, "stream": stream, **more})
+                assert answer.status_code == status and words in answer.text, answer.text
+        whole = await client.post(f"{ROOT}/notes/ask", json=body)
+        assert whole.status_code == 500 and "form that was asked for" in whole.text
+        pieces = await client.post(f"{ROOT}/notes/ask", json={**body, "stream": True})
+        assert pieces.status_code == 200 and "form that was asked for" in pieces.text.splitlines()[-2]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from llmasos.client.types import ChatCompletionRequest, ChatMessage, ResponseFormat
@@ -13,8 +14,9 @@ from llmasos.inference.request import SamplingParams
 from llmasos.serve import prepare
 from llmasos.serve.conversation import chat_prompt_ids
 from llmasos.serve.models import Served
-from llmasos.serve.turn import whole_turn
+from llmasos.serve.turn import TurnDelta, TurnEnd, turn, whole_turn
 from llmasos.tasks.model import Messages, Reply
+from llmasos.text.reply import TextDelta
 
 
 class ServedTaskModel:
@@ -36,15 +38,36 @@ class ServedTaskModel:
     def count_text(self, text: str) -> int:
         return len(self.served.model.tokenizer.encode(prepare.unicode(text, "text"), add_special_tokens=False))
 
-    async def ask(self, messages: Messages, schema: Mapping[str, Any] | None, *, max_tokens: int) -> Reply:
+    async def ask(
+        self,
+        messages: Messages,
+        schema: Mapping[str, Any] | None,
+        *,
+        max_tokens: int,
+        on_text: Callable[[str], object] | None = None,
+    ) -> Reply:
+        """`on_text` is called with each piece of the answer as it comes."""
         prepare.check_generates(self.served.model)
         form = None
         if schema is not None:
             asked = JsonSchemaFormat.model_validate({"schema": dict(schema)})
             form = ResponseFormat(type="json_schema", json_schema=asked)
         request = self._request(messages, max_tokens=max_tokens, temperature=0.0, response_format=form)
+        if on_text is not None:
+            return await self._told(request, on_text)
         [reply], _ = await whole_turn(self.served, request)
         return Reply(reply.text, reply.finish_reason == "length")
+
+    async def _told(self, request: ChatCompletionRequest, on_text: Callable[[str], object]) -> Reply:
+        text, is_cut = "", False
+        async with aclosing(turn(self.served, request)) as events:
+            async for event in events:
+                if isinstance(event, TurnDelta) and isinstance(event.event, TextDelta):
+                    text += event.event.text
+                    on_text(event.event.text)
+                elif isinstance(event, TurnEnd):
+                    is_cut = event.finish_reason == "length"
+        return Reply(text, is_cut)
 
     async def likelihood(self, messages: Messages, reply: str) -> float | None:
         prepare.check_generates(self.served.model)

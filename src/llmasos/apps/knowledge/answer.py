@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pydantic_core import from_json
 
 from llmasos.apps.knowledge.base import KnowledgeBase, Mode, Passage
 from llmasos.apps.knowledge.encoder import CrossEncoder
 from llmasos.errors import ContextOverflowError, NotFoundError, ServerError
-from llmasos.tasks.model import Model, Reply, model_of, run_sync
+from llmasos.tasks.model import Messages, Model, Reply, model_of, run_sync
 
 if TYPE_CHECKING:
     from llmasos.inference.llm import LLM
@@ -53,19 +56,32 @@ def answer(
     ServerError where the answer is cut at `max_tokens`, and what `search` and the model raise.
     """
     passages = base.search(question, k, mode=mode, rerank=rerank)
-    if not passages:
-        raise NotFoundError(
-            f"{base.name} holds nothing about it.", hint=f"`llmasos kb add {base.name} FILE` adds documents."
-        )
     asked = model_of(model)
+
+    def ask(messages: Messages, schema: Mapping[str, Any], shown: Sequence[Passage]) -> Awaitable[Reply]:
+        return asked.ask(messages, schema, max_tokens=max_tokens)
+
+    return run_sync(answer_from(question, passages, base.name, ask, max_tokens))
+
+
+Ask = Callable[[Messages, Mapping[str, Any], Sequence[Passage]], Awaitable[Reply]]
+"""The model's reply to messages, in the form of a JSON Schema; with the passages that it is shown."""
+
+
+async def answer_from(question: str, passages: Sequence[Passage], name: str, ask: Ask, max_tokens: int) -> Answer:
+    """The answer from the best passages of the base `name` that fit; `ask` may take `max_tokens`. Raises as `answer`
+    does."""
+    shown = list(passages)
+    if not shown:
+        raise NotFoundError(f"{name} holds nothing about it.", hint=f"`llmasos kb add {name} FILE` adds documents.")
     while True:
         try:
-            reply = _ask(question, passages, asked, max_tokens)
+            reply = await ask(_messages(question, shown), _schema(len(shown)), shown)
             break
         except ContextOverflowError:
-            if len(passages) == 1:
+            if len(shown) == 1:
                 raise
-            passages = passages[:-1]
+            shown.pop()
     try:
         found = json.loads(reply.text)
         said, numbers = str(found["answer"]), [int(number) for number in found["passages"]]
@@ -74,24 +90,36 @@ def answer(
         raise ServerError(
             f"The answer {why}: {reply.text[:100]!r}.", hint="Raise max_tokens, or ask another model."
         ) from e
-    cited = tuple(dict.fromkeys(number for number in numbers if 1 <= number <= len(passages)))
-    return Answer(said.strip(), cited, tuple(passages))
+    cited = tuple(dict.fromkeys(number for number in numbers if 1 <= number <= len(shown)))
+    return Answer(said.strip(), cited, tuple(shown))
 
 
-def _ask(question: str, passages: list[Passage], model: Model, max_tokens: int) -> Reply:
+def answer_so_far(text: str) -> str:
+    """Of a reply that is still being written, what the answer says already."""
+    try:
+        found = from_json(text, allow_partial="trailing-strings")
+    except ValueError:
+        return ""
+    said = found.get("answer") if isinstance(found, dict) else None
+    return said.lstrip() if isinstance(said, str) else ""
+
+
+def _messages(question: str, passages: Sequence[Passage]) -> Messages:
     shown = "\n\n".join(f"[{i}] {passage.short_citation}\n{passage.text}" for i, passage in enumerate(passages, 1))
-    messages = [
+    return [
         {"role": "system", "content": _TASK},
         {"role": "user", "content": f"Passages:\n\n{shown}\n\nQuestion: {question}"},
     ]
-    numbers = {"type": "integer", "enum": list(range(1, len(passages) + 1))}
-    schema = {
+
+
+def _schema(num_passages: int) -> dict[str, Any]:
+    numbers = {"type": "integer", "enum": list(range(1, num_passages + 1))}
+    return {
         "type": "object",
         "properties": {
             "answer": {"type": "string"},
-            "passages": {"type": "array", "items": numbers, "maxItems": len(passages)},
+            "passages": {"type": "array", "items": numbers, "maxItems": num_passages},
         },
         "required": ["answer", "passages"],
         "additionalProperties": False,
     }
-    return run_sync(model.ask(messages, schema, max_tokens=max_tokens))

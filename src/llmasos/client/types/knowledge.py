@@ -52,6 +52,8 @@ class KnowledgeSearchRequest(WireRequest):
     query: str = Field(min_length=1, max_length=10_000)
     k: int = Field(default=5, ge=1, le=100)
     mode: Literal["hybrid", "vector", "text"] = "hybrid"
+    rerank: str | None = Field(default=None, min_length=1, max_length=500)
+    """A served cross-encoder that reads the best 50 and decides their order."""
 
 
 class KnowledgePassage(WireResponse):
@@ -70,3 +72,32 @@ class KnowledgePassage(WireResponse):
 
 class KnowledgePassageList(WireResponse):
     data: list[KnowledgePassage]
+
+
+class KnowledgeAskRequest(WireRequest):
+    """A question to `model`, which is shown the `k` best passages."""
+
+    question: str = Field(min_length=1, max_length=10_000)
+    model: str = Field(min_length=1, max_length=500)
+    k: int = Field(default=5, ge=1, le=100)
+    mode: Literal["hybrid", "vector", "text"] = "hybrid"
+    rerank: str | None = Field(default=None, min_length=1, max_length=500)
+    max_tokens: int = Field(default=400, ge=1, le=32_768)
+    stream: bool = False
+
+
+class KnowledgeAnswer(WireResponse):
+    """`citations`: numbers, from 1, of those of the `passages` that the model named."""
+
+    answer: str
+    citations: list[int]
+    passages: list[KnowledgePassage]
+
+
+class KnowledgeAnswerEvent(WireResponse):
+    """`passages` first, a `delta` of the answer's text at each step, then `done` with the whole answer."""
+
+    type: Literal["passages", "delta", "done"]
+    text: str | None = None
+    passages: list[KnowledgePassage] | None = None
+    answer: KnowledgeAnswer | None = None

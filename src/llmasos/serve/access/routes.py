@@ -167,6 +167,7 @@ RULES = (
     _native("PUT", "/knowledge/{name}/documents/{path:path}"),
     _native("DELETE", "/knowledge/{name}/documents/{path:path}"),
     _asks("/llmasos/v1/knowledge/{name}/search"),
+    _asks("/llmasos/v1/knowledge/{name}/ask"),
     # LLMasOS: keys, usage, audit log
     _native("POST", "/keys"),
     _native("GET", "/keys"),

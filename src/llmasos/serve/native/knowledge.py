@@ -8,7 +8,8 @@ and searching is done in threads.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -16,9 +17,13 @@ from typing import Any, Literal, TypeVar
 from fastapi import APIRouter, Request, Response
 
 from llmasos.apps.knowledge import KnowledgeBase, Passage, Stats, delete, names
+from llmasos.apps.knowledge.answer import answer_from, answer_so_far
 from llmasos.apps.knowledge.base import folder_named
 from llmasos.apps.knowledge.index import Index
 from llmasos.client.types.knowledge import (
+    KnowledgeAnswer,
+    KnowledgeAnswerEvent,
+    KnowledgeAskRequest,
     KnowledgeDocument,
     KnowledgeDocumentList,
     KnowledgeInfo,
@@ -29,9 +34,13 @@ from llmasos.client.types.knowledge import (
     KnowledgeSearchRequest,
 )
 from llmasos.errors import BusyError
+from llmasos.serve import render
 from llmasos.serve.caller import Caller, caller_of
 from llmasos.serve.models import Models, Served
 from llmasos.serve.native.common import responses
+from llmasos.serve.respond import streamed, whole
+from llmasos.serve.taskmodel import ServedTaskModel
+from llmasos.tasks.model import Messages, Reply
 
 T = TypeVar("T")
 State = Literal["added", "replaced", "unchanged"]
@@ -57,6 +66,16 @@ class _Encoder:
         if self.is_stopped:
             raise _Stopped
         return asyncio.run_coroutine_threadsafe(self._served.embed(list(texts)), self._loop).result()
+
+
+class _Ranker:
+    """A leased cross-encoder, for a thread."""
+
+    def __init__(self, served: Served, loop: asyncio.AbstractEventLoop) -> None:
+        self._served, self._loop = served, loop
+
+    def score_pairs(self, query: str, texts: Sequence[str]) -> list[float]:
+        return asyncio.run_coroutine_threadsafe(self._served.score_pairs(query, texts), self._loop).result()
 
 
 class Knowledge:
@@ -119,13 +138,64 @@ class Knowledge:
         async with self._turn:
             return await self.with_model(name, caller, put)
 
-    async def search(self, name: str, body: KnowledgeSearchRequest, caller: Caller) -> list[Passage]:
-        def find(base: KnowledgeBase) -> list[Passage]:
-            return base.search(body.query, body.k, mode=body.mode)
+    async def search(
+        self, name: str, body: KnowledgeSearchRequest | KnowledgeAskRequest, caller: Caller
+    ) -> list[Passage]:
+        query = body.question if isinstance(body, KnowledgeAskRequest) else body.query
+        async with contextlib.AsyncExitStack() as stack:
+            ranker: _Ranker | None = None
+            if body.rerank is not None:
+                served = await stack.enter_async_context(self._models.lease(body.rerank, caller))
+                ranker = _Ranker(served, asyncio.get_running_loop())
 
-        if body.mode == "text":
-            return await asyncio.to_thread(lambda: find(self.open(name)))
-        return await self.with_model(name, caller, find)
+            def find(base: KnowledgeBase) -> list[Passage]:
+                return base.search(query, body.k, mode=body.mode, rerank=ranker)
+
+            if body.mode == "text":
+                return await asyncio.to_thread(lambda: find(self.open(name)))
+            return await self.with_model(name, caller, find)
+
+    async def ask(
+        self, name: str, body: KnowledgeAskRequest, caller: Caller, tell: Callable[[KnowledgeAnswerEvent], object]
+    ) -> KnowledgeAnswer:
+        """`tell` hears of the passages and of the text as it comes, where it is to be streamed."""
+        passages = await self.search(name, body, caller)
+        async with self._models.lease(body.model, caller) as served:
+            model = ServedTaskModel(served, body.model)
+
+            async def ask(messages: Messages, schema: Mapping[str, Any], shown: Sequence[Passage]) -> Reply:
+                text, said = "", None
+
+                def come(piece: str) -> None:
+                    nonlocal text, said
+                    if said is None:
+                        tell(KnowledgeAnswerEvent(type="passages", passages=[_passage(one) for one in shown]))
+                        said = ""
+                    text += piece
+                    now = answer_so_far(text)
+                    if len(now) > len(said) and now.startswith(said):
+                        tell(KnowledgeAnswerEvent(type="delta", text=now[len(said) :]))
+                        said = now
+
+                on_text = come if body.stream else None
+                return await model.ask(messages, schema, max_tokens=body.max_tokens, on_text=on_text)
+
+            found = await answer_from(body.question, passages, name, ask, body.max_tokens)
+        shown = [_passage(one) for one in found.passages]
+        return KnowledgeAnswer(answer=found.text, citations=list(found.citations), passages=shown)
+
+    async def ask_in_pieces(self, name: str, body: KnowledgeAskRequest, caller: Caller) -> AsyncGenerator[str, None]:
+        """Ready-made events."""
+        queue: asyncio.Queue[KnowledgeAnswerEvent | None] = asyncio.Queue()
+        asking = asyncio.create_task(self.ask(name, body, caller, queue.put_nowait))
+        asking.add_done_callback(lambda _: queue.put_nowait(None))
+        try:
+            while (event := await queue.get()) is not None:
+                yield render.event(event)
+            yield render.event(KnowledgeAnswerEvent(type="done", answer=await asking))
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
 
 
 def create_router(models: Models) -> APIRouter:
@@ -174,10 +244,25 @@ def create_router(models: Models) -> APIRouter:
     @router.post("/{name}/search", summary="Find passages", responses=responses(404, 503))
     async def search(name: str, body: KnowledgeSearchRequest, request: Request) -> KnowledgePassageList:
         found = await knowledge.search(name, body, caller_of(request))
-        data = [KnowledgePassage(**_facts(passage), citation=passage.citation) for passage in found]
-        return KnowledgePassageList(data=data)
+        return KnowledgePassageList(data=[_passage(one) for one in found])
+
+    @router.post(
+        "/{name}/ask",
+        summary="Answer a question, with the passages that the answer rests on",
+        response_model=KnowledgeAnswer,
+        responses=responses(403, 404, 503, stream="KnowledgeAnswerEvent objects, with `stream`"),
+    )
+    async def ask(name: str, body: KnowledgeAskRequest, request: Request) -> Response:
+        caller = caller_of(request)
+        if body.stream:
+            return await streamed(request, knowledge.ask_in_pieces(name, body, caller))
+        return await whole(request, knowledge.ask(name, body, caller, lambda _: None))
 
     return router
+
+
+def _passage(passage: Passage) -> KnowledgePassage:
+    return KnowledgePassage(**_facts(passage), citation=passage.citation)
 
 
 def _info(stats: Stats) -> KnowledgeInfo:

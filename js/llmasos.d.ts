@@ -483,6 +483,125 @@ export interface AccessControl {
   audit(options?: CallOptions & { limit?: number; before?: number }): Promise<Page<Body>>;
 }
 
+export interface Job<Result = any> {
+  id: string;
+  kind: string;
+  name: string;
+  state: "queued" | "running" | "paused" | "done" | "failed" | "cancelled";
+  /** From 0 to 1; null where the kind does not tell. */
+  progress: number | null;
+  message: string;
+  created: string;
+  updated: string;
+  result: Result;
+  error: { code: string; message: string; hint: string } | null;
+  can_pause: boolean;
+}
+export interface Jobs {
+  list(options?: CallOptions & { kind?: string }): Promise<Job[]>;
+  get(id: string, options?: CallOptions): Promise<Job>;
+  follow(id: string, options?: CallOptions): AsyncGenerator<Job, void, undefined>;
+  wait(id: string, options?: CallOptions): Promise<Job>;
+  pause(id: string, options?: CallOptions): Promise<Job>;
+  resume(id: string, options?: CallOptions): Promise<Job>;
+  cancel(id: string, options?: CallOptions): Promise<Job>;
+}
+
+export interface TaskInfo extends Body {
+  name: string;
+  summary: string;
+  input: any;
+  output: any;
+}
+export interface Tasks {
+  list(options?: CallOptions): Promise<TaskInfo[]>;
+  run(task: string, options: CallOptions & { model: string; [input: string]: unknown }): Promise<any>;
+  batch(
+    task: string,
+    options: CallOptions & { model: string; lines?: unknown[]; input_file_id?: string; parallel?: number },
+  ): Promise<Job>;
+  pipeline(pipeline: object, inputs?: object, options?: CallOptions & { model?: string }): Promise<Job>;
+}
+
+export interface Passage {
+  text: string;
+  score: number;
+  path: string;
+  title: string;
+  headings: string[];
+  page: number | null;
+  start: number;
+  end: number;
+  citation: string;
+}
+export interface KnowledgeAnswer {
+  answer: string;
+  /** Numbers of passages, from 1. */
+  citations: number[];
+  passages: Passage[];
+}
+export type KnowledgeEvent =
+  | { type: "passages"; passages: Passage[] }
+  | { type: "delta"; text: string }
+  | { type: "done"; answer: KnowledgeAnswer };
+export interface SearchFields extends CallOptions {
+  k?: number;
+  mode?: "hybrid" | "vector" | "text";
+  /** A served cross-encoder. */
+  rerank?: string;
+}
+export interface AskFields extends SearchFields {
+  model: string;
+  max_tokens?: number;
+}
+export interface Knowledge {
+  list(options?: CallOptions): Promise<Body[]>;
+  create(name: string, options?: CallOptions & { model?: string }): Promise<Body>;
+  get(name: string, options?: CallOptions): Promise<Body>;
+  delete(name: string, options?: CallOptions): Promise<void>;
+  documents(name: string, options?: CallOptions): Promise<Body[]>;
+  add(
+    name: string,
+    path: string,
+    content: Blob | Uint8Array<ArrayBuffer> | ArrayBuffer | string,
+    options?: CallOptions,
+  ): Promise<Body>;
+  remove(name: string, path: string, options?: CallOptions): Promise<void>;
+  search(name: string, query: string, options?: SearchFields): Promise<Passage[]>;
+  ask(name: string, question: string, options: AskFields): Promise<KnowledgeAnswer>;
+  streamAsk(name: string, question: string, options: AskFields): AsyncGenerator<KnowledgeEvent, void, undefined>;
+}
+
+export interface PackageRelease {
+  file: string;
+  sha256: string;
+  size: number;
+  kind: string;
+  summary: string;
+  license: string;
+  key_id: string | null;
+  published: string;
+  yanked: string | null;
+}
+export interface PackageReport {
+  name: string;
+  version: string;
+  kind: string;
+  sha256: string;
+  checked: string;
+  passed: boolean;
+  checks: { name: string; outcome: "passed" | "warning" | "failed" | "skipped"; details: string[] }[];
+}
+export interface Packages {
+  index(options?: CallOptions): Promise<{ format: number; apps: Record<string, Record<string, PackageRelease>> }>;
+  publish(
+    content: Blob | Uint8Array<ArrayBuffer> | ArrayBuffer,
+    options: CallOptions & { owner: string },
+  ): Promise<Job<PackageReport>>;
+  report(name: string, version: string, options?: CallOptions): Promise<PackageReport>;
+  yank(name: string, version: string, reason: string, options?: CallOptions): Promise<PackageRelease>;
+}
+
 export interface RouteOptions extends CallOptions {
   /** Default POST. */
   method?: "GET" | "POST" | "PUT" | "PATCH" | "DELETE";
@@ -552,6 +671,10 @@ export class LLMasOS {
   readonly native: Native;
   readonly access: AccessControl;
   readonly apps: Apps;
+  readonly jobs: Jobs;
+  readonly tasks: Tasks;
+  readonly knowledge: Knowledge;
+  readonly packages: Packages;
 
   chat(messages: Messages, options: ChatFields): Promise<ChatCompletion>;
   streamChat(messages: Messages, options: ChatFields): Stream<ChatCompletionChunk, ChatCompletion>;

@@ -546,6 +546,10 @@ export class LLMasOS {
     this.native = new Native(this.#http);
     this.access = new AccessControl(this.#http);
     this.apps = new Apps(this.#http);
+    this.jobs = new Jobs(this.#http);
+    this.tasks = new Tasks(this.#http);
+    this.knowledge = new Knowledge(this.#http);
+    this.packages = new Packages(this.#http);
   }
 
   #post(path, fields, options) {
@@ -1007,6 +1011,155 @@ class AccessControl extends Namespace {
   /** One page, the newest first. */
   audit({ signal, ...query } = {}) {
     return this.#ask("GET", "audit", { query, signals: [signal] });
+  }
+}
+
+const ownUrl = ({ http }, path) => `${http.root}/llmasos/v1/${path}`;
+const ownApi = ({ http }, method, path, { signal, ...more } = {}) =>
+  http.json(method, ownUrl({ http }, path), { ...more, signals: [signal] });
+const asBlob = (content) => (content instanceof Blob ? content : new Blob([content]));
+const idPath = (path) => path.split("/").map(id).join("/");
+
+/** Work of the server that goes on without its request: pulls, batches of tasks, pipelines, checks of packages. */
+class Jobs extends Namespace {
+  /** The caller's, with the scope `manage` everybody's; the latest first. */
+  async list({ kind, signal } = {}) {
+    return (await ownApi(this, "GET", "jobs", { query: { kind }, signal })).data;
+  }
+
+  get(name, options) {
+    return ownApi(this, "GET", `jobs/${id(name)}`, options);
+  }
+
+  /** The job at each change until it is done, paused or cancelled; throws APIError if it fails. */
+  async *follow(name, { signal } = {}) {
+    let job;
+    for await (const event of this.http.events("GET", ownUrl(this, `jobs/${id(name)}/events`), { signals: [signal] })) {
+      yield (job = eventBody(event));
+    }
+    if (job?.state === "failed") {
+      throw new APIError(`The job ${job.id} (${job.name}) failed: ${job.error?.message}`, { code: job.error?.code });
+    }
+    if (!job || job.state === "queued" || job.state === "running") throw brokenOff();
+  }
+
+  /** The job when nothing more happens to it by itself; throws APIError if it fails. */
+  async wait(name, options) {
+    let last;
+    for await (const job of this.follow(name, options)) last = job;
+    return last;
+  }
+
+  pause(name, options) {
+    return ownApi(this, "POST", `jobs/${id(name)}/pause`, options);
+  }
+
+  resume(name, options) {
+    return ownApi(this, "POST", `jobs/${id(name)}/resume`, options);
+  }
+
+  /** End it for good; what there is of its result stays. */
+  cancel(name, options) {
+    return ownApi(this, "POST", `jobs/${id(name)}/cancel`, options);
+  }
+}
+
+/** Summarise, translate, classify ..., also over many inputs. */
+class Tasks extends Namespace {
+  /** With the JSON Schemas of inputs and outputs. */
+  async list(options) {
+    return (await ownApi(this, "GET", "tasks", options)).data;
+  }
+
+  /** The task's output. */
+  run(task, { signal, ...inputs } = {}) {
+    return ownApi(this, "POST", `tasks/${id(task)}`, { body: inputs, signal });
+  }
+
+  /** The task for each of `lines`, or of an uploaded file, as a job. */
+  batch(task, { signal, ...fields } = {}) {
+    return ownApi(this, "POST", "tasks/batch", { body: { task, ...fields }, signal, once: true });
+  }
+
+  /** The steps of a pipeline, as a job. */
+  pipeline(pipeline, inputs = {}, { signal, ...fields } = {}) {
+    return ownApi(this, "POST", "tasks/pipeline", { body: { pipeline, inputs, ...fields }, signal, once: true });
+  }
+}
+
+/** Knowledge bases: documents in, passages and answers out. */
+class Knowledge extends Namespace {
+  async list(options) {
+    return (await ownApi(this, "GET", "knowledge", options)).data;
+  }
+
+  create(name, { signal, ...fields } = {}) {
+    return ownApi(this, "POST", "knowledge", { body: { name, ...fields }, signal });
+  }
+
+  get(name, options) {
+    return ownApi(this, "GET", `knowledge/${id(name)}`, options);
+  }
+
+  /** With all documents. */
+  delete(name, options) {
+    return ownApi(this, "DELETE", `knowledge/${id(name)}`, options);
+  }
+
+  async documents(name, options) {
+    return (await ownApi(this, "GET", `knowledge/${id(name)}/documents`, options)).data;
+  }
+
+  /** Add or replace the document `path`. `content`: a Blob or File, bytes, or text. */
+  add(name, path, content, { signal } = {}) {
+    return ownApi(this, "PUT", `knowledge/${id(name)}/documents/${idPath(path)}`, { body: asBlob(content), signal });
+  }
+
+  remove(name, path, options) {
+    return ownApi(this, "DELETE", `knowledge/${id(name)}/documents/${idPath(path)}`, options);
+  }
+
+  /** The best passages first. */
+  async search(name, query, { signal, ...fields } = {}) {
+    return (await ownApi(this, "POST", `knowledge/${id(name)}/search`, { body: { query, ...fields }, signal })).data;
+  }
+
+  /** The answer and the passages that it rests on. */
+  ask(name, question, { signal, ...fields } = {}) {
+    return ownApi(this, "POST", `knowledge/${id(name)}/ask`, { body: { question, ...fields }, signal });
+  }
+
+  /** The same in pieces: the passages, the text as it comes, the whole. */
+  async *streamAsk(name, question, { signal, ...fields } = {}) {
+    const body = { question, ...fields, stream: true };
+    let last;
+    for await (const event of this.http.events("POST", ownUrl(this, `knowledge/${id(name)}/ask`), { body, signals: [signal] })) {
+      yield (last = eventBody(event));
+    }
+    if (last?.type !== "done") throw brokenOff();
+  }
+}
+
+/** The server's index of packages. */
+class Packages extends Namespace {
+  /** All that it has. */
+  index(options) {
+    return ownApi(this, "GET", "index/index.json", options);
+  }
+
+  /** Have a package checked and, if it passes, published as OWNER/NAME: a job, whose result is the report. */
+  publish(content, { owner, signal }) {
+    return ownApi(this, "POST", `index/packages/${id(owner)}`, { body: asBlob(content), signal, once: true });
+  }
+
+  /** What the checks said of OWNER/NAME. */
+  report(name, version, options) {
+    return ownApi(this, "GET", `index/reports/${idPath(name)}/${id(version)}`, options);
+  }
+
+  /** Take a version of OWNER/NAME out of every choice but the exact one. */
+  yank(name, version, reason, { signal } = {}) {
+    return ownApi(this, "POST", "index/yank", { body: { name, version, reason }, signal });
   }
 }
 

@@ -39,8 +39,12 @@ from llmasos.errors import UnsupportedError
 if TYPE_CHECKING:
     from llmasos.client.access import AccessControl, AsyncAccessControl
     from llmasos.client.files import AsyncBatches, AsyncFiles, Batches, Files
+    from llmasos.client.jobs import AsyncJobs, Jobs
+    from llmasos.client.knowledge import AsyncKnowledge, Knowledge
     from llmasos.client.native import AsyncNative, Native
+    from llmasos.client.packages import AsyncPackages, Packages
     from llmasos.client.responses import AsyncConversations, AsyncResponses, Conversations, Responses
+    from llmasos.client.tasks import AsyncTasks, Tasks
     from llmasos.client.tools import Tool, ToolRun
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8000/v1"
@@ -273,6 +277,38 @@ class Client(_Calls):
 
         return Native(self._http.at(native_target(self._target)))
 
+    @cached_property
+    def jobs(self) -> Jobs:
+        """Work of the server that goes on without its request."""
+        from llmasos.client.jobs import Jobs
+        from llmasos.client.native import native_target
+
+        return Jobs(self._http.at(native_target(self._target)))
+
+    @cached_property
+    def knowledge(self) -> Knowledge:
+        """Documents in, passages and answers out."""
+        from llmasos.client.knowledge import Knowledge
+        from llmasos.client.native import native_target
+
+        return Knowledge(self._http.at(native_target(self._target)))
+
+    @cached_property
+    def packages(self) -> Packages:
+        """The server's index of packages."""
+        from llmasos.client.native import native_target
+        from llmasos.client.packages import Packages
+
+        return Packages(self._http.at(native_target(self._target)))
+
+    @cached_property
+    def tasks(self) -> Tasks:
+        """Summarise, translate, classify ..., also over many inputs."""
+        from llmasos.client.native import native_target
+        from llmasos.client.tasks import Tasks
+
+        return Tasks(self._http.at(native_target(self._target)))
+
     def close(self) -> None:
         self._http.close()
 
@@ -418,6 +454,38 @@ class AsyncClient(_Calls):
         from llmasos.client.native import AsyncNative, native_target
 
         return AsyncNative(self._http.at(native_target(self._target)))
+
+    @cached_property
+    def jobs(self) -> AsyncJobs:
+        """Work of the server that goes on without its request."""
+        from llmasos.client.jobs import AsyncJobs
+        from llmasos.client.native import native_target
+
+        return AsyncJobs(self._http.at(native_target(self._target)))
+
+    @cached_property
+    def knowledge(self) -> AsyncKnowledge:
+        """Documents in, passages and answers out."""
+        from llmasos.client.knowledge import AsyncKnowledge
+        from llmasos.client.native import native_target
+
+        return AsyncKnowledge(self._http.at(native_target(self._target)))
+
+    @cached_property
+    def packages(self) -> AsyncPackages:
+        """The server's index of packages."""
+        from llmasos.client.native import native_target
+        from llmasos.client.packages import AsyncPackages
+
+        return AsyncPackages(self._http.at(native_target(self._target)))
+
+    @cached_property
+    def tasks(self) -> AsyncTasks:
+        """Summarise, translate, classify ..., also over many inputs."""
+        from llmasos.client.native import native_target
+        from llmasos.client.tasks import AsyncTasks
+
+        return AsyncTasks(self._http.at(native_target(self._target)))
 
     async def close(self) -> None:
         await self._http.close()

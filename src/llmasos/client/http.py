@@ -212,23 +212,26 @@ class EventReader(Protocol[T_co]):
 
 @dataclass(frozen=True)
 class Request:
-    """One request: JSON in `body`, or the bytes of `file`, or the parts of a multipart `form` (`httpx`'s data and
-    files). `once`: it makes something, so it is not asked again where the server may have begun."""
+    """One request: JSON in `body`, or the bytes of `file`, or `data`, or the parts of a multipart `form` (`httpx`'s
+    data and files). `once`: it makes something, so it is not asked again where the server may have begun."""
 
     method: str
     path: str
     body: Any = None
     file: Path | None = None
+    data: bytes | None = None
     form: tuple[Mapping[str, str], Mapping[str, Any]] | None = None
     once: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def options(self) -> dict[str, Any]:
-        """Arguments of httpx's build_request, but for a file's bytes."""
+        """Arguments of httpx's build_request, but for bytes."""
         headers = dict(self.headers)
         if self.file is not None:
             length = str(self.file.stat().st_size)
             return {"headers": headers | {"content-type": "application/octet-stream", "content-length": length}}
+        if self.data is not None:
+            return {"headers": headers | {"content-type": "application/octet-stream"}}
         if self.form is not None:
             return {"headers": headers, "data": self.form[0], "files": self.form[1]}
         return {"headers": headers, "json": self.body}
@@ -316,7 +319,7 @@ class Http:
         self.target.check_allowed()
         attempts = _Attempts(self.target, asked)
         while True:
-            content = None if asked.file is None else _pieces(asked.file)
+            content = asked.data if asked.file is None else _pieces(asked.file)
             url = self.target.url(asked.path)
             request = self._client.build_request(asked.method, url, content=content, **asked.options())
             try:
@@ -402,7 +405,7 @@ class AsyncHttp:
         self.target.check_allowed()
         attempts = _Attempts(self.target, asked)
         while True:
-            content = None if asked.file is None else _apieces(asked.file)
+            content = asked.data if asked.file is None else _apieces(asked.file)
             url = self.target.url(asked.path)
             request = self._client.build_request(asked.method, url, content=content, **asked.options())
             try:
@@ -447,6 +450,8 @@ async def _apieces(file: Path) -> AsyncIterator[bytes]:
 
 
 def _decode(target: Target, body: bytes) -> Any:
+    if not body:
+        return None  # 204
     try:
         return json.loads(body)
     except ValueError as e:

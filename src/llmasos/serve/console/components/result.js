@@ -1,5 +1,6 @@
 /** A value, in the way that shows it best, with the others beside it. */
 
+import { number } from "../core/format.js";
 import { html, useState } from "../core/html.js";
 import { t } from "../core/i18n.js";
 import { Code, CopyButton } from "./code.js";
@@ -46,7 +47,7 @@ function View({ view, value, text, live }) {
 
 function Rows({ value }) {
   const { columns, rows } = tableOf(value);
-  const cell = (one) => (one === null || one === undefined ? "" : typeof one === "object" ? one.join(", ") : String(one));
+  const cell = (one) => (one === null || one === undefined ? "" : typeof one === "object" ? one.join(", ") : typeof one === "number" ? number(one, 6) : String(one));
   const isNumber = (name) => rows.every((row) => row[name] === undefined || row[name] === null || typeof row[name] === "number");
   const numeric = new Set(columns.filter(isNumber));
   return html`<div class="scroll-x" tabindex="0">

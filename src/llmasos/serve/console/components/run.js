@@ -34,10 +34,12 @@ export function RunPanel({ base, name, route, query }) {
     change(next);
     setGeneration((n) => n + 1);
   };
+  const output = useRef(null);
   const start = (mode) => {
     const wrong = check(route.input, sent, route.input);
     setErrors(told(wrong));
     if (wrong.length) return focusFirstWrong();
+    output.current?.scrollIntoView({ block: "nearest" });
     run.start(mode, sent, (problem) => setErrors(placed(problem, route.input, sent, route.input)));
   };
   useEffect(() => {
@@ -74,7 +76,7 @@ export function RunPanel({ base, name, route, query }) {
       <${Hints} route=${route} />
       ${showCode && html`<${Snippets} call=${{ base, name, route, inputs: sent, hasKey: Boolean(apiKey.value) }} />`}
     </form>
-    <section class="run-output" aria-live="polite" aria-label=${t("form.result")} aria-busy=${String(run.busy)}>
+    <section class="run-output" ref=${output} aria-live="polite" aria-label=${t("form.result")} aria-busy=${String(run.busy)}>
       <${Outcome} ...${run} route=${route} />
     </section>
   </div>`;

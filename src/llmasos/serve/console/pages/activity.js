@@ -6,7 +6,7 @@ import { usePoll } from "../core/hooks.js";
 import { html } from "../core/html.js";
 import { t } from "../core/i18n.js";
 import { go } from "../core/router.js";
-import { isActive } from "./activity/facts.js";
+import { isActive, isLooking } from "./activity/facts.js";
 import { Jobs } from "./activity/jobs.js";
 import { Logs } from "./activity/logs.js";
 import { Now } from "./activity/now.js";
@@ -24,7 +24,7 @@ async function look(signal) {
     maybe(ask("GET", "/llmasos/v1/agents", { signal })),
     maybe(ask("GET", "/llmasos/v1/logs", { query: { level: "error", limit: 20 }, signal })),
   ]);
-  return { requests, jobs: jobs?.data ?? null, runs: runs?.data ?? null, faults: faults?.data ?? null };
+  return { requests: requests.filter((one) => !isLooking(one)), jobs: jobs?.data ?? null, runs: runs?.data ?? null, faults: faults?.data ?? null };
 }
 
 export default function Activity({ route }) {

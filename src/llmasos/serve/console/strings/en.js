@@ -188,7 +188,7 @@ export default {
   "apps.installed_now": "{name} {version} is installed.",
   "apps.is_new": "new",
   "apps.is_newest": "{version} is the newest.",
-  "apps.is_wide": "beyond its own folder",
+  "apps.is_wide": "sensitive",
   "apps.last_exit": "How it ended last",
   "apps.license": "Licence",
   "apps.limit_concurrency": "Calls at once",

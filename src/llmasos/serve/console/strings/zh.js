@@ -188,7 +188,7 @@ export default {
   "apps.installed_now": "已安装 {name} {version}。",
   "apps.is_new": "新增",
   "apps.is_newest": "{version} 已是最新版本。",
-  "apps.is_wide": "超出自身范围",
+  "apps.is_wide": "敏感",
   "apps.last_exit": "上次如何结束",
   "apps.license": "许可证",
   "apps.limit_concurrency": "并发调用",

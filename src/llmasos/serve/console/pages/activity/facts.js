@@ -2,6 +2,9 @@
 
 export const isActive = (job) => job.state === "queued" || job.state === "running";
 
+/** Whether a request only looks on: this page's own, and the likes of it. */
+export const isLooking = (request) => /\/(logs|events)$/.test(request.route);
+
 export const TONES = {
   running: "accent",
   queued: undefined,

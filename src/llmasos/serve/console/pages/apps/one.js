@@ -47,11 +47,11 @@ function Run({ name, inner, query, model }) {
   return html`<${Loaded} state=${state}>
     ${(app) => {
       const route = app.routes.find((one) => one.name === inner) ?? app.routes[0];
-      const tabs = app.routes.map((one) => ({ id: one.name, label: one.summary || one.name }));
+      const tabs = app.routes.map((one) => ({ id: one.name, label: (one.summary || one.name).replace(/\.$/, "") }));
       const chat = (model ?? app.chat?.model) && html`<p><a class="button" href=${href("/chat", { model: model ?? app.chat.model })}><${Icon} name="chat" size=${16} />${t("apps.chat_with")}</a></p>`;
       return html`<div class="stack">
         ${chat}
-        ${app.routes.length > 1 && html`<${Tabs} tabs=${tabs} active=${route.name} onChange=${(id) => go(`/apps/app/${segment(name)}/run/${segment(id)}`)} label=${t("apps.routes")} />`}
+        ${app.routes.length > 1 && html`<div class="routes"><${Tabs} tabs=${tabs} active=${route.name} onChange=${(id) => go(`/apps/app/${segment(name)}/run/${segment(id)}`)} label=${t("apps.routes")} /></div>`}
         ${route ? html`<${RunPanel} key=${route.name} ...${{ base, name, route, query }} />` : !chat && html`<${Empty} icon="apps" title=${t("apps.no_routes")} />`}
       </div>`;
     }}

@@ -15,7 +15,7 @@ import { useCommands } from "../../core/keys.js";
 import { href, segment, setQuery } from "../../core/router.js";
 import { EventParser } from "../../llmasos.js";
 import { able } from "./models.js";
-import { bodySchema, found, operationsOf, parameterSchema, requestSnippets, sampleBody, urlOf } from "./openapi.js";
+import { bodySchema, found, groupsOf, operationsOf, parameterSchema, requestSnippets, sampleBody, urlOf } from "./openapi.js";
 
 const KEPT_EVENTS = 500;
 
@@ -32,7 +32,7 @@ function Explorer({ document: openapi, query, wanted, models }) {
   const operations = useMemo(() => operationsOf(openapi), [openapi]);
   const search = query.q ?? "";
   const shown = found(operations, search);
-  const groups = [...new Set(shown.map((one) => one.group))];
+  const groups = groupsOf(shown);
   const at = operations.find((one) => one.id === wanted.replace("/", " /"));
   const box = useRef(null);
   useCommands([{ id: "endpoints-search", label: t("playground.search"), keys: "/", run: () => box.current?.focus() }], []);
@@ -89,8 +89,8 @@ function Operation({ method, path, operation, document: openapi, models }) {
   return html`<div class="stack operation">
     <header class="stack operation-head">
       <div class="row"><a class="back" href="#/playground/endpoints">←<span class="visually-hidden">${t("playground.endpoints")}</span></a><${Method} name=${method} /><h2 class="mono break">${path}</h2></div>
-      <p>${operation.summary}</p>
-      ${words && words !== operation.summary && html`<p class="muted">${words}</p>`}
+      <p>${marked(operation.summary ?? "")}</p>
+      ${words && words !== operation.summary && html`<p class="muted">${marked(words)}</p>`}
     </header>
     <form class="stack" onSubmit=${submit} onKeyDown=${onKey} novalidate>
       ${Object.keys(parameters.properties).length > 0 &&
@@ -119,6 +119,9 @@ function Operation({ method, path, operation, document: openapi, models }) {
     <//>
   </div>`;
 }
+
+/** Words in backquotes as code. */
+const marked = (text) => text.split(/`([^`]+)`/).map((part, i) => (i % 2 ? html`<code key=${i}>${part}</code>` : part));
 
 function parse(text) {
   try {

@@ -14,6 +14,9 @@ const GROUPS = [
   ["apps", /^\/apps\//],
 ];
 
+const ORDER = ["OpenAI", "Anthropic", "Ollama", "LLMasOS", "apps", "other"];
+export const groupsOf = (operations) => ORDER.filter((group) => operations.some((one) => one.group === group));
+
 /** [{id, method, path, group, summary, operation}], in the document's order. */
 export function operationsOf(document) {
   return Object.entries(document.paths ?? {}).flatMap(([path, item]) =>

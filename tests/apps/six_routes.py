@@ -1,4 +1,4 @@
-"""An application whose six routes have six shapes; every surface is tested with it."""
+"""An application whose routes have all shapes; every surface is tested with it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from llmasos.apps import Application
+from llmasos.apps import Application, File, Image, Upload
 
 app = Application(title="Six routes", version="1.2.0")
 
@@ -72,6 +72,22 @@ def forget(names: list[str], really: bool = False) -> list[str]:
     return sorted(names) if really else []
 
 
+@app.route("/stamp", tool=True)
+def stamp(picture: Image, name: str = "stamped.png") -> Image:
+    """The same picture under another name."""
+    return Image(picture.data, name)
+
+
+@app.route("/sizes", output="table")
+def sizes(
+    files: list[File], note: Annotated[File, Upload(max_size="1KB", accept=("text/*",))] | None = None
+) -> list[dict[str, str | int]]:
+    """Names and sizes of files."""
+    return [{"name": file.name, "bytes": file.size} for file in [*files, *([note] if note else [])]]
+
+
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+"""A PNG of one pixel, as base64."""
 CALLS = [
     ("add", {"a": 1}, 3),
     ("add", {"a": 1, "b": 40}, 41),
@@ -81,6 +97,12 @@ CALLS = [
     ("note", {"name": "greeting"}, {"name": "greeting", "text": "你好"}),
     ("note", {"name": "other"}, None),
     ("forget", {"names": ["b", "a"], "really": True}, ["a", "b"]),
+    ("stamp", {"picture": f"data:;base64,{PIXEL}"}, f"data:image/png;name=stamped.png;base64,{PIXEL}"),
+    (
+        "sizes",
+        {"files": ["data:text/plain;name=%E4%BD%A0.txt;base64,aGVsbG8=", "AAEC"], "note": "data:text/plain,hi"},
+        [{"name": "你.txt", "bytes": 5}, {"name": "file.bin", "bytes": 3}, {"name": "file.txt", "bytes": 2}],
+    ),
 ]
 """A route's name, inputs, the result."""
 app.state.calls = CALLS

@@ -1,5 +1,6 @@
 """`llmasos app`: routes called from the command line give what every surface gives."""
 
+import base64
 import json
 from pathlib import Path
 
@@ -47,6 +48,21 @@ def test_inputs_come_from_files_and_standard_input(cli: Cli, tmp_path: Path) -> 
     assert cli("app", "run", FILE, "say", "-", stdin="from a pipe").out == "from a pipe \n"
     (tmp_path / "points.json").write_text('[{"x": 1}, {"x": 4, "y": 2}]')
     assert cli("app", "run", FILE, "box", f"@{tmp_path / 'points.json'}", "--json").json["area"] == 6
+
+
+def test_files_are_inputs_and_results(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixel = dict(CALLS[-2][1])["picture"].partition(",")[2]
+    (tmp_path / "a.png").write_bytes(base64.b64decode(pixel))
+    monkeypatch.chdir(tmp_path)
+    said = cli("app", "run", FILE, "stamp", "@a.png", "--name", "b.png", "--json").json
+    assert said == f"data:image/png;name=b.png;base64,{pixel}"
+    shown = cli("app", "run", FILE, "sizes", "@a.png", "@a.png", "--note", f"@{__file__}")
+    assert shown.code == 2 and "at most 1,024 are taken" in shown.err
+    table = cli("app", "run", FILE, "sizes", "@a.png", "@a.png").out.splitlines()
+    assert [line.split() for line in table] == [["name", "bytes"], ["a.png", "70"], ["a.png", "70"]]
+    missing = cli("app", "run", FILE, "stamp", "@none.png")
+    assert missing.code == 2 and "none.png" in missing.err
+    assert cli("app", "run", FILE, "stamp", f"@{__file__}").code == 2
 
 
 def test_routes_and_their_inputs_are_shown(cli: Cli) -> None:

@@ -12,22 +12,43 @@ if TYPE_CHECKING:
     from llmasos.apps.application import Application as Application
     from llmasos.apps.chat import ChatRequest as ChatRequest
     from llmasos.apps.chat import Message as Message
+    from llmasos.apps.files import Audio as Audio
+    from llmasos.apps.files import File as File
+    from llmasos.apps.files import Image as Image
+    from llmasos.apps.files import Upload as Upload
     from llmasos.apps.jobs import Job as Job
     from llmasos.apps.jobs import report_progress as report_progress
     from llmasos.apps.llm import Requirement as Requirement
     from llmasos.apps.routes import Input as Input
     from llmasos.apps.routes import Route as Route
 
-__all__ = ["Application", "ChatRequest", "Input", "Job", "Message", "Requirement", "Route", "report_progress"]
+__all__ = [
+    "Application",
+    "Audio",
+    "ChatRequest",
+    "File",
+    "Image",
+    "Input",
+    "Job",
+    "Message",
+    "Requirement",
+    "Route",
+    "Upload",
+    "report_progress",
+]
 
 _HOMES = {
     "Application": "application",
+    "Audio": "files",
     "ChatRequest": "chat",
+    "File": "files",
+    "Image": "files",
     "Input": "routes",
     "Job": "jobs",
     "Message": "chat",
     "Requirement": "llm",
     "Route": "routes",
+    "Upload": "files",
     "report_progress": "jobs",
 }
 

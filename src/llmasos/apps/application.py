@@ -52,12 +52,12 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route as AsgiRoute
 from starlette.types import Receive, Scope, Send
 
-from llmasos.apps import chat, jobs, llm, mcp, problems, streams
+from llmasos.apps import chat, files, jobs, llm, mcp, problems, streams
 from llmasos.apps.document import document
 from llmasos.apps.llm import Requirement
 from llmasos.apps.openapi import openapi
 from llmasos.apps.place import Config, Place
-from llmasos.apps.routes import QUERY_METHODS, Hints, Route, describe
+from llmasos.apps.routes import QUERY_METHODS, Hints, Output, Route, describe
 from llmasos.errors import InvalidInputError, NotFoundError, ServerError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -181,17 +181,19 @@ class Application:
         tool: bool = False,
         read_only: bool | None = None,
         destructive: bool | None = None,
+        output: Output | None = None,
     ) -> Callable[[Function], Function]:
         """Serve the decorated function (plain, async, generator or async generator) at `path`; it stays as it is.
 
         `methods`: default GET and POST, or POST alone where an input is nested. `examples`: inputs, shown in the
         documentation and checked now. `tool`: language models may call it too, over MCP (see `mcp.py`). `read_only`,
-        `destructive`: what it does to the world, for who asks before a call. Raises InvalidInputError for what can't be
-        served.
+        `destructive`: what it does to the world, for who asks before a call. `output`: how a result is best shown
+        ("markdown", "table", "json", "image", ...), where its type does not say. Raises InvalidInputError for what
+        can't be served.
         """
 
         def decorate(function: Function) -> Function:
-            hints = Hints(tool=tool, read_only=read_only, destructive=destructive)
+            hints = Hints(tool=tool, read_only=read_only, destructive=destructive, output=output)
             route = describe(function, path, methods, examples, hints)
             self._check_free(route)
             route = dataclasses.replace(route, name=self._free_name(route))
@@ -379,6 +381,8 @@ class Application:
                 if route.streams or streams.is_stream(result):
                     collected = streams.prefers_json(request.headers.get("accept", ""))
                     return streams.StreamResponse(route, result, collected=collected, worker=self._in_thread)
+                if route.returns_files:
+                    return _file_response(route, result, request.headers.get("accept", ""))
                 return Response(route.dump(result), media_type="application/json")
             except (Exception, SystemExit) as e:  # whatever the function does, the server stays up
                 headers = e.headers if isinstance(e, HTTPException) else None
@@ -485,10 +489,23 @@ class Application:
         return problems.of_http_exception(error, hint=hint)
 
 
+def _file_response(route: Route, result: Any, accept: str) -> Response:
+    """A file as it is for who accepts it rather than JSON; anything else as JSON."""
+    found = route.result.validate_python(result)
+    if isinstance(found, files.File) and files.wants_raw(accept, found.media_type):
+        return files.raw_response(found)
+    return Response(route.dump(found), media_type="application/json")
+
+
 async def _arguments(route: Route, request: Request) -> dict[str, Any]:
     """The function's arguments out of path and query or body. Raises RequestError with a 4xx problem."""
     place = "query" if request.method in QUERY_METHODS else "body"
-    values = _query(route, request) if place == "query" else await _json(request, route.value_names)
+    if place == "query":
+        values = _query(route, request)
+    elif route.takes_files and _media_type(request) == "multipart/form-data":
+        values = await files.read_form(request, route)
+    else:
+        values = await _json(request, route.value_names, route.max_body)
     misplaced = [
         {"type": "extra_forbidden", "loc": (place, name), "msg": "", "input": values.pop(name)}
         for name in route.path_names
@@ -518,12 +535,16 @@ def _query(route: Route, request: Request) -> dict[str, Any]:
     return values
 
 
-async def _json(request: Request, names: Iterable[str]) -> dict[str, Any]:
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def _json(request: Request, names: Iterable[str], limit: int = files.MAX_BODY) -> dict[str, Any]:
     """The object in a request's body; `names`: what it may hold. Raises RequestError with a 4xx problem."""
-    body = await request.body()
+    body = await files.read_body(request, limit)
     if not body:
         return {}
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = _media_type(request)
     if kind != "application/json" and not kind.endswith("+json"):
         message = f"The body's Content-Type is {kind or 'missing'}; JSON is taken here."
         hint = "With curl: -H 'Content-Type: application/json'."

@@ -56,7 +56,7 @@ def _python_head(words: str, parts: list[str]) -> str:
     """Docstring and imports of what the parts use."""
     used = set(re.findall(r"\w+", "\n".join(parts)))
     names = [name for name in ("Any", "ClassVar", "Literal", "NotRequired", "TypedDict") if name in used]
-    ours = [name for name in ("UNSET", "AppClient", "Door") if name in used]
+    ours = [name for name in ("UNSET", "AppClient", "Door", "FileLike") if name in used]
     return "\n".join(
         [
             f'"""Client of {_plain(words)}. Written by `llmasos app client`: write it again when the routes change."""',
@@ -75,7 +75,7 @@ def _python_method(route: Mapping[str, Any], types: _PythonTypes) -> str:
     schema, stream = route["input"], route["stream"]
     defs, required = schema.get("$defs", {}), set(schema.get("required", ()))
     words = [
-        f"{_python_name(name)}: {types.of(one, defs)}" + ("" if name in required else " = UNSET")
+        f"{_python_name(name)}: {types.of(one, defs, is_input=True)}" + ("" if name in required else " = UNSET")
         for name, one in sorted(schema.get("properties", {}).items(), key=lambda item: item[0] not in required)
     ]
     given = [
@@ -100,9 +100,11 @@ class _PythonTypes:
         self._classes: dict[str, str] = dict.fromkeys(taken, "")
         self._names: dict[str, str] = {}
 
-    def of(self, schema: Any, defs: Mapping[str, Any]) -> str:
+    def of(self, schema: Any, defs: Mapping[str, Any], *, is_input: bool = False) -> str:
         if not isinstance(schema, dict):
             return "Any"
+        if is_input and "x-llmasos-media" in schema:
+            return "FileLike"
         if "$ref" in schema:
             name = schema["$ref"].rsplit("/", 1)[-1]
             body = defs.get(name, {})
@@ -111,12 +113,12 @@ class _PythonTypes:
             values = schema.get("enum", [schema.get("const")])
             return f"Literal[{', '.join(map(repr, values))}]"
         if members := schema.get("anyOf") or schema.get("oneOf"):
-            return " | ".join(dict.fromkeys(self.of(member, defs) for member in members))
+            return " | ".join(dict.fromkeys(self.of(member, defs, is_input=is_input) for member in members))
         if isinstance(schema.get("type"), list):
             return " | ".join(self.of({**schema, "type": kind}, defs) for kind in schema["type"])
         match schema.get("type"):
             case "array":
-                return f"list[{self.of(schema.get('items', {}), defs)}]"
+                return f"list[{self.of(schema.get('items', {}), defs, is_input=is_input)}]"
             case "object" if schema.get("properties"):
                 return self._object(schema.get("title") or "Object", schema, defs)
             case "object":
@@ -209,6 +211,8 @@ def _script_type(schema: Any, defs: Mapping[str, Any], depth: int = 12) -> str:
     """Objects are written out where they are used; one that holds itself ends in `any`."""
     if not isinstance(schema, dict) or not depth:
         return "any"
+    if "x-llmasos-max-bytes" in schema:  # which inputs have
+        return "string | Blob"
     if "$ref" in schema:
         return _script_type(defs.get(schema["$ref"].rsplit("/", 1)[-1], {}), defs, depth - 4)
     if "const" in schema or "enum" in schema:

@@ -8,7 +8,10 @@ from each other. Schemas are JSON Schema 2020-12, each whole, with its own `$def
     output     schema of the result; of a stream, of the elements put together
     stream     null, or {"item": schema of an element, "joins": whether the whole is one text}
     examples   inputs
-    hints      tool, read_only, destructive; null: unknown
+    hints      tool, read_only, destructive; null: unknown. output: how a result is best shown (text, markdown, table,
+               json, image, audio, file); null: as its type says
+
+A text with "x-llmasos-media" is a file as a data: URL, of these media types; "x-llmasos-max-bytes" is its limit.
 
 `chat` is null, or says how the application chats (see `chat.py`): name, model (`app/NAME`), path, summary, description,
 the request's `fields` that it takes, whether it streams.
@@ -42,5 +45,10 @@ def describe_route(route: Route) -> dict[str, Any]:
         if route.streams
         else None,
         "examples": [dict(example) for example in route.examples],
-        "hints": {"tool": hints.tool, "read_only": hints.read_only, "destructive": hints.destructive},
+        "hints": {
+            "tool": hints.tool,
+            "read_only": hints.read_only,
+            "destructive": hints.destructive,
+            "output": hints.output,
+        },
     }

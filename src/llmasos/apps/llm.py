@@ -45,22 +45,25 @@ class Requirement:
 
     @property
     def max_bytes(self) -> int | None:
-        if not isinstance(self.max_size, str):
-            return self.max_size
-        from llmasos.store.packages.manifest import ModelNeed, num_bytes
-
-        try:
-            ModelNeed(max_size=self.max_size)
-        except ValueError:
-            raise InvalidInputError(
-                f"max_size={self.max_size!r} is no size.", hint='Write one like "512MB" or "2GB".', param="max_size"
-            ) from None
-        return num_bytes(self.max_size)
+        return bytes_of(self.max_size) if isinstance(self.max_size, str) else self.max_size
 
     def __str__(self) -> str:
         words = [f"a context of {self.min_context} tokens"] if self.min_context else []
         words += [f"files of at most {self.max_size}"] if self.max_size else []
         return ", ".join((*words, *self.capabilities)) or "any model"
+
+
+def bytes_of(size: str) -> int:
+    """Of a size as manifests write it. Raises InvalidInputError."""
+    from llmasos.store.packages.manifest import ModelNeed, num_bytes
+
+    try:
+        ModelNeed(max_size=size)
+    except ValueError:
+        raise InvalidInputError(
+            f"max_size={size!r} is no size.", hint='Write one like "512MB" or "2GB".', param="max_size"
+        ) from None
+    return num_bytes(size)
 
 
 def required(manifest: Manifest | None, name: str = "default") -> str | Requirement | None:

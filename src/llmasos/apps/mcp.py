@@ -5,23 +5,26 @@ them. Needs the extra `mcp`.
     http://127.0.0.1:8000/mcp      streamable HTTP, where the application is served
 
 A tool's inputs and result are those of its route. MCP wants an object as structured result, so any other is the value
-of `result`. A stream's elements are told as progress, and the result is all of them put together. A failure is a result
-with `isError`, whose text says what happened and what to do: the model reads it.
+of `result`. Files are image and audio content or embedded resources, and not repeated as structured results. A stream's
+elements are told as progress, and the result is all of them put together. A failure is a result with `isError`, whose
+text says what happened and what to do: the model reads it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from pydantic import ValidationError
 from starlette.datastructures import Headers
 
 from llmasos.apps import problems
 from llmasos.apps.document import describe_route
+from llmasos.apps.files import File
 from llmasos.apps.jobs import reporting_to
 from llmasos.apps.routes import Route
 from llmasos.errors import UnsupportedError
@@ -125,12 +128,13 @@ def _tool(route: Route) -> types.Tool:
 
     described = describe_route(route)
     schema, hints = described["output"], route.hints
+    whole = None if route.returns_files else schema if _is_object(schema) else _wrapped(schema)
     return types.Tool(
         name=route.name,
         title=route.summary,
         description="\n\n".join(filter(None, (route.summary, route.description))),
         input_schema=described["input"],
-        output_schema=schema if _is_object(schema) else _wrapped(schema),
+        output_schema=whole,
         annotations=types.ToolAnnotations(
             title=route.summary, read_only_hint=hints.read_only, destructive_hint=hints.destructive
         ),
@@ -177,9 +181,26 @@ async def _call(
     except (Exception, SystemExit) as e:
         return _failed(problems.of_exception(e, route.name))
     value = json.loads(text)
+    if route.returns_files:
+        found = value if isinstance(value, list) else [value]
+        return types.CallToolResult(content=[_content(one) for one in found if one is not None])
     whole = value if _is_object(route.result.json_schema(mode="serialization")) else {"result": value}
     shown = value if isinstance(value, str) else text
     return types.CallToolResult(content=[types.TextContent(text=shown)], structured_content=whole)
+
+
+def _content(url: str) -> types.ImageContent | types.AudioContent | types.EmbeddedResource:
+    """A file, as models take it."""
+    from mcp import types
+
+    file = File.from_text(url)
+    data, kind = base64.b64encode(file.data).decode(), file.media_type
+    if kind.startswith("image/"):
+        return types.ImageContent(data=data, mime_type=kind)
+    if kind.startswith("audio/"):
+        return types.AudioContent(data=data, mime_type=kind)
+    uri = f"file:///{quote(file.name, safe='')}"
+    return types.EmbeddedResource(resource=types.BlobResourceContents(uri=uri, blob=data, mime_type=kind))
 
 
 def _failed(problem: dict[str, Any]) -> types.CallToolResult:

@@ -15,6 +15,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
+from llmasos.apps.files import MARK
 from llmasos.apps.problems import Problem
 from llmasos.apps.routes import QUERY_METHODS, Input, Route
 
@@ -108,13 +109,31 @@ def _body(route: Route, reference: Mapping[str, Any], whole: Mapping[str, Any]) 
             for n, e in enumerate(route.examples, 1)
         }
     needed = any(i.required for i in route.inputs if i.place == "value")
-    return {"required": needed, "content": {"application/json": media}}
+    content = {"application/json": media}
+    if route.takes_files:
+        content["multipart/form-data"] = {"schema": _form(route, whole)}
+    return {"required": needed, "content": content}
+
+
+def _form(route: Route, whole: Mapping[str, Any]) -> dict[str, Any]:
+    """The same inputs in a form, whose files are bytes."""
+    binary = {"type": "string", "format": "binary"}
+    many = {"type": "array", "items": binary}
+    inputs = [i for i in route.inputs if i.place == "value"]
+    properties = {
+        i.name: (binary if i.files == "one" else many) if i.files else whole["properties"][i.name] for i in inputs
+    }
+    required = [i.name for i in inputs if i.required]
+    return {"type": "object", "properties": properties} | ({"required": required} if required else {})
 
 
 def _responses(key: str, route: Route, schemas: _Schemas) -> dict[str, Any]:
     problem = {"application/problem+json": {"schema": schemas["problem", "serialization"]}}
     content: dict[str, Any] = {"application/json": {"schema": schemas[key, "serialization"]}}
     good = "The return value as JSON."
+    if (media := schemas[key, "serialization"].get(MARK)) and not route.streams:
+        good = "The file as a data: URL, or as it is for who accepts its media type rather than JSON."
+        content |= {one: {"schema": {}} for one in media.split(",")}
     if route.streams:
         good = (
             "Server-sent events, one JSON value each, then `event: done`; all at once for `Accept: application/json`."

@@ -24,7 +24,8 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import docstring_parser
@@ -32,12 +33,15 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from pydantic.errors import PydanticUserError
 from pydantic.fields import FieldInfo
 
+from llmasos.apps.files import MARK, MAX_BODY, body_limit, mark_of
 from llmasos.errors import InvalidInputError
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 QUERY_METHODS = frozenset({"GET", "DELETE"})
 """Methods whose inputs come from the query string; the others take a JSON body."""
 
+Output = Literal["text", "markdown", "table", "json", "image", "audio", "file"]
+OUTPUTS: tuple[Output, ...] = typing.get_args(Output)
 _STREAMS = (Iterator, AsyncIterator, Generator, AsyncGenerator, AsyncIterable)
 _INFERRED = (bool, int, float, str)
 
@@ -61,6 +65,11 @@ class Input:
     def required(self) -> bool:
         return self.default is inspect.Parameter.empty
 
+    @property
+    def files(self) -> Literal["one", "many"] | None:
+        """Whether it is a file, or a list of files."""
+        return mark_of(self.schema)
+
 
 @dataclass(frozen=True)
 class Hints:
@@ -72,6 +81,8 @@ class Hints:
     """It changes nothing."""
     destructive: bool | None = None
     """What it changes may be lost."""
+    output: Output | None = None
+    """How a result is best shown; None: as its type says."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,17 @@ class Route:
     """The collected form of the stream is one string, the pieces put together."""
     examples: tuple[Mapping[str, Any], ...]
     hints: Hints = Hints()
+    max_body: int = MAX_BODY
+    """Bytes that a request may have."""
+
+    @property
+    def takes_files(self) -> bool:
+        return any(i.files for i in self.inputs)
+
+    @cached_property
+    def returns_files(self) -> Literal["one", "many"] | None:
+        """Whether the result is a file, or a list of files."""
+        return mark_of(self.result.json_schema(mode="serialization"))
 
     @property
     def path_names(self) -> tuple[str, ...]:
@@ -149,6 +171,8 @@ def describe(
         )
     model = _model(function, name, inputs)
     streams, item, result = _output(function, name, types.get("return", Any))
+    if hints.output is None:
+        hints = replace(hints, output=_shown_as(result))
     route = Route(
         path=path,
         methods=_methods(name, methods, inputs),
@@ -164,6 +188,7 @@ def describe(
         joins=streams and item.core_schema["type"] == "str",
         examples=tuple(examples),
         hints=hints,
+        max_body=body_limit([i.schema for i in inputs]),
     )
     _check_hints(route)
     for example in route.examples:
@@ -180,12 +205,26 @@ def _check_hints(route: Route) -> None:
     hints, name = route.hints, route.name
     if hints.read_only and hints.destructive:
         raise InvalidInputError(f"{name}() can't be read_only and destructive.", param="destructive")
+    if hints.output is not None and hints.output not in OUTPUTS:
+        raise InvalidInputError(
+            f"output={hints.output!r} of {name}() is no way to show a result.",
+            hint=f"Known: {', '.join(OUTPUTS)}.",
+            param="output",
+        )
     if hints.tool and not inspect.getdoc(route.function):
         raise InvalidInputError(
             f"{name}() is a tool without a docstring: a model would not know what it is for.",
             hint="Say in its docstring what it does and when to use it.",
             param="tool",
         )
+
+
+def _shown_as(result: TypeAdapter[Any]) -> Output | None:
+    schema = result.json_schema(mode="serialization")
+    if mark_of(schema) is None:
+        return None
+    media = next(iter(re.findall(r"'x-llmasos-media': '(\w+)/", str(schema))), "")
+    return "image" if media == "image" else "audio" if media == "audio" else "file"
 
 
 def _placeholders(path: str, name: str) -> frozenset[str]:
@@ -277,6 +316,8 @@ def _annotated(annotation: Any) -> bool:
 def _shapes(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> frozenset[str]:
     """Read from the JSON Schema rather than from the type, so it covers whatever pydantic can describe."""
     one, many, neither = frozenset({"one"}), frozenset({"many"}), frozenset[str]()
+    if MARK in schema:
+        return neither
     if "$ref" in schema:
         name = schema["$ref"].rsplit("/", 1)[-1]
         return _shapes(defs[name], {k: v for k, v in defs.items() if k != name}) if name in defs else neither
@@ -322,7 +363,7 @@ def _methods(name: str, wanted: Iterable[str] | None, inputs: tuple[Input, ...])
         )
     if nested and QUERY_METHODS & set(methods):
         raise InvalidInputError(
-            f"The parameter {nested[0].name!r} of {name}() is nested, and a query string holds only plain values.",
+            f"The parameter {nested[0].name!r} of {name}() is nested or a file; a query holds only plain values.",
             hint='Use methods=["POST"].',
             param=nested[0].name,
         )

@@ -5,12 +5,13 @@ Its packages are handled in package.py.
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmasos.cli.messages import t
 from llmasos.cli.package import Options, check_flags, package
-from llmasos.cli.render import cell_width, emit, say, working
+from llmasos.cli.render import cell_width, emit, say, size, table, working
 from llmasos.errors import InvalidInputError, LLMasOSError, ServerError
 
 if TYPE_CHECKING:
@@ -129,10 +130,13 @@ def _run(application: Application, file: str, route: Route, words: tuple[str, ..
         raise ServerError(
             t("app.failed", route=route.name, kind=type(e).__name__, text=str(e) or "-"), hint=t("app.traceback")
         ) from e
-    _print(result, as_json, shows_pieces)
+    if route.returns_files and not as_json and not route.streams:
+        _print_files(result)
+    else:
+        _print(result, as_json, shows_pieces, route.hints.output)
 
 
-def _print(result: bytes, as_json: bool, is_shown: bool) -> None:
+def _print(result: bytes, as_json: bool, is_shown: bool, output: str | None) -> None:
     import json
 
     if as_json:
@@ -141,7 +145,40 @@ def _print(result: bytes, as_json: bool, is_shown: bool) -> None:
         print()
     else:
         value = json.loads(result)
-        print(value) if isinstance(value, str) else emit(value)
+        print(value) if isinstance(value, str) else print(_rows(value)) if output == "table" else emit(value)
+
+
+def _rows(value: Any) -> str:
+    """A list of objects as a table; anything else as JSON."""
+    import json
+
+    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value) or not value:
+        return json.dumps(value, ensure_ascii=False, indent=2)
+    heads = list(dict.fromkeys(name for row in value for name in row))
+    words = [
+        [
+            one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)
+            for one in (row.get(h, "") for h in heads)
+        ]
+        for row in value
+    ]
+    return table(heads, words)
+
+
+def _print_files(result: bytes) -> None:
+    """A single file goes to a pipe as it is; on a terminal all are saved in the working folder."""
+    import json
+
+    from llmasos.apps.files import File
+
+    value = json.loads(result)
+    found = [File.from_text(one) for one in (value if isinstance(value, list) else [value]) if one is not None]
+    if len(found) == 1 and not sys.stdout.isatty():
+        sys.stdout.buffer.write(found[0].data)
+        sys.stdout.buffer.flush()
+        return
+    for file in found:
+        print(f"{file.save('.')}  {file.media_type}  {size(file.size)}")
 
 
 def _show(application: Application, route: str | None, as_json: bool) -> None:

@@ -5,6 +5,8 @@
     for word in app.stream("say", words="a b"): ...
     job = app.start("summarise", text=text)          # goes on by itself
     app.wait(job).result
+    app.call("size", picture=Path("cat.png"))        # a file: a path, bytes, an open file or a data: URL
+    save(app.call("draw"), "cat.png")                # and one that comes back
 
 `llmasos app client` writes a class with a typed method for each route; it stands on these.
 """
@@ -12,16 +14,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import aclosing, closing
 from datetime import datetime
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 from urllib.parse import quote, urlencode
 
 import httpx
 from pydantic import BaseModel
 
+from llmasos.client import dataurl
+from llmasos.client.dataurl import FileLike as FileLike
 from llmasos.client.http import AsyncHttp, Http, Request, Target, broken_off, response_error
 from llmasos.client.providers.openai import parsed
 from llmasos.client.sse import Event
@@ -77,7 +83,7 @@ class _Calls:
         door = self._found.get(route)
         if door is None:
             raise NotFoundError(f"There is no route {route!r}.", hint=f"Known: {', '.join(self._found) or 'none'}.")
-        values = {name: value for name, value in inputs.items() if value is not UNSET}
+        values = {name: _sent(value) for name, value in inputs.items() if value is not UNSET}
         path = _fill(route, door.path, values)
         if door.method in ("GET", "DELETE"):
             query = urlencode([pair for name, value in values.items() for pair in _pairs(name, value)])
@@ -246,6 +252,16 @@ class AsyncAppClient(_Calls):
         if not self._found:
             self._learn(await self.document())
         return self._request(route, inputs, headers)
+
+
+def save(result: str, path: str | os.PathLike[str]) -> None:
+    """Write a file that a route gave, a data: URL. Raises InvalidInputError for what is none, OSError."""
+    Path(path).write_bytes(dataurl.decode(result).data)
+
+
+def _sent(value: Any) -> Any:
+    """A file, or a list with files, as text; anything else as it is."""
+    return [dataurl.encode_file(one) for one in value] if isinstance(value, list) else dataurl.encode_file(value)
 
 
 def doors_of(document: Mapping[str, Any]) -> dict[str, Door]:

@@ -77,7 +77,10 @@ class Mounted:
 
 def _offer_proxy(path: str) -> None:
     """Clients of HTTP know proxies by addresses of TCP only: one on this process's own loopback leads to the socket."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    try:
+        listener = socket.create_server(("127.0.0.1", 0))
+    except PermissionError:  # this system gives it no network of its own
+        return
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         os.environ[name] = os.environ[name.lower()] = url

@@ -15,6 +15,8 @@ from llmasos import __version__
 from llmasos.serve import adapters as adapter_routes
 from llmasos.serve import anthropic, console, health, native, ollama, openapi, problems
 from llmasos.serve.access.install import install as install_access
+from llmasos.serve.apps.routes import create_router as app_routes
+from llmasos.serve.apps.supervisor import Supervisor
 from llmasos.serve.aside import Aside
 from llmasos.serve.background import Background
 from llmasos.serve.files.store import MAX_STORED_BYTES
@@ -91,6 +93,7 @@ def assemble(
     requests, journal, readiness = Requests(), Journal(), readiness or Readiness()
     if access is not None or database is not None:
         readiness.checks["database"] = partial(_unreachable, storage)
+    apps = Supervisor(access, models) if access is not None else None  # an application is known by its key
     jobs = Jobs(storage)
     pulls = Pulls(jobs)
     of_tasks = (jobs, models, Aside(access), background.files)
@@ -113,6 +116,10 @@ def assemble(
             await background.start()
             stack.push_async_callback(jobs.close)
             await jobs.start()
+            if apps is not None:
+                stack.push_async_callback(apps.close)
+                apps.server = app
+                await apps.start()
             yield
             readiness.stopping.set()
 
@@ -132,7 +139,7 @@ def assemble(
     )
     app.add_middleware(Watch, requests=requests)
     app.include_router(anthropic.create_router(models))  # before OpenAI's: /v1/models is both
-    app.include_router(create_openai_router(models))
+    app.include_router(create_openai_router(models, apps))
     background.include(app)
     app.include_router(adapter_routes.create_router(models, enabled=enable_lora_loading))
     app.include_router(ollama.create_router(models, residents, pulls))
@@ -153,6 +160,8 @@ def assemble(
             readiness=readiness,
         )
     )
+    if apps is not None:
+        app.include_router(app_routes(apps, readiness.stopping))
     openapi.install(app)
     return app
 

@@ -26,7 +26,7 @@ from typing import IO, Any, Literal
 import psutil
 
 from llmasos.apps.sandbox.policy import SYSTEM_PATHS, Policy
-from llmasos.apps.sandbox.watch import disk_of, tree, use_of
+from llmasos.apps.sandbox.watch import Use, disk_of, tree, use_of
 from llmasos.errors import InvalidInputError, NotFoundError, ServerError
 
 LOOK_S = 0.05
@@ -204,6 +204,17 @@ class SandboxedProcess:
     async def ended(self) -> Exit:
         """`wait` for an event loop."""
         return await asyncio.shield(asyncio.wrap_future(self._ended))
+
+    def terminate(self) -> None:
+        """Ask the command itself to end (SIGTERM); it may take its time, or not do it."""
+        generations = tree(self.pid)
+        for pid in generations[self._num_keepers] if len(generations) > self._num_keepers else ():
+            with suppress(psutil.Error):
+                psutil.Process(pid).terminate()
+
+    def use(self) -> Use:
+        """What it takes now, with all that it has started."""
+        return use_of(tree(self.pid), self._num_keepers)
 
     def kill(self) -> None:
         """End it now, and all that it has started. `wait` says when that is done."""

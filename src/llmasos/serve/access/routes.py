@@ -168,6 +168,20 @@ RULES = (
     _native("DELETE", "/knowledge/{name}/documents/{path:path}"),
     _asks("/llmasos/v1/knowledge/{name}/search"),
     _asks("/llmasos/v1/knowledge/{name}/ask"),
+    # LLMasOS: applications
+    Rule("GET", "/llmasos/v1/apps", "any"),  # those that the key may use
+    _native("POST", "/apps"),
+    _native("PUT", "/apps", upload=True),
+    Rule("GET", "/llmasos/v1/apps/openapi.json", "any"),
+    Rule("GET", "/llmasos/v1/apps/{name}", "any"),
+    _native("PATCH", "/apps/{name}"),
+    _native("DELETE", "/apps/{name}"),
+    _native("GET", "/apps/{name}/logs"),
+    _native("POST", "/apps/{name}/{action}"),
+    *(
+        Rule(method, "/apps/{name}/{path:path}", "inference", counted=True)
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
+    ),
     # LLMasOS: keys, usage, audit log
     _native("POST", "/keys"),
     _native("GET", "/keys"),

@@ -22,6 +22,8 @@ from llmasos.client.types import (
     Tokens,
     TokensText,
 )
+from llmasos.serve.apps.chat import app_chat, app_model, app_models, is_app
+from llmasos.serve.apps.supervisor import Supervisor
 from llmasos.serve.body import ReadAside
 from llmasos.serve.caller import caller_of
 from llmasos.serve.documented import ASKED, errors, refusals, stream
@@ -33,24 +35,27 @@ from llmasos.serve.respond import streamed, whole
 _EVENTS = "`data:` lines of {} objects, then `data: [DONE]`."
 
 
-def create_router(models: Models) -> APIRouter:
+def create_router(models: Models, apps: Supervisor | None = None) -> APIRouter:
     router = APIRouter()
-    router.include_router(_openai(models))
+    router.include_router(_openai(models, apps))
     router.include_router(_neighbours(models))
     return router
 
 
-def _openai(models: Models) -> APIRouter:
+def _openai(models: Models, apps: Supervisor | None) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["OpenAI"], route_class=ReadAside)
 
     @router.get("/models", summary="List the served models")
     async def list_models(request: Request) -> ModelList:
         caller = caller_of(request)
         await models.look(facts=True)
-        return ModelList(data=[describe(models, name) for name in models.names if caller.may_use(name)])
+        served = [describe(models, name) for name in models.names if caller.may_use(name)]
+        return ModelList(data=served + (await app_models(apps, caller) if apps is not None else []))
 
     @router.get("/models/{model:path}", summary="Describe one model", responses=errors(404))
     async def retrieve_model(model: str, request: Request) -> Model:
+        if apps is not None and is_app(model):
+            return await app_model(apps, caller_of(request), model)
         await models.look(model, facts=True)
         models.check(model, caller_of(request))
         return describe(models, model)
@@ -64,6 +69,8 @@ def _openai(models: Models) -> APIRouter:
     )
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
         caller = caller_of(request)
+        if apps is not None and is_app(body.model):
+            return await app_chat(apps, caller, body.model, request)
         if body.stream:
             return await streamed(request, chat.events(models, caller, body))
         return await whole(request, chat.answer(models, caller, body))

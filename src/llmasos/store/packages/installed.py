@@ -178,19 +178,21 @@ class Apps:
         *,
         accept: Accept | bool = False,
         trust: str | None = None,
+        source: str | None = None,
     ) -> Installed:
         """Install a package file, or what `NAME` or `NAME==VERSION` stands for in the indexes.
 
         `accept` is asked, or says, whether the application may do what its sheet lists; NotAcceptedError otherwise.
         Raises NotFoundError, FormatError for a package that may be hostile, KeyChangedError (see `sign`),
-        UnsupportedError for another Python, StoreError if this version is there with other bytes.
+        UnsupportedError for another Python, StoreError if this version is there with other bytes. `source`: where a
+        file is from, if not from where it lies.
         """
         if str(reference).endswith(".llmapp"):
             path = Path(reference)
             with open_package(path) as package:
                 name = package.manifest.app.name
                 with self._changing(name):
-                    return self._install(package, str(path.absolute()), accept, trust, is_update=False)
+                    return self._install(package, source or str(path.absolute()), accept, trust, is_update=False)
         found = choose(asked, str(reference))
         with self._changing(found.name), found.index.package(found, self.home / "cache" / "apps") as path:
             return self._from_index(path, found, accept, trust, is_update=False)

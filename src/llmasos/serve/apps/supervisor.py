@@ -1,0 +1,409 @@
+"""All installed applications of one server: started on first use, stopped when idle, started again after a crash with
+growing pauses, held to their keys."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from starlette.types import ASGIApp
+
+from llmasos.client.types.apps import AppExit
+from llmasos.errors import DiskFullError, FormatError, InvalidInputError, LLMasOSError, NotFoundError, UnsupportedError
+from llmasos.serve.access import registry
+from llmasos.serve.access.access import Access, Tenant
+from llmasos.serve.access.keys import Key
+from llmasos.serve.apps import environment, log, running
+from llmasos.serve.apps.rights import rights_of
+from llmasos.serve.apps.running import AppFailedError, Documents, Order, Running
+from llmasos.serve.models import Models
+from llmasos.settings import settings
+from llmasos.store.library import model_lock
+from llmasos.store.packages import Apps, Installed, check_app_name
+
+IDLE_SECONDS = 600.0
+LOOK_SECONDS = 5.0
+STEADY_SECONDS = 60.0
+"""A process that ends sooner than this after its start, again and again, is waited for longer each time."""
+MOST_PAUSE = 300.0
+CONFIG, DOCUMENTS = "config.json", "documents.json"
+_ACTOR = "server"
+
+_log = logging.getLogger("llmasos.serve.apps")
+
+
+class AppBusyError(AppFailedError):
+    code = "app_busy"
+
+
+class Slot:
+    """One installed application: what is known of it whether it runs or not."""
+
+    def __init__(self, name: str, app_log: log.AppLog) -> None:
+        self.name, self.log = name, app_log
+        self.lock = asyncio.Lock()
+        self.running: Running | None = None
+        self.starting: asyncio.Task[Running] | None = None
+        self.is_stopped = False
+        self.num_crashes = 0
+        self.retry_at: float | None = None
+        self.last_exit: AppExit | None = None
+        self.key_id: str | None = None
+        self.documents: tuple[str, Documents] = ("", Documents())
+        self.is_changing = False
+
+    @property
+    def pause(self) -> float:
+        """Seconds until it may be started again."""
+        return max(0.0, (self.retry_at or 0.0) - time.monotonic())
+
+    def crashed(self, lived: float) -> None:
+        self.num_crashes = self.num_crashes + 1 if lived < STEADY_SECONDS else 1
+        self.retry_at = time.monotonic() + min(MOST_PAUSE, 2.0 ** (self.num_crashes - 1))
+
+
+class Supervisor:
+    """Belongs to one event loop. `server`: the ASGI application behind the doors; set before `start`."""
+
+    def __init__(
+        self, access: Access, models: Models, *, home: Path | None = None, idle_seconds: float = IDLE_SECONDS
+    ) -> None:
+        self.access, self.models, self.idle_seconds = access, models, idle_seconds
+        self.home = home or settings().home
+        self.apps = Apps(self.home)
+        self.server: ASGIApp | None = None
+        self._slots: dict[str, Slot] = {}
+        self._looking: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+
+    # life
+
+    async def start(self) -> None:
+        self._looking = asyncio.create_task(self._look_again_and_again())
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+        starting = [slot.starting for slot in self._slots.values() if slot.starting is not None]
+        await asyncio.gather(*starting, return_exceptions=True)
+        await asyncio.gather(*(slot.running.end() for slot in self._slots.values() if slot.running is not None))
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _look_again_and_again(self) -> None:
+        while True:
+            try:
+                await self._look()
+            except (LLMasOSError, OSError):
+                _log.exception("installed applications could not be looked after")
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _look(self) -> None:
+        """Stop what is idle, gone or of another version; start what works without being asked."""
+        there = {app.name: app for app in await asyncio.to_thread(self.apps.list)}
+        for slot in list(self._slots.values()):
+            found, now = slot.running, time.monotonic()
+            if slot.is_changing:
+                continue
+            if slot.name not in there:
+                await self._forget(slot)
+            elif found is not None and not found.num_running:
+                if found.order.app.version != there[slot.name].version:
+                    await self.stop(slot.name)
+                elif (
+                    now - found.last_used > self.idle_seconds
+                    and not found.documents.is_always_on
+                    and not await found.is_working()
+                ):
+                    slot.log.add("it is idle and is stopped until it is asked again")
+                    await self.stop(slot.name)
+        for name, app in there.items():
+            slot = self.slot(name)
+            if app.manifest is None or slot.is_stopped or slot.is_changing or slot.running or slot.pause:
+                continue
+            if (await self.documents(app)).is_always_on:
+                with contextlib.suppress(LLMasOSError):  # it is in its log, and tried again after its pause
+                    await self.running(name)
+
+    async def _forget(self, slot: Slot) -> None:
+        """It was uninstalled by somebody else."""
+        await self.stop(slot.name)
+        self._slots.pop(slot.name, None)
+        await self.revoke(slot.name, _ACTOR)
+
+    # one application
+
+    def slot(self, name: str) -> Slot:
+        if name not in self._slots:
+            self._slots[name] = Slot(name, log.AppLog(log.path_of(self.home, name)))
+        return self._slots[name]
+
+    async def installed(self, name: str) -> Installed:
+        """Raises NotFoundError, FormatError."""
+        try:
+            check_app_name(name)
+        except InvalidInputError as e:
+            raise NotFoundError(f"No application {name[:80]!r} is installed.") from e
+        return await asyncio.to_thread(self.apps.get, name)
+
+    async def installed_or_damaged(self, name: str) -> Installed:
+        """Raises NotFoundError."""
+        found = await asyncio.to_thread(self.apps.list)
+        if (app := next((one for one in found if one.name == name), None)) is None:
+            raise NotFoundError(f"No application {name[:80]!r} is installed.", hint="GET /llmasos/v1/apps lists them.")
+        return app
+
+    @contextlib.asynccontextmanager
+    async def use(self, name: str) -> AsyncIterator[Running]:
+        """The application for one call; it is started if it does not run. Raises NotFoundError, AppFailedError,
+        AppBusyError, and what `Running.begin` raises."""
+        found = await self.running(name)
+        if found.num_running >= found.terms.concurrency:
+            raise AppBusyError(
+                f"{name} answers {found.num_running} calls already, the most it takes at once.", retry_after=1
+            )
+        found.num_running += 1
+        found.num_calls += 1
+        found.last_used = time.monotonic()
+        try:
+            yield found
+        finally:
+            found.num_running -= 1
+            found.last_used = time.monotonic()
+
+    async def running(self, name: str) -> Running:
+        slot = self._slots.get(name)
+        if slot is not None and slot.running is not None and not slot.is_changing:
+            return slot.running
+        app = await self.installed(name)
+        slot = self.slot(name)
+        if self._closed:
+            raise AppFailedError("The server is stopping.", retry_after=5)
+        if slot.is_changing:
+            raise AppFailedError(f"{name} is being changed.", hint="Try again in a moment.", retry_after=2)
+        if slot.is_stopped:
+            raise AppFailedError(f"{name} was stopped.", hint=f"`llmasos app start {name}` starts it.")
+        if slot.starting is None and slot.pause:
+            reason = slot.last_exit.reason if slot.last_exit else "exited"
+            raise AppFailedError(
+                f"{name} has ended {slot.num_crashes} times in a row ({reason}) and is not started again yet.",
+                hint=f"`llmasos app logs {name}` has what it said.",
+                retry_after=max(1, round(slot.pause)),
+            )
+        return await self.begin(slot, app)
+
+    async def begin(self, slot: Slot, app: Installed) -> Running:
+        """Start it, or wait for who does; whoever stops waiting does not stop it."""
+        if slot.running is not None:
+            return slot.running
+        if slot.starting is None:
+            slot.starting = asyncio.create_task(self._begin(slot, app))
+            slot.starting.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(slot.starting)
+
+    async def _begin(self, slot: Slot, app: Installed) -> Running:
+        if self.server is None or not running.is_supported():
+            raise UnsupportedError("Applications can't run here: this system has no Unix sockets for them.")
+        found: Running | None = None
+        try:
+            order = await self._order(slot, app)
+            found = Running(order, self.server, slot.log)
+            await found.begin()
+        except BaseException as e:
+            slot.starting = None
+            slot.last_exit = (found.exit if found is not None else None) or slot.last_exit
+            if not isinstance(e, (InvalidInputError, NotFoundError, DiskFullError)):
+                slot.crashed(0.0)
+            slot.log.add(f"it could not be started: {e}")
+            raise
+        slot.starting, slot.running, slot.retry_at = None, found, None
+        slot.documents = app.version, found.documents
+        await asyncio.to_thread(self._keep_documents, app, found.documents)
+        self._keep(self._watch(slot, found))
+        return found
+
+    def _keep(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _watch(self, slot: Slot, found: Running) -> None:
+        await found.wait()
+        if slot.running is found:
+            slot.running = None
+        slot.last_exit = found.exit
+        if found.why_ended != "stopped":
+            slot.crashed(time.monotonic() - found.began)
+
+    async def _order(self, slot: Slot, app: Installed) -> Order:
+        manifest = app.manifest
+        assert manifest is not None
+        values = await asyncio.to_thread(self.config, app)
+        missing = [name for name, one in manifest.config.items() if one.required and values.get(name) is None]
+        if missing:
+            raise InvalidInputError(
+                f"{app.name} needs a value for {', '.join(missing)}.",
+                hint=f"PATCH /llmasos/v1/apps/{app.name} sets it.",
+                param="config",
+            )
+        python = await asyncio.to_thread(environment.ensure, self.home, app)
+        allowed = await rights_of(manifest, self.models, self.home)
+        key_id, text = await self.issue(app.name, allowed)
+        slot.key_id = key_id
+        return Order(
+            app=app,
+            home=self.home,
+            data=self.apps.data(app.name),
+            python=python,
+            tenant=Tenant(app.name, key_id, tuple(manifest.permissions.knowledge)),
+            key=text,
+            config=self._config_path(app.name) if values else None,
+            values=values,
+        )
+
+    async def stop(self, name: str, *, hold: bool = False) -> None:
+        """`hold`: until somebody starts it."""
+        slot = self.slot(name)
+        slot.is_stopped = slot.is_stopped or hold
+        if slot.starting is not None:
+            await asyncio.gather(slot.starting, return_exceptions=True)
+        if slot.running is not None:
+            found = slot.running
+            slot.running = None
+            found.why_ended = "stopped"
+            await found.end()
+
+    async def restart(self, name: str) -> Running:
+        """Start it anew, whatever it was at. Raises as `running` does."""
+        await self.stop(name)
+        slot = self.slot(name)
+        slot.is_stopped, slot.num_crashes, slot.retry_at = False, 0, None
+        return await self.begin(slot, await self.installed(name))
+
+    async def ended_badly(self, found: Running) -> None:
+        """A call took too long: whether it still answers at all; if not, it is ended."""
+        if not found.is_over and not await found.is_healthy():
+            found.log.add("it no longer answers")
+            await found.end("health")
+
+    def check_later(self, found: Running) -> None:
+        self._keep(self.ended_badly(found))
+
+    # keys
+
+    async def issue(self, name: str, allowed: Mapping[str, Any]) -> tuple[str, str]:
+        """Its key, made if there is none, with a new secret."""
+
+        def work(session: Any) -> tuple[Key, str]:
+            key = registry.app_key(session, name)
+            if key is None:
+                given = {"name": registry.app_key_name(name), "scopes": ["app"], **allowed}
+                return registry.create(session, given, actor=_ACTOR)
+            return registry.renew(session, key.id, allowed, actor=_ACTOR)
+
+        key, text = await self.access.database.run(work)
+        await self.access.directory.refresh()
+        return key.id, text
+
+    async def revoke(self, name: str, actor: str) -> None:
+        def work(session: Any) -> None:
+            while (key := registry.app_key(session, name)) is not None:
+                registry.revoke(session, key.id, actor=actor)
+
+        await self.access.database.run(work)
+        await self.access.directory.refresh()
+
+    async def key_ids(self) -> dict[str, str]:
+        """Ids of the keys of applications, by their names."""
+
+        def work(session: Any) -> dict[str, str]:
+            found = [key for key in registry.keys(session) if "app" in key.scopes and key.revoked is None]
+            return {key.name.removeprefix("app/"): key.id for key in found}
+
+        return await self.access.database.run(work, read_only=True)
+
+    # what is kept beside its versions
+
+    def _config_path(self, name: str) -> Path:
+        return self.apps.root / name / CONFIG
+
+    def config(self, app: Installed) -> dict[str, Any]:
+        """The values that its user has set. Blocking. Raises FormatError."""
+        path = self._config_path(app.name)
+        try:
+            found = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as e:
+            raise FormatError(f"{path} can't be read: {e}.", hint="Correct or delete the file.") from e
+        known = app.manifest.config if app.manifest else {}
+        return {name: value for name, value in found.items() if name in known} if isinstance(found, dict) else {}
+
+    def configure(self, app: Installed, changes: Mapping[str, Any]) -> None:
+        """Blocking. Raises InvalidInputError for a value that is not allowed."""
+        known = app.manifest.config if app.manifest else {}
+        for name, value in changes.items():
+            if name not in known:
+                raise InvalidInputError(
+                    f"{app.name} has no setting {name!r}.", hint=f"Known: {', '.join(known) or 'none'}.", param="config"
+                )
+            try:
+                if value is not None and (known[name].type != "secret" or not isinstance(value, str)):
+                    known[name].check(value)
+            except ValueError as e:
+                raise InvalidInputError(f"{name}: {e}.", param="config") from None
+        with model_lock(self.home, f"app.{app.name}"):
+            values = {name: value for name, value in {**self.config(app), **changes}.items() if value is not None}
+            path = self._config_path(app.name)
+            whole = path.with_suffix(".new")
+            with open(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+                json.dump(values, file, ensure_ascii=False)
+            os.replace(whole, path)
+
+    async def documents(self, app: Installed) -> Documents:
+        """What this version said of itself when it was started last; nothing if it never was."""
+        slot = self.slot(app.name)
+        if slot.documents[0] != app.version:
+            slot.documents = app.version, await asyncio.to_thread(self._kept_documents, app)
+        return slot.documents[1]
+
+    def _documents_path(self, app: Installed) -> Path:
+        return environment.folder_of(self.home, app.name, app.version) / DOCUMENTS
+
+    def _kept_documents(self, app: Installed) -> Documents:
+        try:
+            found = json.loads(self._documents_path(app).read_bytes())
+            return Documents(dict(found["app"]), dict(found["openapi"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return Documents()
+
+    def _keep_documents(self, app: Installed, found: Documents) -> None:
+        path = self._documents_path(app)
+        whole = path.with_suffix(".new")
+        with contextlib.suppress(OSError):
+            whole.write_text(json.dumps({"app": found.app, "openapi": found.openapi}), encoding="utf-8")
+            os.replace(whole, path)
+
+    @contextlib.asynccontextmanager
+    async def changing(self, name: str) -> AsyncIterator[Slot]:
+        """Nobody starts it meanwhile, and one at a time changes it."""
+        slot = self.slot(name)
+        async with slot.lock:
+            slot.is_changing = True
+            try:
+                yield slot
+            finally:
+                slot.is_changing = False
+
+    def retry_moment(self, slot: Slot) -> datetime | None:
+        return datetime.now(UTC) + timedelta(seconds=slot.pause) if slot.pause else None

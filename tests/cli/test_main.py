@@ -71,7 +71,7 @@ def test_every_command_and_flag_has_help_in_both_languages(
 def test_every_message_is_used() -> None:
     source = "".join(path.read_text(encoding="utf-8") for path in Path(messages.__file__).parent.parent.glob("*.py"))
     built = (
-        *("command.", "details.", "option.", "group.", "phase.", "config.", "head.", "chat.help.", "verify."),
+        *("command.", "details.", "option.", "group.", "phase.", "config.", "head.", "job.", "chat.help.", "verify."),
         *("state.", "key.active", "key.expired", "key.revoked"),
         *("sandbox.what.", "sandbox.by.", "sandbox.why."),
     )

@@ -39,6 +39,7 @@ _TABLE = (
     Command("stop", "ps", "unload", "server"),
     Command("top", "top", "top", "server"),
     Command("log", "log", "log", "server", is_bare=True),
+    Command("jobs", "jobs", "jobs", "server", is_bare=True),
     Command("search", "models", "search", "models", is_bare=True),
     Command("plan", "fetch", "plan", "models"),
     Command("pull", "fetch", "pull", "models"),

@@ -13,6 +13,7 @@ from llmasos.errors import InvalidInputError, NetworkError, ProviderError
 from llmasos.settings import api_key, settings
 
 if TYPE_CHECKING:
+    from llmasos.client.http import Http
     from llmasos.client.native import Native
 
 
@@ -36,15 +37,24 @@ def address(url: str | None, key: str | None) -> Address:
 @contextlib.contextmanager
 def server(url: str | None, key: str | None) -> Iterator[Native]:
     """The server's own API. Raises NetworkError that says how to start one where none answers."""
+    from llmasos.client.native import Native
+
+    with own_api(url, key) as http:
+        yield Native(http)
+
+
+@contextlib.contextmanager
+def own_api(url: str | None, key: str | None) -> Iterator[Http]:
+    """HTTP to it, for the other parts of the SDK."""
     from llmasos.client.http import Http, Target
-    from llmasos.client.native import Native, native_target
+    from llmasos.client.native import native_target
 
     found = address(url, key)
     headers = {"authorization": f"Bearer {found.key}"} if found.key else {}
     target = Target(f"{found.url}/v1", "LLMasOS", headers, "LLMASOS_API_KEY (or --api-key)", max_retries=0)
     http = Http(native_target(target))
     try:
-        yield Native(http)
+        yield http
     except NetworkError as e:
         if isinstance(e, ProviderError) or not is_unreachable(e):
             raise

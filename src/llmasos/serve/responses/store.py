@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import delete, func, literal, select
 from sqlalchemy.orm import Session, aliased
 
+from llmasos.apps.memory.tables import ConversationTextRow, add_texts
 from llmasos.client.types.responses import Response
 from llmasos.errors import InvalidInputError, NotFoundError
 from llmasos.serve.responses.tables import ConversationRow, ItemRow, ResponseRow
@@ -76,6 +77,7 @@ def save(
         # two responses that end at once must not take the same positions
         if session.get(ConversationRow, response.conversation["id"], with_for_update=True) is not None:
             _append(session, response.conversation["id"], key_id, items)
+            add_texts(session, response.conversation["id"], items)
 
 
 def _append(
@@ -208,6 +210,7 @@ def conversation_items(session: Session, id: str, key_id: str | None) -> list[It
 def add_to_conversation(session: Session, id: str, key_id: str | None, items: Sequence[Item]) -> None:
     conversation(session, id, key_id, to_write=True)
     _append(session, id, key_id, items)
+    add_texts(session, id, items)
 
 
 def remove_item(session: Session, id: str, key_id: str | None, item_id: str) -> None:
@@ -217,9 +220,12 @@ def remove_item(session: Session, id: str, key_id: str | None, item_id: str) -> 
     removed = session.execute(delete(ItemRow).where(ItemRow.owner_id == id, ItemRow.id == item_id))
     if not removed.rowcount:  # type: ignore[attr-defined]  # a DELETE's result has it
         raise ItemNotFoundError(item_id)
+    texts = ConversationTextRow
+    session.execute(delete(texts).where(texts.conversation_id == id, texts.item_id == item_id))
 
 
 def remove_conversation(session: Session, id: str, key_id: str | None) -> None:
     row = conversation(session, id, key_id)
     session.execute(delete(ItemRow).where(ItemRow.owner_id == id))
+    session.execute(delete(ConversationTextRow).where(ConversationTextRow.conversation_id == id))
     session.delete(row)

@@ -1,4 +1,4 @@
-"""The tables of this room."""
+"""The tables of this room, and those of conversations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 from sqlalchemy import JSON, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
+from llmasos.apps.memory.tables import ConversationRow, ItemRow
 from llmasos.store.database import Base
+
+__all__ = ["ConversationRow", "ItemRow", "ResponseRow"]
 
 
 class ResponseRow(Base):
@@ -30,26 +33,3 @@ class ResponseRow(Base):
     events: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
     place: Mapped[str]
     server: Mapped[str]
-
-
-class ConversationRow(Base):
-    __tablename__ = "conversations"
-
-    id: Mapped[str] = mapped_column(primary_key=True)
-    key_id: Mapped[str | None]
-    created: Mapped[datetime]
-    labels: Mapped[dict[str, Any]]
-
-
-class ItemRow(Base):
-    """An item of a response (`is_output`: it was the answer's) or of a conversation, in order of `position`."""
-
-    __tablename__ = "response_items"
-    __table_args__ = (Index(None, "id"),)
-
-    owner_id: Mapped[str] = mapped_column(primary_key=True)
-    position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    id: Mapped[str]
-    key_id: Mapped[str | None]
-    is_output: Mapped[bool]
-    item: Mapped[dict[str, Any]]

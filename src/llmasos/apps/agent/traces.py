@@ -1,0 +1,136 @@
+"""Runs of agents in the database: one row for each, with all of the run as it was when it last ended or paused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from llmasos.apps.agent.models import text_of
+from llmasos.client.types.agents import AgentRun, AgentRunInfo
+from llmasos.errors import InvalidInputError, NotFoundError
+from llmasos.store.database import Base, Database
+
+_SHOWN = 200
+
+
+class AgentRunRow(Base):
+    """`key_id`: of the key that asked for it over HTTP; `body`: the AgentRun."""
+
+    __tablename__ = "agent_runs"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    key_id: Mapped[str | None] = mapped_column(index=True)
+    agent: Mapped[str]
+    model: Mapped[str]
+    state: Mapped[str]
+    input: Mapped[str]
+    created: Mapped[datetime] = mapped_column(index=True)
+    updated: Mapped[datetime]
+    body: Mapped[dict[str, Any]]
+
+
+class RunNotFoundError(NotFoundError):
+    def __init__(self, id: str) -> None:
+        super().__init__(f"There is no run {id!r}.", hint="`llmasos agent ls` lists them.")
+
+
+def save(session: Session, run: AgentRun, key_id: str | None = None) -> None:
+    row = session.get(AgentRunRow, run.id)
+    if row is None:
+        row = AgentRunRow(id=run.id, key_id=key_id, agent=run.agent, input=asked(run)[:_SHOWN], created=run.created)
+        session.add(row)
+    row.model, row.state, row.updated = run.model, run.state, run.updated
+    row.body = run.model_dump(mode="json", exclude_none=True)
+
+
+def load(session: Session, id: str, key_id: str | None = None) -> AgentRun:
+    """Raises RunNotFoundError; what another key asked for does not exist for this one."""
+    return AgentRun.model_validate(_row(session, id, key_id).body)
+
+
+def infos(session: Session, key_id: str | None = None, *, limit: int = 50) -> list[AgentRunInfo]:
+    """The newest first."""
+    wanted = select(AgentRunRow).where(_of(key_id)).order_by(AgentRunRow.created.desc(), AgentRunRow.id).limit(limit)
+    fields = AgentRunInfo.model_fields
+    return [
+        AgentRunInfo.model_validate({name: getattr(row, name) for name in fields}) for row in session.scalars(wanted)
+    ]
+
+
+def remove(session: Session, id: str, key_id: str | None = None) -> None:
+    session.delete(_row(session, id, key_id))
+
+
+def take(session: Session, id: str, key_id: str | None = None) -> AgentRun:
+    """The run, which waited, to go on with it: it waits no longer, so nobody else can. Raises InvalidInputError."""
+    row = session.get(AgentRunRow, id, with_for_update=True) if _is_id(id) else None
+    if row is None or row.key_id != key_id:
+        raise RunNotFoundError(id)
+    if row.state != "requires_action":
+        raise InvalidInputError(f"The run {id!r} is {row.state}; it waits for nothing.", param="id")
+    row.state = "running"
+    return AgentRun.model_validate(row.body)
+
+
+def _row(session: Session, id: str, key_id: str | None) -> AgentRunRow:
+    row = session.get(AgentRunRow, id) if _is_id(id) else None
+    if row is None or row.key_id != key_id:
+        raise RunNotFoundError(id)
+    return row
+
+
+def _of(key_id: str | None) -> Any:
+    return AgentRunRow.key_id.is_(None) if key_id is None else AgentRunRow.key_id == key_id
+
+
+def _is_id(text: str) -> bool:
+    """Databases do not take every text."""
+    return text.isascii() and text.isprintable() and len(text) <= 256
+
+
+def asked(run: AgentRun) -> str:
+    """The question that a run began with, on one line."""
+    given = [one for one in run.messages[: run.num_given] if one["role"] == "user"]
+    return " ".join(text_of(given[-1].get("content")).split()) if given else ""
+
+
+class Traces:
+    """The runs in a database, which stays the caller's: those without a key."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def save(self, run: AgentRun) -> None:
+        with self._database.session() as session:
+            save(session, run)
+
+    def get(self, id: str) -> AgentRun:
+        """Raises NotFoundError."""
+        with self._database.session(read_only=True) as session:
+            return load(session, id)
+
+    def list(self, *, limit: int = 50) -> list[AgentRunInfo]:
+        """The newest first."""
+        with self._database.session(read_only=True) as session:
+            return infos(session, limit=limit)
+
+    def remove(self, id: str) -> None:
+        """Raises NotFoundError."""
+        with self._database.session() as session:
+            remove(session, id)
+
+    def forget_before(self, moment: datetime) -> None:
+        with self._database.session() as session:
+            session.execute(delete(AgentRunRow).where(AgentRunRow.created < moment, AgentRunRow.key_id.is_(None)))
+
+
+@contextmanager
+def open_traces() -> Iterator[Traces]:
+    """Those of the home. Raises StoreError for a database that can't be used."""
+    with Database.open() as database:
+        yield Traces(database)

@@ -11,9 +11,9 @@ import { mediaOf, tableOf, viewsOf } from "./views.js";
 
 const SHOWN_ROWS = 200;
 
-/** `live`: a text that still grows. */
-export function Result({ value, live = false }) {
-  const views = live ? ["text"] : viewsOf(value);
+/** `live`: a text that still grows; `wanted`: see viewsOf. */
+export function Result({ value, live = false, wanted }) {
+  const views = live ? ["text"] : viewsOf(value, wanted);
   const [chosen, setChosen] = useState(null);
   const view = views.includes(chosen) ? chosen : views[0];
   const text = typeof value === "string" ? value : JSON.stringify(value, null, 2);

@@ -159,7 +159,7 @@ function Outcome({ state, value, isLive, error, job, seconds, route }) {
     ${state === "running" && job?.message && html`<p class="muted">${job.message}</p>`}
     ${state === "running" && !job && value === undefined && html`<${Progress} value=${null} label=${t("form.state_running")} />`}
     ${error && html`<${Problem} error=${error} />`}
-    ${hasValue && html`<${Result} value=${value} live=${state === "running" && isLive && typeof value === "string"} />`}`;
+    ${hasValue && html`<${Result} value=${value} live=${state === "running" && isLive && typeof value === "string"} wanted=${route.hints.output} />`}`;
 }
 
 function Problem({ error }) {

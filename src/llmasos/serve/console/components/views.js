@@ -26,8 +26,15 @@ export function tableOf(value) {
 
 const isShortList = (value) => Array.isArray(value) && value.length <= 8 && value.every(isPlain);
 
-/** The ways to look at a value, the best first: image, audio, file, markdown, text, table, tree, json. */
-export function viewsOf(value) {
+/** The ways to look at a value, the best first: image, audio, file, markdown, text, table, tree, json. `wanted`: what the
+ * route says is best; it counts where the value can be looked at so. */
+export function viewsOf(value, wanted) {
+  const found = waysOf(value);
+  const first = wanted === "json" && found.includes("tree") ? "tree" : wanted;
+  return found.includes(first) ? [first, ...found.filter((one) => one !== first)] : found;
+}
+
+function waysOf(value) {
   const media = mediaOf(value);
   if (media) return [media.kind, "text"];
   if (typeof value === "string") return MARKDOWN.test(value) ? ["markdown", "text"] : ["text", "markdown"];

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from llmasos.apps.agent.models import ScriptedModel as ScriptedModel
     from llmasos.apps.agent.replaying import Replay as Replay
     from llmasos.apps.agent.replaying import replay as replay
+    from llmasos.apps.agent.shown import tree as tree
     from llmasos.apps.agent.tools import knowledge_tool as knowledge_tool
     from llmasos.apps.agent.tools import python_tool as python_tool
     from llmasos.apps.agent.tools import task_tool as task_tool
     from llmasos.apps.agent.tools import tools_of_file as tools_of_file
     from llmasos.apps.agent.traces import Traces as Traces
     from llmasos.apps.agent.traces import open_traces as open_traces
-    from llmasos.apps.agent.shown import tree as tree
     from llmasos.client.tools import Tool as Tool
     from llmasos.client.tools import tool as tool
     from llmasos.client.types.agents import AgentDecision as AgentDecision

@@ -375,7 +375,7 @@ class Loop:
                 self.run.trusted.append(call.name)
         else:
             call.approval = "denied"
-            why = f": {decision.reason}" if decision.reason else ""
+            why = f": {decision.reason.rstrip('. ')}" if decision.reason else ""
             self._give(call, f"Error: the user did not allow this call{why}. Do not make it again.", is_error=True)
 
     async def _calls(self, step: AgentStep) -> bool:

@@ -62,12 +62,17 @@ async function shown() {
   return page.locator(".run-output .plain-text").textContent();
 }
 
+/** The form of a route, empty. */
+async function open(route, query = "") {
+  await page.goto(`${url}/console/#/apps/app/${name}/run/${route}${query}`);
+  await page.locator(`.run-form[data-route="${route}"]`).waitFor();
+  if (!query) await page.getByRole("button", { name: "Clear" }).click();
+}
+
 const found = [];
 try {
   for (const [route, inputs] of JSON.parse(calls)) {
-    await page.goto("about:blank"); // the form begins anew
-    await page.goto(`${url}/console/#/apps/app/${name}/run/${route}`);
-    await page.locator(".run-form").waitFor();
+    await open(route);
     for (const [key, value] of Object.entries(inputs)) await fill([key], value);
     await page.getByRole("button", { name: "Run", exact: true }).click();
     const result = await shown();
@@ -76,13 +81,12 @@ try {
     found.push([result, await shown()]);
   }
   // What is wrong is said beside its field; the server's word, too.
-  await page.goto("about:blank");
-  await page.goto(`${url}/console/#/apps/app/${name}/run/add`);
+  await open("add");
   await page.locator(idOf(["b"])).fill("101");
   await page.getByRole("button", { name: "Run", exact: true }).click();
   const wrong = await page.locator(".field-error").allTextContents();
-  await page.goto("about:blank");
-  await page.goto(`${url}/console/#/apps/app/${name}/run/add?in=${encodeURIComponent('{"a":4,"b":5}')}`);
+  await page.goto("about:blank"); // a link is opened
+  await open("add", `?in=${encodeURIComponent('{"a":4,"b":5}')}`);
   await page.getByRole("button", { name: "Run", exact: true }).click();
   const linked = await shown();
   await page.getByRole("button", { name: "The same call as code" }).click();

@@ -39,7 +39,9 @@ def test_the_logic_of_forms_and_pages() -> None:
 def server_with_six_routes():
     """A server with the console that has the application as one that is installed; its process is this one."""
     whole = create_app({"fake": FakeLLM()})
-    info = AppInfo(name="six", version="1.2.0", versions=["1.2.0"], title=app.title, state="running").model_dump(mode="json")
+    info = AppInfo(name="six", version="1.2.0", versions=["1.2.0"], title=app.title, state="running").model_dump(
+        mode="json"
+    )
     whole.router.routes[:0] = [
         Route("/llmasos/v1/apps", lambda _: JSONResponse({"object": "list", "data": [info]})),
         Route("/llmasos/v1/apps/six", lambda _: JSONResponse(info)),

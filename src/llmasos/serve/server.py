@@ -15,6 +15,7 @@ from llmasos import __version__
 from llmasos.serve import adapters as adapter_routes
 from llmasos.serve import anthropic, console, health, native, ollama, openapi, problems
 from llmasos.serve.access.install import install as install_access
+from llmasos.serve.apps import shelf
 from llmasos.serve.apps.routes import create_router as app_routes
 from llmasos.serve.apps.supervisor import Supervisor
 from llmasos.serve.aside import Aside
@@ -162,6 +163,7 @@ def assemble(
     )
     if apps is not None:
         app.include_router(app_routes(apps, readiness.stopping))
+        app.include_router(shelf.create_router(apps.apps))
     openapi.install(app)
     return app
 

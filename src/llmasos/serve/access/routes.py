@@ -178,6 +178,7 @@ RULES = (
     _native("DELETE", "/apps/{name}"),
     _native("GET", "/apps/{name}/logs"),
     _native("POST", "/apps/{name}/{action}"),
+    _native("GET", "/store"),
     *(
         Rule(method, "/apps/{name}/{path:path}", "inference", counted=True)
         for method in ("GET", "POST", "PUT", "PATCH", "DELETE")

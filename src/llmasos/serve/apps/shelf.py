@@ -19,12 +19,12 @@ _Words = Annotated[str, Query(max_length=200, description="All of these words ar
 _Places = Annotated[list[str], Query(max_length=20, description="Other indexes than the server's, folders or URLs")]
 
 
-def create_router() -> APIRouter:
+def create_router(apps: Apps) -> APIRouter:
     router = APIRouter(prefix="/llmasos/v1/store", tags=["LLMasOS"])
 
     @router.get("", summary="Applications that can be installed", responses=responses())
     async def look(query: _Words = "", index: _Places = []) -> StoreAppList:  # noqa: B006, as FastAPI wants it
-        return await asyncio.to_thread(find, index or places(), query.split())
+        return await asyncio.to_thread(find, apps, index or places(), query.split())
 
     return router
 
@@ -34,7 +34,7 @@ def places() -> list[str]:
     return [one.strip() for one in settings().app_index.split(",") if one.strip()]
 
 
-def find(places: Sequence[str], words: Sequence[str]) -> StoreAppList:
+def find(apps: Apps, places: Sequence[str], words: Sequence[str]) -> StoreAppList:
     """An index that can't be read is named; what the others have is shown all the same. Installing from them is then
     refused, as the application may belong to the one that can't be read."""
     read: list[Index] = []
@@ -44,7 +44,7 @@ def find(places: Sequence[str], words: Sequence[str]) -> StoreAppList:
             read.append(_Read(index))
         except LLMasOSError as e:
             faults.append(StoreFault(index=str(index), message=" ".join(filter(None, (e.message, e.hint)))))
-    here = {one.name: one.version for one in Apps().list()}
+    here = {one.name: one.version for one in apps.list()}
     data = [_shown(one, here.get(one.name)) for one in search(read, words)]
     return StoreAppList(indexes=[str(Index(place)) for place in places], data=data, faults=faults)
 

@@ -57,7 +57,7 @@ export function RunPanel({ base, name, route, query }) {
   };
   const hasInputs = Object.keys(route.input.properties ?? {}).length > 0;
   return html`<div class="run-panel">
-    <form class="run-form" onSubmit=${submit} onKeyDown=${onKey} novalidate aria-label=${route.summary || route.name}>
+    <form class="run-form" data-route=${route.name} onSubmit=${submit} onKeyDown=${onKey} novalidate aria-label=${route.summary || route.name}>
       ${route.description && html`<p class="run-words">${route.description}</p>`}
       <${Examples} examples=${route.examples} onFill=${fill} />
       ${asJson

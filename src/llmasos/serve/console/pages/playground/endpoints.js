@@ -41,7 +41,7 @@ function Explorer({ document: openapi, query, wanted, models }) {
       <${Input} type="search" inputRef=${box} value=${search} onChange=${(q) => setQuery({ q })} placeholder=${t("playground.search")} aria-label=${t("playground.search")} />
       ${groups.map(
         (group) => html`<section key=${group}>
-          <h3 class="small muted">${group === "other" || group === "apps" ? t(`playground.group_${group}`) : group}</h3>
+          <h2 class="small muted">${group === "other" || group === "apps" ? t(`playground.group_${group}`) : group}</h2>
           <ul>
             ${shown
               .filter((one) => one.group === group)

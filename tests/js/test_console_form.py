@@ -1,4 +1,5 @@
-"""The form of an application in the console: a browser gives what every surface gives, and the code that it shows runs."""
+"""The form of an application in the console: a browser gives what every surface gives, and the code that it shows
+runs."""
 
 import contextlib
 import io

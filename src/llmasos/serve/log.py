@@ -28,11 +28,12 @@ LOGGERS = ("llmasos", "uvicorn.error")
 _QUIET = frozenset(
     f"GET {path}"
     for path in (
-        *("/healthz", "/readyz", "/metrics"),
-        *(f"/llmasos/v1/{name}" for name in ("status", "system", "requests", "logs")),
+        *("/healthz", "/readyz", "/metrics", "/console/{path:path}"),
+        *(f"/llmasos/v1/{name}" for name in ("status", "system", "requests", "logs", "jobs", "agents")),
+        *(f"/llmasos/v1/apps{more}" for more in ("", "/{name}", "/{name}/logs")),
     )
 )
-"""Asked every few seconds by machines: their lines are for `debug`."""
+"""Asked every few seconds by machines and the console: their lines are for `debug`."""
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
 

@@ -89,7 +89,7 @@ try {
   await open("add", `?in=${encodeURIComponent('{"a":4,"b":5}')}`);
   await page.getByRole("button", { name: "Run", exact: true }).click();
   const linked = await shown();
-  await page.getByRole("button", { name: "The same call as code" }).click();
+  await page.getByRole("button", { name: "As code" }).click();
   const snippets = {};
   for (const language of ["curl", "Python", "JavaScript", "CLI"]) {
     await page.getByRole("tab", { name: language }).click();

@@ -79,7 +79,7 @@ export default {
   "form.choose": "Choose…",
   "form.clear": "Clear",
   "form.close": "Remove",
-  "form.code": "The same call as code",
+  "form.code": "As code",
   "form.destructive": "may destroy something",
   "form.down": "Move down",
   "form.download": "Download",

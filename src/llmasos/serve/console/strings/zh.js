@@ -79,7 +79,7 @@ export default {
   "form.choose": "请选择…",
   "form.clear": "清空",
   "form.close": "移除",
-  "form.code": "同一调用的代码",
+  "form.code": "查看代码",
   "form.destructive": "可能造成破坏",
   "form.down": "下移",
   "form.download": "下载",

@@ -78,6 +78,7 @@ def test_the_document_says_how_it_chats() -> None:
         "description": "Word by word.",
         "fields": ["max_tokens"],
         "stream": True,
+        "session": False,
     }
     assert Application().document()["chat"] is None
     assert Application().test_client().get("/v1/models").status_code == 404

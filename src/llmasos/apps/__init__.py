@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from llmasos.apps.application import Application as Application
     from llmasos.apps.chat import ChatRequest as ChatRequest
     from llmasos.apps.chat import Message as Message
+    from llmasos.apps.depends import Depends as Depends
     from llmasos.apps.files import Audio as Audio
     from llmasos.apps.files import File as File
     from llmasos.apps.files import Image as Image
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
     from llmasos.apps.llm import Requirement as Requirement
     from llmasos.apps.routes import Input as Input
     from llmasos.apps.routes import Route as Route
+    from llmasos.apps.sessions import Session as Session
 
 __all__ = [
     "Application",
     "Audio",
     "ChatRequest",
+    "Depends",
     "File",
     "Image",
     "Input",
@@ -33,6 +36,7 @@ __all__ = [
     "Message",
     "Requirement",
     "Route",
+    "Session",
     "Upload",
     "report_progress",
 ]
@@ -41,6 +45,7 @@ _HOMES = {
     "Application": "application",
     "Audio": "files",
     "ChatRequest": "chat",
+    "Depends": "depends",
     "File": "files",
     "Image": "files",
     "Input": "routes",
@@ -48,6 +53,7 @@ _HOMES = {
     "Message": "chat",
     "Requirement": "llm",
     "Route": "routes",
+    "Session": "sessions",
     "Upload": "files",
     "report_progress": "jobs",
 }

@@ -25,6 +25,7 @@ mounted in another one, hooks run only if that one is told: `FastAPI(lifespan=ap
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import functools
@@ -45,19 +46,21 @@ import anyio
 import anyio.to_thread
 import pydantic_core
 from fastapi import FastAPI, Request
-from pydantic import ValidationError
 from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route as AsgiRoute
 from starlette.types import Receive, Scope, Send
 
-from llmasos.apps import chat, files, jobs, llm, mcp, problems, streams
+from llmasos.apps import chat, files, jobs, llm, mcp, problems, requests, sessions, streams
+from llmasos.apps.depends import Context, Node, bind, name_of
 from llmasos.apps.document import document
 from llmasos.apps.llm import Requirement
 from llmasos.apps.openapi import openapi
 from llmasos.apps.place import Config, Place
-from llmasos.apps.routes import QUERY_METHODS, Hints, Output, Route, describe
+from llmasos.apps.routes import Hints, Output, Route, describe
+from llmasos.apps.schedule import PATH as SCHEDULES
+from llmasos.apps.schedule import Schedule, describe_schedule
 from llmasos.errors import InvalidInputError, NotFoundError, ServerError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -99,6 +102,12 @@ class Application:
         self._place = Place(sys._getframe(1).f_globals.get("__file__"), title)
         self._chat: chat.Chat | None = None
         self._created = int(time.time())
+        self._schedules: list[Schedule] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.sessions = sessions.SessionStore(lambda: self.data)
+        """State of clients between their calls; `app.sessions.lifetime` in seconds."""
+        self.dependency_overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
+        """What `Depends` names -> what is used instead, in tests."""
         self._routes: list[Route] = []
         self._on_start: list[Callable[[], Any]] = []
         self._on_stop: list[Callable[[], Any]] = []
@@ -182,19 +191,21 @@ class Application:
         read_only: bool | None = None,
         destructive: bool | None = None,
         output: Output | None = None,
+        dependencies: Iterable[Any] = (),
     ) -> Callable[[Function], Function]:
         """Serve the decorated function (plain, async, generator or async generator) at `path`; it stays as it is.
 
         `methods`: default GET and POST, or POST alone where an input is nested. `examples`: inputs, shown in the
         documentation and checked now. `tool`: language models may call it too, over MCP (see `mcp.py`). `read_only`,
         `destructive`: what it does to the world, for who asks before a call. `output`: how a result is best shown
-        ("markdown", "table", "json", "image", ...), where its type does not say. Raises InvalidInputError for what
+        ("markdown", "table", "json", "image", ...), where its type does not say. `dependencies`: `Depends(...)` that
+        run first, for what they do (see `depends.py`). Raises InvalidInputError for what
         can't be served.
         """
 
         def decorate(function: Function) -> Function:
             hints = Hints(tool=tool, read_only=read_only, destructive=destructive, output=output)
-            route = describe(function, path, methods, examples, hints)
+            route = describe(function, path, methods, examples, hints, dependencies)
             self._check_free(route)
             route = dataclasses.replace(route, name=self._free_name(route))
             if route.path == "/":
@@ -237,6 +248,53 @@ class Application:
             self.asgi.router.routes.append(AsgiRoute(path, endpoint, methods=[method], include_in_schema=False))
         return function
 
+    def schedule(self, cron: str | None = None, *, every: float | None = None) -> Callable[[Function], Function]:
+        """Run the decorated function by the clock while the application is served; see `schedule.py`. Raises
+        InvalidInputError for times that never come."""
+
+        def decorate(function: Function) -> Function:
+            described = describe_schedule(function, cron, every)
+            if any(other.name == described.name for other in self._schedules):
+                raise InvalidInputError(f"There is a schedule {described.name}() already.", hint="Rename the function.")
+            if not self._schedules:
+                if any(route.path == SCHEDULES for route in self._routes):
+                    raise InvalidInputError(f"The path {SCHEDULES} belongs to @app.schedule.", hint="Choose another.")
+                self.asgi.router.routes.append(
+                    AsgiRoute(SCHEDULES, self._list_schedules, methods=["GET"], include_in_schema=False)
+                )
+            self._schedules.append(described)
+            return function
+
+        if cron is not None and not isinstance(cron, str):
+            raise InvalidInputError(f"@app.schedule needs a time, not {cron!r}.", hint="@app.schedule(every=60)")
+        return decorate
+
+    def background(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> jobs.Job:
+        """Run a function, plain or async, on its own: the call that asks for it does not wait. It is a job like those
+        of routes, so `GET /jobs` shows it, and `report_progress` works. Raises ServerError while the application does
+        not run, BusyError for too many jobs."""
+        call = functools.partial(function, *args, **kwargs)
+
+        async def carry_out(on_item: Callable[[Any], Awaitable[None]]) -> bytes:
+            result = await self._call(call)
+            if streams.is_stream(result):
+                raise UnsupportedError(f"{name_of(function)}() is a generator: nobody would read what it yields.")
+            return pydantic_core.to_json(result, serialize_unknown=True, inf_nan_mode="null")
+
+        async def start() -> jobs.Job:
+            return self._jobs.start(name_of(function), carry_out)
+
+        with contextlib.suppress(RuntimeError):
+            if asyncio.get_running_loop():
+                return self._jobs.start(name_of(function), carry_out)
+        if self._loop is None or not self._loop.is_running():
+            raise ServerError("The application does not run, so nothing can go on in the background.")
+        return asyncio.run_coroutine_threadsafe(start(), self._loop).result()
+
+    async def settle(self) -> None:
+        """Wait until all jobs are over."""
+        await self._jobs.settle()
+
     def on_start(self, function: Function) -> Function:
         """Run the function, plain or async, before the first request. If it raises, the application does not start."""
         self._on_start.append(function)
@@ -254,7 +312,8 @@ class Application:
     def document(self) -> dict[str, Any]:
         """Every route as data: what pages, command lines, tools and clients are made from; see `document.py`."""
         chats = None if self._chat is None else self._chat.describe(self.name)
-        return document(self.title, self.asgi.version, self._routes, chats)
+        described = document(self.title, self.asgi.version, self._routes, chats)
+        return described | {"schedules": [one.describe() for one in self._schedules]}
 
     def find(self, name: str) -> Route:
         """The route of a function's name, or of a path. Raises NotFoundError."""
@@ -265,18 +324,32 @@ class Application:
         raise NotFoundError(f"{self.title} has no route {name!r}.", hint=f"Known: {known}.")
 
     async def call(
-        self, route: Route, values: Mapping[str, Any], *, on_item: Callable[[Any], Awaitable[None]] | None = None
+        self,
+        route: Route,
+        values: Mapping[str, Any],
+        *,
+        on_item: Callable[[Any], Awaitable[None]] | None = None,
+        session: str | None = None,
     ) -> bytes:
         """The JSON that `route` answers to these inputs on every surface; a stream's elements are collected, and
-        `on_item` gets each when it comes. Raises pydantic.ValidationError for wrong inputs, and what the function
-        raises."""
+        `on_item` gets each when it comes. `session` names a session of this machine's own. Raises
+        pydantic.ValidationError for wrong inputs, and what the function raises."""
         self._check_started()
-        return await self._collect(route, route.arguments(values), on_item)
+        call = self._bind(route.node, route.read(values), None if session is None else sessions.local_id(session))
+        return await self._collect(route, call, on_item)
+
+    def _bind(
+        self, node: Node, values: Mapping[str, Any], session_id: str | None = None, request: Request | None = None
+    ) -> Callable[[], Any]:
+        """The call of a function with its dependencies."""
+        self._loop = asyncio.get_running_loop()
+        context = Context(self.sessions, self.dependency_overrides, self._in_thread, session_id, request)
+        return bind(node, values, context)
 
     async def _collect(
-        self, route: Route, arguments: Mapping[str, Any], on_item: Callable[[Any], Awaitable[None]] | None
+        self, route: Route, call: Callable[[], Any], on_item: Callable[[Any], Awaitable[None]] | None
     ) -> bytes:
-        result = await self._call(route.function, arguments)
+        result = await self._call(call)
         if isinstance(result, Response):
             raise UnsupportedError(f"{route.name}() answers with an HTTP response, which only HTTP can carry.")
         if not (route.streams or streams.is_stream(result)):
@@ -315,16 +388,16 @@ class Application:
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Any = None) -> AsyncIterator[None]:
         """All that requests need around what it encloses; for a host application: `FastAPI(lifespan=app.lifespan)`."""
-        async with self.hooks(), self._serving_tools():
+        async with self.hooks(), self._serving_tools(), self._keeping_schedules():
             yield
 
     @contextlib.asynccontextmanager
     async def hooks(self) -> AsyncIterator[None]:
         """Runs the start and stop hooks around what it encloses."""
-        self.start_error = None
+        self.start_error, self._loop = None, asyncio.get_running_loop()
         try:
             for hook in self._on_start:
-                await self._call(hook, {})
+                await self._call(hook)
         except BaseException as e:
             self.start_error = e
             raise
@@ -336,7 +409,7 @@ class Application:
             await self._jobs.close()
             for hook in reversed(self._on_stop):
                 try:
-                    await self._call(hook, {})
+                    await self._call(hook)
                 except Exception:
                     problems.log.exception("The stop hook %s() failed", getattr(hook, "__name__", hook))
 
@@ -344,7 +417,8 @@ class Application:
         def shape(path: str) -> str:
             return re.sub(r"{[^{}]*}", "{}", path)
 
-        if shape(route.path) in _RESERVED or (self._chat and shape(route.path) in (chat.COMPLETIONS, chat.MODELS)):
+        taken = (*_RESERVED, *((chat.COMPLETIONS, chat.MODELS) if self._chat else ()))
+        if shape(route.path) in taken or (self._schedules and route.path == SCHEDULES):
             raise InvalidInputError(
                 f"The path {route.path!r} of {route.name}() belongs to every application.",
                 hint="Choose another.",
@@ -368,43 +442,54 @@ class Application:
         return next(name for name in names if name.isidentifier() and name not in taken)
 
     def _endpoint(self, route: Route) -> Callable[[Request], Any]:
+        uses_session = route.node.uses("session")
+
         async def endpoint(request: Request) -> Response:
             try:
                 self._check_started()
-                arguments = await _arguments(route, request)
-                if jobs.is_wanted(request.headers):
-                    job = self._jobs.start(route.name, functools.partial(self._collect, route, arguments))
-                    return jobs.accepted(job, request.scope.get("root_path", ""))
-                result = await self._call(route.function, arguments)
-                if isinstance(result, Response):
-                    return result
-                if route.streams or streams.is_stream(result):
-                    collected = streams.prefers_json(request.headers.get("accept", ""))
-                    return streams.StreamResponse(route, result, collected=collected, worker=self._in_thread)
-                if route.returns_files:
-                    return _file_response(route, result, request.headers.get("accept", ""))
-                return Response(route.dump(result), media_type="application/json")
+                values = await requests.read_inputs(route, request)
+                if not uses_session:
+                    return await self._answer(route, self._bind(route.node, values, None, request), request)
+                id, is_new = sessions.find_id(request, self.name)
+                answer = await self._answer(route, self._bind(route.node, values, id, request), request)
+                return sessions.tell(answer, request, self.name, id) if is_new else answer
             except (Exception, SystemExit) as e:  # whatever the function does, the server stays up
                 headers = e.headers if isinstance(e, HTTPException) else None
                 return problems.response(problems.of_exception(e, route.name), headers)
 
         return endpoint
 
+    async def _answer(self, route: Route, call: Callable[[], Any], request: Request) -> Response:
+        if jobs.is_wanted(request.headers):
+            job = self._jobs.start(route.name, functools.partial(self._collect, route, call))
+            return jobs.accepted(job, request.scope.get("root_path", ""))
+        result = await self._call(call)
+        if isinstance(result, Response):
+            return result
+        accept = request.headers.get("accept", "")
+        if route.streams or streams.is_stream(result):
+            collected = streams.prefers_json(accept)
+            return streams.StreamResponse(route, result, collected=collected, worker=self._in_thread)
+        return _file_response(route, result, accept) if route.returns_files else _json_response(route.dump(result))
+
     async def _complete_chat(self, request: Request) -> Response:
         assert self._chat is not None
-        function, described = self._chat.function, self._chat
+        described = self._chat
         try:
             self._check_started()
-            asked = chat.parse_request(await _json(request, chat.ChatRequest.model_fields), self.name)
+            asked = chat.parse_request(await requests.read_json(request, chat.ChatRequest.model_fields), self.name)
             answer = chat.Answer(asked, described.stops(asked), self._count_tokens)
-            result = await self._call(function, described.arguments(asked))
-            if streams.is_stream(result):
-                return chat.ChatResponse(
-                    described.name, result, answer, streamed=bool(asked.stream), worker=self._in_thread
+            uses_session = described.node.uses("session")
+            id, is_new = sessions.find_id(request, self.name) if uses_session else (None, False)
+            result = await self._call(self._bind(described.node, described.read(asked), id, request))
+            if not (streams.is_stream(result) or asked.stream):
+                response = await chat.whole_response(answer, result)
+            else:
+                items = result if streams.is_stream(result) else iter((result,))
+                response = chat.ChatResponse(
+                    described.name, items, answer, streamed=bool(asked.stream), worker=self._in_thread
                 )
-            if asked.stream:
-                return chat.ChatResponse(described.name, iter((result,)), answer, streamed=True, worker=self._in_thread)
-            return await chat.whole_response(answer, result)
+            return sessions.tell(response, request, self.name, id) if id and is_new else response
         except (Exception, SystemExit) as e:  # whatever the function does, the server stays up
             return chat.error_response(e, described.name)
 
@@ -433,6 +518,23 @@ class Application:
             finally:
                 self._tools.manager = None
 
+    @contextlib.asynccontextmanager
+    async def _keeping_schedules(self) -> AsyncIterator[None]:
+        async def call(node: Node) -> None:
+            await self._call(self._bind(node, {}))
+
+        tasks = [asyncio.create_task(one.keep(call), name=f"schedule {one.name}") for one in self._schedules]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks, timeout=1)
+
+    async def _list_schedules(self, request: Request) -> Response:
+        return JSONResponse([one.state() for one in self._schedules])
+
     def _check_started(self) -> None:
         if self._on_start and not self._started:
             raise ServerError(
@@ -440,13 +542,8 @@ class Application:
                 hint="Mounted: FastAPI(lifespan=app.lifespan). In a test: with app.test_client() as client.",
             )
 
-    async def _call(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-        call = functools.partial(function, **arguments)
-        if (
-            inspect.isasyncgenfunction(function)
-            or inspect.isgeneratorfunction(function)
-            or inspect.iscoroutinefunction(function)
-        ):
+    async def _call(self, call: Callable[[], Any]) -> Any:
+        if inspect.isasyncgenfunction(call) or inspect.isgeneratorfunction(call) or inspect.iscoroutinefunction(call):
             result = call()
         else:
             result = await self._in_thread(call)
@@ -494,67 +591,8 @@ def _file_response(route: Route, result: Any, accept: str) -> Response:
     found = route.result.validate_python(result)
     if isinstance(found, files.File) and files.wants_raw(accept, found.media_type):
         return files.raw_response(found)
-    return Response(route.dump(found), media_type="application/json")
+    return _json_response(route.dump(found))
 
 
-async def _arguments(route: Route, request: Request) -> dict[str, Any]:
-    """The function's arguments out of path and query or body. Raises RequestError with a 4xx problem."""
-    place = "query" if request.method in QUERY_METHODS else "body"
-    if place == "query":
-        values = _query(route, request)
-    elif route.takes_files and _media_type(request) == "multipart/form-data":
-        values = await files.read_form(request, route)
-    else:
-        values = await _json(request, route.value_names, route.max_body)
-    misplaced = [
-        {"type": "extra_forbidden", "loc": (place, name), "msg": "", "input": values.pop(name)}
-        for name in route.path_names
-        if name in values
-    ]
-    if place == "body":
-        misplaced += [
-            {"type": "extra_forbidden", "loc": ("query", name), "msg": "", "input": value}
-            for name, value in request.query_params.items()
-        ]
-    try:
-        arguments = route.arguments(values | request.path_params)
-    except ValidationError as e:
-        errors = problems.located(e, place, route.path_names) + misplaced
-        raise problems.RequestError(problems.wrong_input(errors, route.value_names)) from e
-    if misplaced:
-        raise problems.RequestError(problems.wrong_input(misplaced, route.value_names))
-    return arguments
-
-
-def _query(route: Route, request: Request) -> dict[str, Any]:
-    many = {i.name for i in route.inputs if i.shapes == {"many"}}
-    values: dict[str, Any] = {}
-    for name in request.query_params:
-        found = request.query_params.getlist(name)
-        values[name] = found if name in many or len(found) > 1 else found[0]
-    return values
-
-
-def _media_type(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-async def _json(request: Request, names: Iterable[str], limit: int = files.MAX_BODY) -> dict[str, Any]:
-    """The object in a request's body; `names`: what it may hold. Raises RequestError with a 4xx problem."""
-    body = await files.read_body(request, limit)
-    if not body:
-        return {}
-    kind = _media_type(request)
-    if kind != "application/json" and not kind.endswith("+json"):
-        message = f"The body's Content-Type is {kind or 'missing'}; JSON is taken here."
-        hint = "With curl: -H 'Content-Type: application/json'."
-        raise problems.RequestError(problems.problem(415, "unsupported_media_type", message, hint=hint))
-    try:
-        values = pydantic_core.from_json(body, allow_inf_nan=False)
-    except ValueError as e:
-        message = f"The body is not valid JSON: {e}."
-        raise problems.RequestError(problems.problem(400, "malformed_json", message)) from e
-    if not isinstance(values, dict):
-        error = {"type": "dict_type", "loc": ("body",), "msg": "The body must be a JSON object", "input": values}
-        raise problems.RequestError(problems.wrong_input([error], list(names)))
-    return values
+def _json_response(body: bytes) -> Response:
+    return Response(body, media_type="application/json")

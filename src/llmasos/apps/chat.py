@@ -39,6 +39,7 @@ from starlette.types import Receive, Scope, Send
 from typing_extensions import TypedDict
 
 from llmasos.apps import problems, streams
+from llmasos.apps.depends import Node, node_of
 from llmasos.apps.routes import is_stream_type, parameters_of, type_hints_of
 from llmasos.client.types import ChatCompletionRequest
 from llmasos.errors import InvalidInputError, LLMasOSError, NotFoundError, UnsupportedError
@@ -60,6 +61,7 @@ _ASKING: dict[str, tuple[Any, ...]] = {
 }
 """Fields that ask for another kind of answer, each with the values that ask for nothing."""
 _BYTES_PER_TOKEN = 4
+_WHOLE = "<request>"
 
 
 class Message(TypedDict, total=False):
@@ -80,13 +82,13 @@ class Chat:
     name: str
     summary: str
     description: str
-    messages: TypeAdapter[Any]
-    whole: str | None
-    """The parameter that takes the whole request."""
+    node: Node
     fields: Mapping[str, TypeAdapter[Any]]
-    """Parameters that take a field each."""
+    """Fields of the request that it takes, `messages` among them."""
     defaults: frozenset[str]
     """Those of them that have a default."""
+    whole: bool
+    """It takes the whole request."""
     streams: bool
 
     def describe(self, app: str) -> dict[str, Any]:
@@ -97,13 +99,14 @@ class Chat:
             "path": COMPLETIONS,
             "summary": self.summary,
             "description": self.description,
-            "fields": sorted(_FIELDS if self.whole else self.fields),
+            "fields": sorted(_FIELDS if self.whole else set(self.fields) - {"messages"}),
             "stream": self.streams,
+            "session": self.node.uses("session"),
         }
 
-    def arguments(self, request: ChatRequest) -> dict[str, Any]:
-        """Of the function. Raises ValidationError where its own hints want something else, UnsupportedError for what it
-        can't do."""
+    def read(self, request: ChatRequest) -> dict[str, Any]:
+        """Inputs of the function and its dependencies. Raises ValidationError where its own hints want something else,
+        UnsupportedError for what it can't do."""
         for name, nothing in _ASKING.items():
             value = getattr(request, name)
             if value is None or value in nothing or name in self.fields or self.whole:
@@ -116,9 +119,7 @@ class Chat:
             raise UnsupportedError(
                 f"An application gives one answer, as text: {name} is not for it.", hint="Leave it out.", param=name
             )
-        found = {"messages": self.messages.validate_python([_message(one) for one in request.messages])}
-        if self.whole:
-            found[self.whole] = request
+        found: dict[str, Any] = {_WHOLE: request}
         for name, adapter in self.fields.items():
             value = _field(request, name)
             if value is not None or name not in self.defaults:
@@ -137,23 +138,33 @@ def describe_chat(function: Callable[..., Any]) -> Chat:
     if not callable(function) or inspect.isclass(function):
         raise InvalidInputError(f"@app.chat decorates a function, not {function!r}.")
     name = getattr(function, "__name__", type(function).__name__)
-    types, parameters = type_hints_of(function, name), {p.name: p for p in parameters_of(function, name)}
-    if "messages" not in parameters:
+    fields: dict[str, TypeAdapter[Any]] = {}
+    defaults, inputs = set[str](), set[str]()
+
+    def read_input(owner: str, p: inspect.Parameter, hint: Any) -> str:
+        if hint is ChatRequest:
+            inputs.add(_WHOLE)
+            return _WHOLE
+        if p.name not in _FIELDS | {"messages"}:
+            raise InvalidInputError(
+                f"The parameter {p.name!r} of {owner}() is no field of a chat request.",
+                hint=f"Known: {', '.join(sorted(_FIELDS))}; or one of the type ChatRequest.",
+                param=p.name,
+            )
+        bare = list[Message] if p.name == "messages" else Any
+        fields.setdefault(p.name, _adapter(bare if hint is p.empty else hint, owner, p.name))
+        if p.default is not p.empty:
+            defaults.add(p.name)
+        return p.name
+
+    if "messages" not in {p.name for p in parameters_of(function, name)}:
         raise InvalidInputError(
             f"{name}() has no parameter `messages`, so it can't chat.",
             hint=f"Write def {name}(messages: list[Message]) -> str.",
             param="messages",
         )
-    wholes = [one for one in parameters if types.get(one) is ChatRequest]
-    fields = [one for one in parameters if one != "messages" and one not in wholes]
-    if unknown := [one for one in fields if one not in _FIELDS]:
-        raise InvalidInputError(
-            f"The parameter {unknown[0]!r} of {name}() is no field of a chat request.",
-            hint=f"Known: {', '.join(sorted(_FIELDS))}; or one of the type ChatRequest.",
-            param=unknown[0],
-        )
-    if len(wholes) > 1:
-        raise InvalidInputError(f"{name}() takes the request twice: {', '.join(wholes)}.", param=wholes[1])
+    node = node_of(function, read_input)
+    types = type_hints_of(function, name)
     words = docstring_parser.parse(inspect.getdoc(function) or "")
     result = types.get("return", str)
     streams_ = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function) or is_stream_type(result)
@@ -166,10 +177,10 @@ def describe_chat(function: Callable[..., Any]) -> Chat:
         name=name,
         summary=words.short_description or name.replace("_", " ").strip().capitalize(),
         description=words.long_description or "",
-        messages=_adapter(types.get("messages", list[Message]), name, "messages"),
-        whole=wholes[0] if wholes else None,
-        fields={one: _adapter(types.get(one, Any), name, one) for one in fields},
-        defaults=frozenset(one for one in fields if parameters[one].default is not inspect.Parameter.empty),
+        node=node,
+        fields=fields,
+        defaults=frozenset(defaults),
+        whole=_WHOLE in inputs,
         streams=streams_,
     )
 
@@ -194,6 +205,8 @@ def _message(message: Any) -> dict[str, Any]:
 
 
 def _field(request: ChatRequest, name: str) -> Any:
+    if name == "messages":
+        return [_message(one) for one in request.messages]
     if name == "max_tokens":
         return request.max_completion_tokens if request.max_tokens is None else request.max_tokens
     value = getattr(request, name)

@@ -7,6 +7,7 @@ from each other. Schemas are JSON Schema 2020-12, each whole, with its own `$def
     input      schema of the object of all inputs, by the names that callers write; `path_inputs`: those in the path
     output     schema of the result; of a stream, of the elements put together
     stream     null, or {"item": schema of an element, "joins": whether the whole is one text}
+    session    whether it keeps state between the calls of a client (see `sessions.py`)
     examples   inputs
     hints      tool, read_only, destructive; null: unknown. output: how a result is best shown (text, markdown, table,
                json, image, audio, file); null: as its type says
@@ -14,7 +15,8 @@ from each other. Schemas are JSON Schema 2020-12, each whole, with its own `$def
 A text with "x-llmasos-media" is a file as a data: URL, of these media types; "x-llmasos-max-bytes" is its limit.
 
 `chat` is null, or says how the application chats (see `chat.py`): name, model (`app/NAME`), path, summary, description,
-the request's `fields` that it takes, whether it streams.
+the request's `fields` that it takes, whether it streams, whether it keeps a session. `schedules`: name, summary, cron
+or every (seconds) of functions that run by the clock; `GET /schedules` says when.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ def describe_route(route: Route) -> dict[str, Any]:
         "stream": {"item": route.item.json_schema(mode="serialization"), "joins": route.joins}
         if route.streams
         else None,
+        "session": route.node.uses("session"),
         "examples": [dict(example) for example in route.examples],
         "hints": {
             "tool": hints.tool,

@@ -128,6 +128,11 @@ class Jobs:
         if tasks:
             await asyncio.wait(tasks, timeout=1)
 
+    async def settle(self) -> None:
+        """Wait until all are over."""
+        while tasks := [live.task for live in self._jobs.values() if live.task is not None and not live.task.done()]:
+            await asyncio.wait(tasks)
+
     def _find(self, id: str) -> Live[Job]:
         if id not in self._jobs:
             raise JobNotFoundError(id)

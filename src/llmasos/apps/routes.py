@@ -25,7 +25,7 @@ from collections.abc import (
     Mapping,
 )
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any, Literal
 
 import docstring_parser
@@ -33,6 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from pydantic.errors import PydanticUserError
 from pydantic.fields import FieldInfo
 
+from llmasos.apps.depends import Node, node_of
 from llmasos.apps.files import MARK, MAX_BODY, body_limit, mark_of
 from llmasos.errors import InvalidInputError
 
@@ -103,6 +104,8 @@ class Route:
     joins: bool
     """The collected form of the stream is one string, the pieces put together."""
     examples: tuple[Mapping[str, Any], ...]
+    node: Node
+    """The function, its dependencies, and which inputs they get."""
     hints: Hints = Hints()
     max_body: int = MAX_BODY
     """Bytes that a request may have."""
@@ -124,12 +127,17 @@ class Route:
     def value_names(self) -> tuple[str, ...]:
         return tuple(i.name for i in self.inputs if i.place == "value")
 
-    def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Validated keyword arguments of the function. Raises pydantic.ValidationError (`loc`: an input's name)."""
+    def read(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Validated inputs by their names. Raises pydantic.ValidationError (`loc`: an input's name)."""
         checked = self.model.model_validate(dict(values))
         given = checked.model_fields_set
         # An absent input is left to the function's own default, so a call over HTTP is the same call as in Python.
-        return {i.parameter: getattr(checked, f"input_{n}") for n, i in enumerate(self.inputs) if f"input_{n}" in given}
+        return {i.name: getattr(checked, f"input_{n}") for n, i in enumerate(self.inputs) if f"input_{n}" in given}
+
+    def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Validated keyword arguments of the function, without its dependencies. Raises pydantic.ValidationError."""
+        checked = self.read(values)
+        return {parameter: checked[name] for parameter, name in self.node.inputs.items() if name in checked}
 
     def dump(self, value: Any) -> bytes:
         """The JSON of a result; it must be what the return annotation promises (pydantic.ValidationError otherwise)."""
@@ -152,6 +160,7 @@ def describe(
     methods: Iterable[str] | None,
     examples: Iterable[Mapping[str, Any]] = (),
     hints: Hints = Hints(),
+    dependencies: Iterable[Any] = (),
 ) -> Route:
     """Read a function's description. Raises InvalidInputError that names the function and the parameter at fault."""
     if not callable(function) or inspect.isclass(function):
@@ -161,10 +170,21 @@ def describe(
     types = type_hints_of(function, name)
     words = docstring_parser.parse(inspect.getdoc(function) or "")
     notes = {p.arg_name: " ".join((p.description or "").split()) for p in words.params}
-    inputs = tuple(
-        _input(name, p, types.get(p.name, p.annotation), notes.get(p.name, ""), placeholders)
-        for p in parameters_of(function, name)
-    )
+    found: dict[str, Input] = {}
+
+    def read_input(owner: str, p: inspect.Parameter, annotation: Any) -> str:
+        entry = _input(owner, p, annotation, notes.get(p.name, ""), placeholders)
+        known = found.setdefault(entry.name, entry)
+        if known is not entry and (known.schema, known.required) != (entry.schema, entry.required):
+            raise InvalidInputError(
+                f"{name}() and its dependencies want {entry.name!r} differently.",
+                hint="Give them the same type, and all or none a default.",
+                param=entry.name,
+            )
+        return entry.name
+
+    node = node_of(function, read_input, before=tuple(dependencies))
+    inputs = tuple(found.values())
     if missing := placeholders - {i.name for i in inputs}:
         raise InvalidInputError(
             f"The path {path!r} has {{{min(missing)}}}, but {name}() has no parameter of that name.", param=min(missing)
@@ -187,13 +207,14 @@ def describe(
         item=item,
         joins=streams and item.core_schema["type"] == "str",
         examples=tuple(examples),
+        node=node,
         hints=hints,
         max_body=body_limit([i.schema for i in inputs]),
     )
     _check_hints(route)
     for example in route.examples:
         try:
-            route.arguments(example)
+            route.read(example)
         except ValidationError as e:
             raise InvalidInputError(
                 f"The example {dict(example)!r} of {name}() is not valid input: {e}", param="examples"
@@ -245,7 +266,9 @@ def _placeholders(path: str, name: str) -> frozenset[str]:
 
 
 def type_hints_of(function: Callable[..., Any], name: str) -> dict[str, Any]:
-    target = function if inspect.isroutine(function) else type(function).__call__
+    function = function.func if isinstance(function, partial) else function
+    target = function.__init__ if inspect.isclass(function) else function
+    target = target if inspect.isroutine(target) else type(target).__call__
     try:
         return typing.get_type_hints(inspect.unwrap(target), include_extras=True)
     except NameError as e:

@@ -26,7 +26,14 @@ class ServerDoor:
 
     async def open(self, path: Path) -> None:
         config = uvicorn.Config(
-            self._serve, http=_Bounded, log_config=None, access_log=False, lifespan="off", server_header=False
+            self._serve,
+            http=_Bounded,
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            proxy_headers=False,
         )
         config.load()
 

@@ -40,7 +40,7 @@ from llmasos.serve.apps.log import AppLog
 from llmasos.serve.apps.network import NetworkDoor
 from llmasos.store.packages import Installed
 
-START_SECONDS, HEALTH_SECONDS, STOP_SECONDS = 60.0, 10.0, 8.0
+START_SECONDS, HEALTH_SECONDS, STOP_SECONDS = 60.0, 5.0, 8.0
 MOST_DOCUMENT = 4 * 2**20
 _BACKLOG = 128
 

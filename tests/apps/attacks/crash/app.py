@@ -1,0 +1,8 @@
+import ctypes
+
+from tried import attack
+
+
+@attack
+def app() -> dict:
+    ctypes.string_at(0)

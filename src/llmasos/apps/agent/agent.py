@@ -38,8 +38,9 @@ class Agent:
     `model`: an LLM, a name of one, `provider:model`. `tools`: typed functions, `Tool`s, `McpServer`s. `approve` is
     asked before a call that needs approval; without it the run pauses (`requires_action`) until `resume`. `output`: a
     pydantic model or a JSON Schema of the answer. `context`: what becomes of messages that no longer fit. `tool_choice`
-    "required": the first answer must call a tool. `memory`: where `conversation`s are kept. `keep`: whether runs are
-    kept in the home's database (`llmasos agent show`). `options`: sampling, as SamplingParams names it.
+    "required": the first answer must call a tool; without `parallel_calls` an answer calls one at most. `memory`: where
+    `conversation`s are kept. `keep`: whether runs are kept in the home's database (`llmasos agent show`). `options`:
+    sampling, as SamplingParams names it.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Agent:
         output: type[BaseModel] | Mapping[str, Any] | None = None,
         context: ContextMode = "drop",
         tool_choice: Literal["auto", "required"] = "auto",
+        parallel_calls: bool = True,
         memory: Memory | None = None,
         keep: bool = True,
         **options: Any,
@@ -61,7 +63,7 @@ class Agent:
         self.name, self.system, self.limits = name, system, limits or AgentLimits()
         self.approve, self.context, self.memory, self.keep = approve, context, memory, keep
         self.form = None if output is None else Form(output)
-        self.tool_choice, self.options = tool_choice, options
+        self.tool_choice, self.parallel_calls, self.options = tool_choice, parallel_calls, options
         self._given = model
         self._servers = [one for one in tools if isinstance(one, McpServer)]
         self._tools = by_name([one for one in tools if not isinstance(one, McpServer)])
@@ -155,6 +157,7 @@ class Agent:
             form=None if self.form is None else self.form.schema,
             options=self.options,
             context=self.context,
+            parallel_calls=self.parallel_calls,
             conversation=conversation,
             num_kept=num_kept,
         )

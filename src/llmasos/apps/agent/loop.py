@@ -196,6 +196,7 @@ class Loop:
             messages=shown,
             tools=self._definitions,
             required=self._required and run.num_answers == 0,
+            parallel=run.parallel_calls,
             form=None if self._form is None else self._form.schema,
             max_tokens=most,
             options=options,

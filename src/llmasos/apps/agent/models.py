@@ -33,11 +33,12 @@ _BYTES_PER_TOKEN = 3
 @dataclass(frozen=True)
 class Question:
     """One answer is wanted. `tools`: OpenAI's objects; `required`: it must call one; `form`: the JSON Schema of an
-    answer that calls none; `options`: sampling, as SamplingParams names it."""
+    answer that calls none; `parallel`: it may call several; `options`: sampling, as SamplingParams names it."""
 
     messages: Messages
     tools: list[dict[str, Any]] = field(default_factory=list)
     required: bool = False
+    parallel: bool = True
     form: Mapping[str, Any] | None = None
     max_tokens: int = 1024
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -117,7 +118,8 @@ class LocalChat:
         from llmasos.inference.calling import Tools, prompt_with_tools
         from llmasos.text.reply import reply_form
 
-        tools = Tools(question.tools, required=question.required and bool(question.tools))
+        required = question.required and bool(question.tools)
+        tools = Tools(question.tools, required=required, parallel=question.parallel)
         form = reply_form(self.llm.chat_template)
         prompt, form = prompt_with_tools(self.llm, template_messages(question.messages), tools, form, {})
         return prompt, self.llm.prompts.token_ids(prompt, add_special_tokens=False), tools, form
@@ -179,6 +181,8 @@ class ApiChat:
         tools = list(question.tools)
         if question.required and tools:
             fields["tool_choice"] = "required"
+        if not question.parallel and tools:
+            fields["parallel_tool_calls"] = False
         if question.form is not None and self._by_call:
             function = {"name": FINAL_ANSWER, "description": "Gives the answer.", "parameters": dict(question.form)}
             tools.append({"type": "function", "function": function})

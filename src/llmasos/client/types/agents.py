@@ -110,7 +110,8 @@ class AgentRun(WireResponse):
     `output`: the same as JSON where a `form` (a JSON Schema) was asked for. `pending`: ids of the calls that wait for
     somebody's word or result (state `requires_action`). `trusted`: tools whose calls need no approval any more.
     `conversation`: where the messages are kept as well, `num_kept` of them so far. `notices`: what else people should
-    know, e.g. of servers of tools. `context`: what becomes of messages that no longer fit.
+    know, e.g. of servers of tools. `context`: what becomes of messages that no longer fit. `parallel_calls`:
+    one answer may call several tools.
     """
 
     id: str
@@ -136,6 +137,7 @@ class AgentRun(WireResponse):
     limits: AgentLimits = Field(default_factory=AgentLimits)
     form: dict[str, Any] | None = None
     context: ContextMode = "drop"
+    parallel_calls: bool = True
     window: AgentWindow = Field(default_factory=AgentWindow)
     notices: list[str] = Field(default_factory=list)
     options: dict[str, Any] = Field(default_factory=dict)
@@ -202,6 +204,7 @@ class AgentRunRequest(KeptRequest):
     context: ContextMode = Field(
         default="drop", description="What becomes of messages that no longer fit; the model and the events are told."
     )
+    parallel_calls: bool = Field(default=True, description="Whether one answer may call several tools.")
     approve: list[str] = Field(default_factory=list, description="Tools whose calls need no approval in this run.")
     temperature: float | None = Field(default=None, ge=0, le=2)
     stream: bool = False

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from llmasos.store.packages import pack
-from llmasos.store.packages.pack import HASHES, hash_list
+from llmasos.store.packages.pack import HASHES, hash_lines
 
 
 def manifest(version: str = "1.0.0", more: str = "", name: str = "ask") -> str:
@@ -41,7 +42,7 @@ def package(folder: Path, version: str = "1.0.0", more: str = "", name: str = "a
 
 
 def listed(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    return {**files, HASHES: hash_list(files)}
+    return {**files, HASHES: hash_lines({name: hashlib.sha256(data).hexdigest() for name, data in files.items()})}
 
 
 def raw_zip(path: Path, entries: list[tuple[str | zipfile.ZipInfo, bytes]]) -> Path:

@@ -37,6 +37,7 @@ place = { type = "folder" }
 
 def test_a_whole_manifest_gives_its_sheet() -> None:
     assert sheet(parse_manifest(manifest(more=WHOLE))) == {
+        "kind": "app",
         "name": "ask",
         "version": "1.0.0",
         "summary": "Answers it",

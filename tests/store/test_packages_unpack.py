@@ -225,7 +225,7 @@ FILES = files_of()
         ({**GOOD, "llmasos.toml": GOOD["llmasos.toml"] + b"\n"}, "llmasos.toml is not the file"),
         (FILES, "has no files.sha256"),
         (listed({"app.py": b""}), "has no llmasos.toml"),
-        (listed({"llmasos.toml": FILES["llmasos.toml"]}), "app.py, its entry, is missing"),
+        (listed({"llmasos.toml": FILES["llmasos.toml"]}), "app.entry = 'app.py': there is no such file"),
         (listed({**FILES, "llmasos.toml": b"[app"}), "is not valid TOML"),
         ({**GOOD, HASHES: GOOD[HASHES].upper()}, "has the line"),
         ({**GOOD, HASHES: GOOD[HASHES] * 2}, "has the line"),
@@ -274,7 +274,8 @@ def test_damaged_bytes_are_refused_or_change_nothing(tmp_path: Path, seed: int, 
     damaged.write_bytes(data)
     try:
         with open_package(damaged) as opened:
-            found = opened.read_all()
+            opened.check()
+            found = {name: source.open().read() for name, source in opened.sources().items()}
     except FormatError:
         return
     assert found == GOOD

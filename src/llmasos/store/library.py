@@ -316,6 +316,13 @@ def import_model(
         return _carry_out(plan, library, on_progress)
 
 
+def import_into(library: Library, path: Path, name: str) -> Card:
+    """`import_model` with links, into any library."""
+    plan = _plan_import(library, existing(path).absolute(), name, "link")
+    with model_lock(library.home, plan.name):
+        return _carry_out(plan, library, None)
+
+
 def _plan_import(library: Library, path: Path, name: str | None, mode: Mode) -> ImportPlan:
     if mode not in ("link", "copy"):
         raise InvalidInputError(f"mode={mode!r} is not known.", hint="Use link or copy.", param="mode")

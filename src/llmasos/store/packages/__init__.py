@@ -1,4 +1,5 @@
-"""Applications as packages: what they say of themselves, made, signed, published, found, checked and installed."""
+"""Applications, models, adapters and datasets as packages: what they say of themselves, made, signed, published, found,
+checked and installed."""
 
 from llmasos.store.packages.index import Found, Index, Release, choose, indexes, search
 from llmasos.store.packages.installed import Apps, Installed, NotAcceptedError, Request
@@ -13,6 +14,7 @@ from llmasos.store.packages.manifest import (
     widened,
 )
 from llmasos.store.packages.pack import Packed, pack
+from llmasos.store.packages.shelf import Packages, Shelf
 from llmasos.store.packages.sign import KeyChangedError, Publisher, sign, verify
 from llmasos.store.packages.unpack import Package, open_package
 
@@ -26,10 +28,12 @@ __all__ = [
     "Manifest",
     "NotAcceptedError",
     "Package",
+    "Packages",
     "Packed",
     "Publisher",
     "Release",
     "Request",
+    "Shelf",
     "check_app_name",
     "choose",
     "grants",

@@ -3,6 +3,9 @@
     index.json
     packages/NAME/NAME-VERSION.llmapp
 
+In an index of a server, names are OWNER/NAME; NAME alone stands for the only one of that name. One more index comes
+with LLMasOS (`bundled.py`).
+
 Several are asked in their order, and an application belongs to the first that has its name: no later index can slip in
 a newer version of it. Versions never change: other bytes for one that is there are refused. A version can be yanked,
 with a reason; then only `NAME==VERSION` finds it.
@@ -11,20 +14,23 @@ with a reason; then only `NAME==VERSION` finds it.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from packaging.version import InvalidVersion, Version
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from llmasos.errors import BusyError, ChecksumError, FormatError, InvalidInputError, NotFoundError
-from llmasos.settings import settings
+from llmasos.settings import api_key, settings
 from llmasos.store.card import stays_inside
-from llmasos.store.packages.manifest import AppTable, Line, check_app_name, line
+from llmasos.store.packages.kinds import MAX_BIG
+from llmasos.store.packages.manifest import AppTable, Kind, Line, check_app_name, line
 from llmasos.store.packages.pack import MAX_PACKED, SUFFIX, write_whole
 from llmasos.store.packages.sign import verify
 from llmasos.store.packages.unpack import open_package
@@ -36,20 +42,29 @@ _MAX_INDEX = 64 << 20  # bytes
 
 
 class Release(BaseModel):
-    """One version of an application in an index. `file`: path beside `index.json`; `key_id`: who signed it."""
+    """One version of a package in an index. `file`: path beside `index.json`; `key_id`: who signed it."""
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
     file: str
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    size: int = Field(ge=0, le=MAX_PACKED)
+    size: int = Field(ge=0, le=MAX_BIG)
+    kind: Kind = "app"
     summary: str = ""
     license: str = ""
     key_id: str | None = None
     published: str = ""
     yanked: Line | None = None
 
+    @model_validator(mode="after")
+    def _fits(self) -> Release:
+        if self.kind == "app" and self.size > MAX_PACKED:
+            raise ValueError(f"an application of {self.size} bytes; {MAX_PACKED} are allowed")
+        return self
 
-class _Document(BaseModel):
+
+class Document(BaseModel):
+    """`index.json`: releases by version by name."""
+
     model_config = ConfigDict(extra="ignore", strict=True)
     format: Literal[1] = 1
     apps: dict[str, dict[str, Release]] = {}
@@ -57,12 +72,17 @@ class _Document(BaseModel):
 
 @dataclass(frozen=True)
 class Found:
-    """A version of an application and the index that it is in."""
+    """A version of a package and the index that it is in."""
 
     index: Index
     name: str
     version: str
     release: Release
+
+    @property
+    def app(self) -> str:
+        """The name without its owner."""
+        return self.name.rpartition("/")[2]
 
 
 class Index:
@@ -81,13 +101,14 @@ class Index:
         """Releases by version by name, read now. Raises NotFoundError, FormatError, NetworkError, OfflineError."""
         return self._read().apps
 
-    def _read(self) -> _Document:
+    def _read(self) -> Document:
         if self.is_url:
-            data, _ = fetch(f"{self.place}/{INDEX}")
+            data, _ = fetch(f"{self.place}/{INDEX}", self._headers())
         else:
             try:
                 with (Path(self.place) / INDEX).open("rb") as file:
-                    data = file.read(_MAX_INDEX + 1)
+                    size = os.fstat(file.fileno()).st_size
+                    data = file.read(min(size, _MAX_INDEX) + 1)
             except (FileNotFoundError, NotADirectoryError):
                 raise NotFoundError(
                     f"{self} has no {INDEX}.", hint=f"`llmasos app publish FILE --index {self}` makes one."
@@ -95,7 +116,7 @@ class Index:
         try:
             if len(data) > _MAX_INDEX:
                 raise ValueError(f"it is longer than {_MAX_INDEX} bytes")
-            document = _Document.model_validate_json(data)
+            document = Document.model_validate_json(data)
             _check(document)
         except ValueError as e:
             reason = e.errors()[0]["msg"] if isinstance(e, ValidationError) else str(e)
@@ -118,14 +139,21 @@ class Index:
             yield path
             return
         target = f"{release.sha256}{SUFFIX}"
-        item = Download(target, f"{self.place}/{release.file}", release.size, release.sha256)
+        headers = tuple(self._headers().items())
+        item = Download(target, f"{self.place}/{release.file}", release.size, release.sha256, headers=headers)
         try:
             yield download(item, cache, Meter(None))
         finally:
             (cache / target).unlink(missing_ok=True)
 
-    def publish(self, package: Path) -> Found:
-        """Add a package to this folder, making it an index if it is none yet.
+    def _headers(self) -> dict[str, str]:
+        """The key of the server at LLMASOS_URL, where it hosts the index; no other may see it."""
+        key, ours, theirs = api_key("llmasos"), urlsplit(settings().url), urlsplit(self.place)
+        own = key and (ours.scheme, ours.netloc) == (theirs.scheme, theirs.netloc)
+        return {"Authorization": f"Bearer {key}"} if own else {}
+
+    def publish(self, package: Path, owner: str | None = None) -> Found:
+        """Add a package to this folder, as OWNER/NAME where it has an owner, making it an index if it is none yet.
 
         The package is read whole and its signature checked first. Raises InvalidInputError for a URL, and for another
         package of a version that is there.
@@ -135,18 +163,19 @@ class Index:
             opened.check()
             publisher, app = verify(opened), opened.manifest.app
         sha256 = file_sha256(package)
+        name = f"{check_app_name(owner)}/{app.name}" if owner else app.name
         with self._changing(folder) as document:
-            versions = document.apps.setdefault(app.name, {})
+            versions = document.apps.setdefault(name, {})
             same = next((v for v in versions if Version(v) == Version(app.version)), None)
             if same is not None:
                 if versions[same].sha256 == sha256:
-                    return Found(self, app.name, same, versions[same])
+                    return Found(self, name, same, versions[same])
                 raise InvalidInputError(
-                    f"{self} has {app.name} {same} already, with other bytes, and versions never change.",
+                    f"{self} has {name} {same} already, with other bytes, and versions never change.",
                     hint="Give it a new version in llmasos.toml, pack and publish again.",
                     param="version",
                 )
-            path = f"packages/{app.name}/{app.name}-{app.version}{SUFFIX}"
+            path = f"packages/{name}/{app.name}-{app.version}{SUFFIX}"
             with write_whole(folder / path) as temporary:
                 shutil.copyfile(package, temporary)
                 if file_sha256(temporary) != sha256:
@@ -155,13 +184,14 @@ class Index:
                 file=path,
                 sha256=sha256,
                 size=(folder / path).stat().st_size,
+                kind=app.kind,
                 summary=app.summary,
                 license=app.license,
                 key_id=publisher.key_id if publisher else None,
                 published=datetime.now(UTC).replace(microsecond=0).isoformat(),
             )
             versions[app.version] = release
-        return Found(self, app.name, app.version, release)
+        return Found(self, name, app.version, release)
 
     def yank(self, name: str, version: str, reason: str) -> Found:
         """Take a version out of every choice but `NAME==VERSION`. Its package stays."""
@@ -187,7 +217,7 @@ class Index:
         return Path(self.place)
 
     @contextlib.contextmanager
-    def _changing(self, folder: Path) -> Iterator[_Document]:
+    def _changing(self, folder: Path) -> Iterator[Document]:
         """The document, written in one step at the end if it was changed; one writer at a time."""
         from filelock import FileLock, Timeout
 
@@ -199,7 +229,7 @@ class Index:
             except Timeout:
                 raise BusyError(f"Another process is publishing to {self}.", hint="Wait, then repeat.") from None
         try:
-            document = self._read() if (folder / INDEX).exists() else _Document()
+            document = self._read() if (folder / INDEX).exists() else Document()
             before = document.model_dump()
             yield document
             if document.model_dump() != before:
@@ -210,7 +240,7 @@ class Index:
             lock.release()
 
 
-def _text(document: _Document) -> str:
+def _text(document: Document) -> str:
     """Sorted and a value a line, so that a change is a small one in git."""
     import json
 
@@ -218,34 +248,50 @@ def _text(document: _Document) -> str:
     return json.dumps(facts, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
 
 
-def _check(document: _Document) -> None:
+def _check(document: Document) -> None:
     """Raises ValueError for names, versions and paths that no manifest could have brought."""
     for name, versions in document.apps.items():
         for version, release in versions.items():
+            owner, slash, app = name.rpartition("/")
             facts = {
-                "name": name,
+                "name": app,
                 "version": version,
                 "summary": release.summary or "-",
                 "license": release.license or "-",
             }
             try:
+                if slash:
+                    check_app_name(owner)
                 AppTable.model_validate(facts)
+            except InvalidInputError as e:
+                raise ValueError(f"{name!r}: {e.message}") from e
             except ValidationError as e:
                 raise ValueError(f"{name!r} {version!r}: {e.errors()[0]['msg']}") from e
             if not stays_inside(release.file):
                 raise ValueError(f"{release.file!r} leads out of it")
 
 
-def indexes(places: Sequence[str] = ()) -> list[Index]:
-    """Those named, else those of the settings. Raises InvalidInputError if there are none."""
+def indexes(places: Sequence[str] = (), *, bundled: bool = True) -> list[Index]:
+    """Those named, else those of the settings and, behind them, the examples that come with LLMasOS (`bundled`).
+
+    Raises InvalidInputError if there are none.
+    """
     found = list(places) or [one.strip() for one in settings().app_index.split(",") if one.strip()]
+    if bundled and not places:
+        found.append("bundled")
     if not found:
         raise InvalidInputError(
             "No index of applications is known.",
             hint="Name one with --index, a folder or a URL, or set LLMASOS_APP_INDEX.",
             param="index",
         )
-    return [Index(place) for place in found]
+    return [_index_at(place) for place in found]
+
+
+def _index_at(place: str) -> Index:
+    from llmasos.store.packages.bundled import NAME, Bundled
+
+    return Bundled() if place == NAME else Index(place)
 
 
 def search(asked: Sequence[Index], words: Sequence[str] = ()) -> list[Found]:
@@ -270,9 +316,14 @@ def choose(asked: Sequence[Index], reference: str) -> Found:
     Raises NotFoundError if no index has it, or not this version.
     """
     name, exact, version = reference.partition("==")
-    check_app_name(name)
+    owner, slash, app = name.rpartition("/")
+    check_app_name(app)
+    if slash:
+        check_app_name(owner)
     for index in asked:
-        versions = index.apps.get(name)
+        apps = index.apps
+        name = _full_name(apps, name, index)
+        versions = apps.get(name)
         if not versions:
             continue
         chosen = next((v for v in versions if _same(v, version)), None) if exact else _newest(versions)
@@ -280,8 +331,20 @@ def choose(asked: Sequence[Index], reference: str) -> Found:
             raise _no_version(name, version, index, versions)
         return Found(index, name, chosen, versions[chosen])
     raise NotFoundError(
-        f"No application {name} in {', '.join(map(str, asked))}.", hint="`llmasos app search` shows what there is."
+        f"No package {name} in {', '.join(map(str, asked))}.", hint="`llmasos app search` shows what there is."
     )
+
+
+def _full_name(apps: Mapping[str, object], name: str, index: Index) -> str:
+    """What a name without an owner stands for here. Raises InvalidInputError where that can't be told."""
+    if name in apps or "/" in name:
+        return name
+    found = sorted(full for full in apps if full.endswith(f"/{name}"))
+    if len(found) > 1:
+        raise InvalidInputError(
+            f"{index} has several packages {name}.", hint=f"Name its owner: {', '.join(found)}.", param="name"
+        )
+    return found[0] if found else name
 
 
 def _same(known: str, asked: str) -> bool:

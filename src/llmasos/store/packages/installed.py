@@ -28,7 +28,7 @@ from llmasos.errors import FormatError, InvalidInputError, LLMasOSError, NotFoun
 from llmasos.settings import settings
 from llmasos.store.library import discard, model_lock
 from llmasos.store.packages.index import Found, Index, choose
-from llmasos.store.packages.manifest import Grant, Manifest, check_app_name, grants, read_manifest, sheet, widened
+from llmasos.store.packages.manifest import Grant, Kind, Manifest, check_app_name, grants, read_manifest, sheet, widened
 from llmasos.store.packages.pack import write_whole
 from llmasos.store.packages.sign import Publisher, check_publisher, note_publisher, verify
 from llmasos.store.packages.unpack import Package, open_package
@@ -72,13 +72,14 @@ class NotAcceptedError(InvalidInputError):
 
 
 class Record(BaseModel):
-    """`installed.json` of a version. `sha256`: of its package."""
+    """`installed.json` of a version. `sha256`: of its package. `name`: OWNER/NAME, where the index has owners."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
     source: str
     sha256: str
     key_id: str | None = None
     installed: str
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,12 @@ class Installed:
 class Apps:
     """The applications in `<home>/apps`; `home` defaults to the one in the settings."""
 
+    kinds: tuple[Kind, ...] = ("app",)
+    folder = "apps"
+
     def __init__(self, home: Path | None = None) -> None:
         self.home = home or settings().home
-        self.root = self.home / "apps"
+        self.root = self.home / self.folder
 
     def list(self) -> list[Installed]:
         """Every application with a current version, by name. Damaged ones carry their `error`."""
@@ -194,7 +198,8 @@ class Apps:
                 with self._changing(name):
                     return self._install(package, source or str(path.absolute()), accept, trust, is_update=False)
         found = choose(asked, str(reference))
-        with self._changing(found.name), found.index.package(found, self.home / "cache" / "apps") as path:
+        with self._changing(found.app), found.index.package(found, self.home / "cache" / "apps") as path:
+            self._check_owner(found)
             return self._from_index(path, found, accept, trust, is_update=False)
 
     def update(
@@ -205,8 +210,8 @@ class Apps:
         `accept` is only asked for permissions that the current version does not have, and for all of them where nobody
         signed the package and it comes from another place than the current version. Raises as `install` does.
         """
-        self.get(name)
-        found = choose(asked, name)
+        record = self.get(name).record
+        found = choose(asked, (record.name if record else "") or name)
         with self._changing(name):
             now = self.get(name)
             if Version(found.version) <= Version(now.version):
@@ -219,14 +224,36 @@ class Apps:
     ) -> Installed:
         with open_package(path) as package:
             app = package.manifest.app
-            if (app.name, app.version) != (found.name, found.version):
+            if (app.name, app.version, app.kind) != (found.app, found.version, found.release.kind):
+                said = f"{found.release.kind} {found.name} {found.version}"
                 raise FormatError(
-                    f"{found.index} lists {found.name} {found.version}, and the package is {app.name} {app.version}.",
+                    f"{found.index} lists {said}, and the package is {app.kind} {app.name} {app.version}.",
                     hint="Tell whoever keeps the index.",
                 )
             return self._install(
-                package, str(found.index), accept, trust, is_update=is_update, yanked=found.release.yanked
+                package,
+                str(found.index),
+                accept,
+                trust,
+                is_update=is_update,
+                yanked=found.release.yanked,
+                name=found.name,
             )
+
+    def _check_owner(self, found: Found) -> None:
+        """Raises StoreError where the package of this name here is another owner's."""
+        known = _record(self.root / found.app / self._current(found.app))
+        if known is not None and "/" in known.name and "/" in found.name and known.name != found.name:
+            raise StoreError(
+                f"{found.app} is {known.name} here, and {found.name} is another package.",
+                hint=f"`llmasos app uninstall {found.app}` first, if you want that one.",
+            )
+
+    def _current(self, name: str) -> str:
+        try:
+            return (self.root / name / CURRENT).read_text(encoding="utf-8").strip() or "-"
+        except (OSError, UnicodeDecodeError):
+            return "-"
 
     def _install(
         self,
@@ -237,8 +264,15 @@ class Apps:
         *,
         is_update: bool,
         yanked: str | None = None,
+        name: str = "",
     ) -> Installed:
         manifest, app = package.manifest, package.manifest.app
+        if app.kind not in self.kinds:
+            raise UnsupportedError(
+                f"{app.name} is no application but a package of the kind {app.kind}.",
+                hint=f"`llmasos app install {app.name}` on the machine itself installs it.",
+                param="file",
+            )
         package.check()  # nobody is asked about a package that is not whole
         publisher, sha256 = verify(package), file_sha256(package.path)
         check_publisher(self.home, app.name, publisher, trust)
@@ -258,11 +292,19 @@ class Apps:
         else:
             key_id = publisher.key_id if publisher else None
             now = datetime.now(UTC).replace(microsecond=0).isoformat()
-            self._place(package, folder, Record(source=source, sha256=sha256, key_id=key_id, installed=now))
+            record = Record(source=source, sha256=sha256, key_id=key_id, installed=now, name=name)
+            self._place(package, folder, record)
         if publisher:
             note_publisher(self.home, app.name, publisher)
+        self._show(manifest, folder)
         self._set_current(app.name, app.version)
         return self.get(app.name)
+
+    def _show(self, manifest: Manifest, folder: Path) -> None:
+        """This version becomes the one that is used."""
+
+    def _hide(self, name: str) -> None:
+        """None is used any more."""
 
     def _accepted(self, name: str, source: str, publisher: Publisher | None) -> Manifest | None:
         """The current version, if what was accepted for it holds for its update: one that nobody signed and that comes
@@ -296,6 +338,8 @@ class Apps:
                 wanted = f"no version {version}" if version else f"no version before {current}"
                 raise NotFoundError(f"{name} has {wanted} here.", hint=f"It has: {', '.join(there) or 'none'}.")
             assert version is not None
+            folder = self.root / name / version
+            self._show(read_manifest(folder), folder)
             self._set_current(name, version)
             return self.get(name)
 
@@ -305,6 +349,7 @@ class Apps:
         with self._changing(name):
             gone = self._describe(name).versions
             folder = self.root / name
+            self._hide(name)
             with disk_errors(folder):
                 (folder / CURRENT).unlink()  # from here on it is not installed
             for path in folder.iterdir():

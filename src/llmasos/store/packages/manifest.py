@@ -6,6 +6,10 @@
     [resources]    memory cpu processes disk timeout concurrency
     [config]       what the user sets: name = { type = "choice", choices = ["a", "b"], default = "a" }
 
+A model, an adapter or a dataset has [package] with its kind instead, and nothing else:
+
+    [package]      kind = "model", "adapter" or "dataset"; name version summary license; base of an adapter: its model
+
 Versions are those of PEP 440 in their normal spelling (1.2, 1.2.0rc1), without epoch and local part, because they are
 folders, too. Every key that is not known is an error.
 """
@@ -157,8 +161,12 @@ Size = Annotated[str, AfterValidator(_size)]
 Key = Annotated[str, Field(pattern=f"^{_KEY.pattern}$")]
 
 
+Kind = Literal["app", "model", "adapter", "dataset"]
+
+
 class AppTable(_Strict):
-    """`entry`: the file that has the application, "app.py:name" where it has several. `license`: an SPDX expression."""
+    """`entry`: the file that has the application, "app.py:name" where it has several. `license`: an SPDX expression.
+    `base`: the model that an adapter is for."""
 
     name: Annotated[str, AfterValidator(_app_name)]
     version: Annotated[str, AfterValidator(_version)]
@@ -166,6 +174,16 @@ class AppTable(_Strict):
     license: Line = Field(min_length=1, max_length=100)
     python: Annotated[str, AfterValidator(_python)] = ">=3.11"
     entry: Annotated[str, AfterValidator(_entry)] = "app.py"
+    kind: Kind = "app"
+    base: Line | None = Field(default=None, min_length=1, max_length=200)
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> AppTable:
+        if self.base is not None and self.kind != "adapter":
+            raise ValueError(f"base has no meaning for a package of the kind {self.kind!r}")
+        if self.kind != "app" and (stray := sorted({"entry", "python"} & self.model_fields_set)):
+            raise ValueError(f"{stray[0]} has no meaning for a package of the kind {self.kind!r}")
+        return self
 
 
 class ModelNeed(_Strict):
@@ -254,9 +272,27 @@ class Manifest(_Strict):
     resources: Resources = Resources()
     config: dict[Key, ConfigEntry] = {}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _either(cls, data: Any) -> Any:
+        """[package] is [app] by another name."""
+        if isinstance(data, dict) and "package" in data and "app" not in data:
+            return {"app" if key == "package" else key: value for key, value in data.items()}
+        return data
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> Manifest:
+        if self.app.kind != "app" and (stray := self.model_fields_set - {"app"}):
+            raise ValueError(f"[{sorted(stray)[0]}] has no meaning for a package of the kind {self.app.kind!r}")
+        return self
+
     @property
     def name(self) -> str:
         return self.app.name
+
+    @property
+    def kind(self) -> Kind:
+        return self.app.kind
 
     @property
     def version(self) -> Version:
@@ -392,6 +428,7 @@ def sheet(manifest: Manifest) -> dict[str, Any]:
         for name, need in manifest.models.items()
     }
     return {
+        "kind": app.kind,
         "name": app.name,
         "version": app.version,
         "summary": app.summary,

@@ -2,8 +2,9 @@
 `sha256sum -c` reads.
 
 The same files give the same bytes: names are sorted, times and modes are fixed, packing is deflate at level 9 (of one
-version of zlib). Left out are version control, caches, virtual environments, packages, and what `.llmappignore` names:
-a pattern with `*` and `?` a line, for a path or any part of one. Links, and files that look like secrets, are refused.
+version of zlib); weights and the like, which it would not make smaller, are stored. Left out are version control,
+caches, virtual environments, packages, and what `.llmappignore` names: a pattern with `*` and `?` a line, for a path or
+any part of one. Links, and files that look like secrets, are refused.
 """
 
 from __future__ import annotations
@@ -11,18 +12,22 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import hashlib
+import io
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from llmasos.errors import FormatError, InvalidInputError, NotFoundError
+from llmasos.store.packages.kinds import MAX_BIG, is_dense, problem_of_contents
 from llmasos.store.packages.manifest import MANIFEST, Manifest, read_manifest
 from llmasos.store.packages.names import RESERVED_FILES, problem_of_names
 from llmasos.store.packages.requirements import LOCK_FILE, parse_requirements
-from llmasos.store.transfer import disk_errors
+from llmasos.store.transfer import disk_errors, file_sha256
 
 SUFFIX = ".llmapp"
 HASHES = "files.sha256"
@@ -45,6 +50,7 @@ _SECRET_TEXT = re.compile(
     rb"|\bsk-[A-Za-z0-9_-]{32,}"
 )
 _SEARCHED = 4 << 20  # bytes of a file in which secrets are looked for
+_CHUNK = 1 << 20
 _TIME = (1980, 1, 1, 0, 0, 0)
 _MODE = 0o100644
 
@@ -66,39 +72,71 @@ def pack(folder: Path, out: Path | None = None) -> Packed:
     if not folder.is_dir():
         raise NotFoundError(f"There is no folder {folder}.", hint="`llmasos app new NAME` makes one to begin with.")
     manifest = read_manifest(folder)
-    names = list(_names(folder))
+    names = list(_names(folder, manifest))
     if problem := problem_of_names(names):
         raise FormatError(problem, hint="Rename the file.")
-    entry = manifest.app.entry.partition(":")[0]
-    if entry not in names:
-        raise FormatError(f"{MANIFEST}: app.entry = {manifest.app.entry!r}: there is no such file.", hint="Correct it.")
+    if problem := problem_of_contents(manifest, names):
+        raise FormatError(f"{MANIFEST}: {problem}", hint="Correct it.")
     if LOCK_FILE in names:
         parse_requirements((folder / LOCK_FILE).read_bytes(), str(folder / LOCK_FILE))
-    files = {name: _content(folder, name) for name in names}
+    for name in names:
+        _check_secret(folder, name)
+    hashes = {name: file_sha256(folder / name) for name in names}
     out = out or Path(f"{manifest.app.name}-{manifest.app.version}{SUFFIX}")
-    write_zip(out, {**files, HASHES: hash_list(files)})
-    return Packed(out, manifest, tuple(names), hashlib.sha256(out.read_bytes()).hexdigest())
+    sources = {name: file_source(folder / name, hashes[name]) for name in names}
+    write_zip(out, {**sources, HASHES: bytes_source(hash_lines(hashes))}, manifest)
+    return Packed(out, manifest, tuple(names), file_sha256(out))
 
 
-def hash_list(files: Mapping[str, bytes]) -> bytes:
+def hash_lines(hashes: Mapping[str, str]) -> bytes:
     """`SHA-256  NAME` a line, by name."""
-    return "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files)).encode()
+    return "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes)).encode()
 
 
-def write_zip(out: Path, files: Mapping[str, bytes]) -> None:
-    """The files as a zip, in one step: `out` is whole or as it was."""
-    with write_whole(out) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=False) as archive:
+@dataclass(frozen=True)
+class Source:
+    """What becomes a file of a package, read as it is written. `sha256`: what it must be; None: not known before."""
+
+    size: int
+    open: Callable[[], AbstractContextManager[IO[bytes]]]
+    sha256: str | None = None
+
+
+def file_source(path: Path, sha256: str) -> Source:
+    return Source(path.stat().st_size, lambda: path.open("rb"), sha256)
+
+
+def bytes_source(data: bytes) -> Source:
+    return Source(len(data), lambda: io.BytesIO(data))
+
+
+def write_zip(out: Path, files: Mapping[str, Source], manifest: Manifest) -> None:
+    """The files as a zip, in one step: `out` is whole or as it was. Nothing is held in memory."""
+    with write_whole(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name in sorted(files):
             info = zipfile.ZipInfo(name, _TIME)
-            info.compress_type, info.external_attr, info.create_system = zipfile.ZIP_DEFLATED, _MODE << 16, 3
-            archive.writestr(info, files[name], compresslevel=9)
-    if out.stat().st_size > MAX_PACKED:
+            info.compress_type = zipfile.ZIP_STORED if is_dense(name) else zipfile.ZIP_DEFLATED
+            info.external_attr, info.create_system, info.file_size = _MODE << 16, 3, files[name].size
+            info._compresslevel = 9  # type: ignore[attr-defined]  # only `writestr` has an argument for it
+            _write(archive, info, files[name])
+    if out.stat().st_size > (MAX_PACKED if manifest.kind == "app" else MAX_BIG):
         size = out.stat().st_size
         out.unlink()
         raise FormatError(
             f"The package would have {size} bytes; {MAX_PACKED} are allowed.",
             hint=f"Name what it does not need in {IGNORE}; models are pulled, not packed.",
         )
+
+
+def _write(archive: zipfile.ZipFile, info: zipfile.ZipInfo, source: Source) -> None:
+    digest, size = hashlib.sha256(), 0
+    with source.open() as file, archive.open(info, "w") as target:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+            target.write(chunk)
+    if size != source.size or source.sha256 not in (None, digest.hexdigest()):
+        raise FormatError(f"{info.filename} was changed while it was packed.", hint="Repeat the command.")
 
 
 @contextlib.contextmanager
@@ -127,7 +165,7 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def _names(folder: Path) -> Iterator[str]:
+def _names(folder: Path, manifest: Manifest) -> Iterator[str]:
     """Paths below `folder` that belong into its package, sorted."""
     patterns = _patterns(folder / IGNORE)
     found, total = [], 0
@@ -154,9 +192,10 @@ def _names(folder: Path) -> Iterator[str]:
                 raise FormatError(f"{shown} is written by the packer and can't be a file of yours.", hint="Rename it.")
             found.append(shown)
             total += path.stat().st_size
-    if len(found) > MAX_FILES or total > MAX_UNPACKED:
+    most = MAX_UNPACKED if manifest.kind == "app" else MAX_BIG
+    if len(found) > MAX_FILES or total > most:
         raise FormatError(
-            f"{folder} has {len(found)} files with {total} bytes; {MAX_FILES} with {MAX_UNPACKED} are allowed.",
+            f"{folder} has {len(found)} files with {total} bytes; {MAX_FILES} with {most} are allowed.",
             hint=f"Name what the application does not need in {IGNORE}; models are pulled, not packed.",
         )
     yield from sorted(found)
@@ -188,16 +227,21 @@ def _is_skipped(path: Path, patterns: list[str]) -> bool:
     return any(fnmatch.fnmatchcase(one, pattern) for pattern in patterns for one in (path.as_posix(), path.name))
 
 
-def _content(folder: Path, name: str) -> bytes:
-    """The bytes of a file that is no secret."""
-    data = (folder / name).read_bytes()
+def secret_in(name: str, file: IO[bytes]) -> str:
+    """Why a file looks like a secret; empty if it does not."""
     if _SECRET_NAMES.fullmatch(name.rsplit("/", 1)[-1]):
-        why = "its name is one of those that hold secrets"
-    elif found := _SECRET_TEXT.search(data, 0, _SEARCHED):
-        line = data.count(b"\n", 0, found.start()) + 1
-        why = f"line {line} has {found[0][:10].decode()}…"
-    else:
-        return data
+        return "its name is one of those that hold secrets"
+    data = file.read(_SEARCHED)
+    if (found := _SECRET_TEXT.search(data)) is None:
+        return ""
+    return f"line {data.count(bytes([10]), 0, found.start()) + 1} has {found[0][:10].decode()}…"
+
+
+def _check_secret(folder: Path, name: str) -> None:
+    with (folder / name).open("rb") as file:
+        why = secret_in(name, file)
+    if not why:
+        return
     raise InvalidInputError(
         f"{name} looks like a secret, which everybody could read in the package: {why}.",
         hint=f'Name it in {IGNORE}; the user sets secrets through [config] with type = "secret".',

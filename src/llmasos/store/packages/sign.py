@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from llmasos.errors import FormatError, InvalidInputError, StoreError, UnsupportedError
 from llmasos.settings import settings
 from llmasos.store.packages.manifest import check_app_name
-from llmasos.store.packages.pack import HASHES, SIGNATURE, write_whole, write_zip
+from llmasos.store.packages.pack import SIGNATURE, bytes_source, write_whole, write_zip
 from llmasos.store.packages.unpack import Package, open_package
 from llmasos.store.transfer import disk_errors
 
@@ -115,15 +115,16 @@ def sign(path: Path, home: Path | None = None) -> Publisher:
     key = publisher_key(home)
     from cryptography.hazmat.primitives import serialization
 
-    with open_package(path) as package:
-        files = package.read_all()
     public = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
-    made = Signature(
-        key_id=_key_id(public),
-        public_key=base64.b64encode(public).decode(),
-        signature=base64.b64encode(key.sign(_PURPOSE + files[HASHES])).decode(),
-    )
-    write_zip(path, {**files, SIGNATURE: made.model_dump_json(indent=2).encode() + b"\n"})
+    with open_package(path) as package:
+        package.check()
+        made = Signature(
+            key_id=_key_id(public),
+            public_key=base64.b64encode(public).decode(),
+            signature=base64.b64encode(key.sign(_PURPOSE + package.hash_list)).decode(),
+        )
+        signature = bytes_source(made.model_dump_json(indent=2).encode() + b"\n")
+        write_zip(path, {**package.sources(), SIGNATURE: signature}, package.manifest)
     return Publisher(made.key_id, made.public_key)
 
 

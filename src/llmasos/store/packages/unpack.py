@@ -24,9 +24,19 @@ from pathlib import Path
 from typing import IO
 
 from llmasos.errors import FormatError, NotFoundError
+from llmasos.store.packages.kinds import MAX_BIG, problem_of_contents
 from llmasos.store.packages.manifest import MANIFEST, MAX_MANIFEST, Manifest, parse_manifest
 from llmasos.store.packages.names import RESERVED_FILES, problem_of_names
-from llmasos.store.packages.pack import HASHES, MAX_FILES, MAX_PACKED, MAX_UNPACKED, SIGNATURE, sync
+from llmasos.store.packages.pack import (
+    HASHES,
+    MAX_FILES,
+    MAX_PACKED,
+    MAX_UNPACKED,
+    SIGNATURE,
+    Source,
+    bytes_source,
+    sync,
+)
 from llmasos.store.transfer import disk_errors
 
 MAX_RATIO = 200  # unpacked bytes for a packed one, of files above MAX_FREE; text packs 3 to 30 times
@@ -35,6 +45,8 @@ _MAX_DIRECTORY = 8 << 20  # bytes; with names of 400 bytes 10,000 entries take l
 _MAX_SIGNATURE = 1 << 16
 _CHUNK = 1 << 20
 _END = struct.Struct("<4s4H2LH")  # APPNOTE 4.3.16
+_BIG_END = struct.Struct("<4sQ2H2L4Q")  # 4.3.14
+_LOCATOR = struct.Struct("<4sLQL")  # 4.3.15
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
 _ANEW = "Get the package anew from its publisher."
 
@@ -55,14 +67,14 @@ class Package:
         for name in self.hashes:
             self._copy(name, lambda data: None)
 
-    def read_all(self) -> dict[str, bytes]:
-        """Every listed file and the list itself, by name."""
-        files: dict[str, bytes] = {HASHES: self.hash_list}
-        for name in self.hashes:
-            data = bytearray()
-            self._copy(name, data.extend)
-            files[name] = bytes(data)
-        return files
+    def sources(self) -> dict[str, Source]:
+        """Every listed file and the list itself, by name, to be written into another package."""
+
+        def of(name: str) -> Source:
+            size = self.archive.getinfo(name).file_size
+            return Source(size, lambda: self.archive.open(name), self.hashes[name])
+
+        return {HASHES: bytes_source(self.hash_list), **{name: of(name) for name in self.hashes}}
 
     def extract(self, folder: Path, more: Mapping[str, bytes] | None = None) -> None:
         """Write all files, and `more`, into `folder`, which must not exist: beside it first, then renamed, so it is
@@ -140,27 +152,56 @@ def _reading(path: Path, name: str) -> Iterator[None]:
 
 
 def _check_end(path: Path, file: IO[bytes]) -> int:
-    """The number of files, and the directory's size before anything reads it, from the record that a plain zip ends
-    with."""
+    """The number of files, and the directory's size before anything reads it, from the records that a plain zip ends
+    with. The longer ones, of more than 2 GiB, are allowed for what is no application."""
     size = file.seek(0, os.SEEK_END)
-    if size > MAX_PACKED:
-        raise _bad(path, f"it has {size} bytes; {MAX_PACKED} are allowed")
-    file.seek(max(0, size - _END.size - 20))
+    if size > MAX_BIG:
+        raise _bad(path, f"it has {size} bytes; {MAX_BIG} are allowed")
+    file.seek(max(0, size - _END.size - _LOCATOR.size))
     tail = file.read()
     if len(tail) < _END.size or tail[-_END.size :][:4] != b"PK\5\6":
         raise _bad(path, "it is no zip file, or has something behind its end")
     _, disk, first_disk, here, entries, length, start, comment = _END.unpack(tail[-_END.size :])
     if disk or first_disk or here != entries or comment:
         raise _bad(path, "it is a part of several, or has a comment")
-    if tail[: -_END.size][:4] == b"PK\6\7" or entries == 0xFFFF or 0xFFFFFFFF in (length, start):
-        raise _bad(path, "it is a zip64 file, which no package needs")
+    end = size - _END.size
+    if tail[: -_END.size][:4] == b"PK\6\7":
+        end, entries, length, start = _check_big_end(path, file, tail[: _LOCATOR.size], end, (entries, length, start))
+    elif entries == 0xFFFF or 0xFFFFFFFF in (length, start):
+        raise _bad(path, "its zip64 records are missing")
     if entries > MAX_FILES + 2:
         raise _bad(path, f"it has {entries} files; {MAX_FILES} are allowed")
     if length > _MAX_DIRECTORY:
         raise _bad(path, f"its directory has {length} bytes; {_MAX_DIRECTORY} are allowed")
-    if start + length != size - _END.size:
+    if start + length != end:
         raise _bad(path, "it has bytes that belong to no file")
     return int(entries)
+
+
+def _check_big_end(
+    path: Path, file: IO[bytes], locator: bytes, end: int, short: tuple[int, int, int]
+) -> tuple[int, int, int, int]:
+    """Where the zip64 records begin, and what they say of the directory; the short ones must agree."""
+    _, disk, place, disks = _LOCATOR.unpack(locator)
+    if disk or disks != 1 or place + _BIG_END.size + _LOCATOR.size != end:
+        raise _bad(path, "its zip64 records are not at its end")
+    file.seek(place)
+    mark, rest, _, _, disk, first_disk, here, entries, length, start = _BIG_END.unpack(file.read(_BIG_END.size))
+    if mark != b"PK\6\6" or rest != _BIG_END.size - 12 or disk or first_disk or here != entries:
+        raise _bad(path, "its zip64 records are damaged")
+    for said, real, none in zip(short, (entries, length, start), (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF), strict=True):
+        if said not in (real, none):
+            raise _bad(path, "its zip64 records say something else than the others")
+    return place, entries, length, start
+
+
+def _check_size_of_app(path: Path, archive: zipfile.ZipFile) -> None:
+    """What holds for applications only; of bigger things they name models."""
+    size, total = path.stat().st_size, sum(info.file_size for info in archive.infolist())
+    if size > MAX_PACKED:
+        raise _bad(path, f"it has {size} bytes; {MAX_PACKED} are allowed")
+    if total > MAX_UNPACKED:
+        raise _bad(path, f"it unpacks to {total} bytes; {MAX_UNPACKED} are allowed")
 
 
 def _package(path: Path, archive: zipfile.ZipFile) -> Package:
@@ -186,9 +227,10 @@ def _package(path: Path, archive: zipfile.ZipFile) -> Package:
     if MANIFEST not in hashes:
         raise _bad(path, f"it has no {MANIFEST}")
     manifest = parse_manifest(_small(path, archive, MANIFEST, MAX_MANIFEST), f"{path.name}: {MANIFEST}")
-    entry = manifest.app.entry.partition(":")[0]
-    if entry not in hashes:
-        raise _bad(path, f"{entry}, its entry, is missing")
+    if manifest.kind == "app":
+        _check_size_of_app(path, archive)
+    if problem := problem_of_contents(manifest, hashes):
+        raise _bad(path, problem.rstrip("."))
     signature = _small(path, archive, SIGNATURE, _MAX_SIGNATURE) if SIGNATURE in names else None
     package = Package(path, archive, hashes, hash_list, signature, manifest)
     package._copy(MANIFEST, lambda data: None)
@@ -209,8 +251,8 @@ def _check_entry(path: Path, info: zipfile.ZipInfo) -> None:
 
 def _check_sizes(path: Path, infos: list[zipfile.ZipInfo]) -> None:
     total = sum(info.file_size for info in infos)
-    if total > MAX_UNPACKED:
-        raise _bad(path, f"it unpacks to {total} bytes; {MAX_UNPACKED} are allowed")
+    if total > MAX_BIG:
+        raise _bad(path, f"it unpacks to {total} bytes; {MAX_BIG} are allowed")
     for info in infos:
         if info.file_size > MAX_FREE and info.file_size > MAX_RATIO * info.compress_size:
             raise _bad(

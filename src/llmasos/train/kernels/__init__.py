@@ -1,0 +1,1 @@
+"""Triton kernels of training; they are imported where there is a GPU."""

@@ -31,13 +31,13 @@ from typing import Annotated, Any, Literal
 import anyio
 from fastapi import Depends as Depends
 from fastapi.params import Depends as DependsMark
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 
 from llmasos.apps.sessions import Session, SessionStore
 from llmasos.errors import InvalidInputError, ServerError, UnsupportedError
 
 Special = Literal["request", "session"]
-_SPECIALS: dict[Any, Special] = {Request: "request", Session: "session"}
+_SPECIALS: dict[Any, Special] = {Request: "request", HTTPConnection: "request", Session: "session"}
 
 ReadInput = Callable[[str, inspect.Parameter, Any], str]
 """(function's name, parameter, its hint) -> the input that it gets. Raises InvalidInputError for what can't be one."""
@@ -101,7 +101,8 @@ def node_of(
 
     def inner(mark: Any, hint: Any = None) -> tuple[Node, bool]:
         wanted = mark.dependency if isinstance(mark, DependsMark) else None
-        wanted = hint if wanted is None and inspect.isclass(hint) else wanted
+        if wanted is None and inspect.isclass(hint) and hint is not inspect.Parameter.empty:
+            wanted = hint
         if wanted is None or not callable(wanted):
             raise InvalidInputError(
                 f"{name}(): {mark!r} is no dependency.", hint="Write Depends(function).", param="dependencies"

@@ -31,6 +31,8 @@ _TABLE = (
     Command("chat", "chat", "chat", "use"),
     Command("task", "task", "task", "use"),
     Command("kb", "kb", "kb", "use", is_bare=True),
+    Command("agent", "agent", "agent", "use", is_bare=True),
+    Command("memory", "memory", "memory", "use", is_bare=True),
     Command("serve", "serve", "serve", "use"),
     Command("app", "application", "app", "use"),
     Command("ps", "ps", "ps", "server", is_bare=True),

@@ -98,6 +98,11 @@ class Agent:
         """Go on with a run that waits (`requires_action`): decisions by the id of the call, or one for all of them."""
         return run_sync(self.aresume(run, decisions))
 
+    def stream_resume(
+        self, run: AgentRun, decisions: Mapping[str, Decision] | Decision
+    ) -> Generator[AgentEvent, None, None]:
+        return _from_thread(lambda: self.astream_resume(run, decisions))
+
     async def aresume(self, run: AgentRun, decisions: Mapping[str, Decision] | Decision) -> AgentRun:
         return await _last(self.astream_resume(run, decisions))
 

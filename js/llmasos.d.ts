@@ -605,6 +605,8 @@ export interface Packages {
 export interface RouteOptions extends CallOptions {
   /** Default POST. */
   method?: "GET" | "POST" | "PUT" | "PATCH" | "DELETE";
+  /** Of a stream: gets what the function says of how far it is. */
+  onProgress?: (progress: { done: number | null; message: string }) => void;
 }
 /** A call of an application on its way, or over. */
 export interface AppJob<Result = any> {

@@ -1182,10 +1182,11 @@ class Apps extends Namespace {
   }
 
   /** The elements of a route that streams, as an async iterator. */
-  async *stream(app, route, args = {}, { method = "POST", signal } = {}) {
+  async *stream(app, route, args = {}, { method = "POST", signal, onProgress } = {}) {
     let complete = false;
     for await (const event of this.http.events(method, ...(await this.#call(app, route, args, method, [signal])))) {
       if (event.event === "done") complete = true;
+      else if (event.event === "progress") onProgress?.(parsed(event.data));
       else yield eventBody(event);
     }
     if (!complete) throw brokenOff();

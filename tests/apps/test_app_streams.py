@@ -278,3 +278,66 @@ def _scope(path: str, accept: str) -> dict[str, Any]:
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 2),
     }
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+def test_progress_is_told_between_the_elements(kind: str) -> None:
+    from llmasos.apps import report_progress
+
+    app = Application()
+
+    def plain() -> Iterator[int]:
+        report_progress(0.25, "begun")
+        yield 1
+        report_progress(None, "half\nway")
+        yield 2
+
+    async def asynchronous() -> AsyncIterator[int]:
+        for item in plain():
+            yield item
+
+    app.route("/x")(plain if kind == "plain" else asynchronous)
+    text = app.test_client().get("/x").text
+    assert sorted(text.strip().split("\n\n")) == sorted(
+        [
+            'event: progress\ndata: {"done": 0.25, "message": "begun"}',
+            "data: 1",
+            'event: progress\ndata: {"done": null, "message": "half\\nway"}',
+            "data: 2",
+            "event: done\ndata: {}",
+        ]
+    )
+    assert app.test_client().get("/x", headers={"accept": "application/json"}).json() == [1, 2]
+
+
+def test_a_flood_of_progress_holds_nothing_up() -> None:
+    from llmasos.apps import report_progress
+
+    app = Application()
+
+    @app.route("/x")
+    def x() -> Iterator[int]:
+        for n in range(20_000):
+            report_progress(n / 20_000)
+        yield 7
+
+    text = app.test_client().get("/x").text
+    assert "data: 7\n\n" in text and text.endswith("event: done\ndata: {}\n\n")
+
+
+def test_clients_pass_progress_over() -> None:
+    from served import served
+
+    from llmasos.apps import report_progress
+    from llmasos.client import AppClient
+
+    app = Application()
+
+    @app.route("/x")
+    def x() -> Iterator[int]:
+        """X."""
+        report_progress(0.5)
+        yield 7
+
+    with served(app) as url, AppClient(url) as client:
+        assert list(client.stream("x")) == [7]

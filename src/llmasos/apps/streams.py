@@ -2,7 +2,8 @@
 
 Each element is one event, `data: <JSON of the element>`; the last one is `event: done`, or `event: error` with a
 problem document if the generator failed midway. A failure before the first element is an ordinary error answer with its
-status. When the client goes away the generator is closed, so its `finally` blocks run.
+status. What the function says with `report_progress` is `event: progress`, `{"done": share or null, "message": words}`;
+of many at once some are left out. When the client goes away the generator is closed, so its `finally` blocks run.
 
 A plain generator lives in one thread from first to last element: grad modes of torch, SQLite connections and re-entrant
 locks belong to a thread, and would break if each step ran in another one.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import functools
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -24,6 +26,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from llmasos.apps import problems
+from llmasos.apps.jobs import reporting_to
 from llmasos.apps.routes import Route
 
 PING_SECONDS = 15.0
@@ -35,6 +38,11 @@ END, PING = object(), object()
 """What `next_element` gives when all is over, and when nothing has come for a while."""
 
 
+class _Progress:
+    def __init__(self, done: float | None, message: str) -> None:
+        self.body = {"done": done, "message": message}
+
+
 class _Failure:
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -43,6 +51,9 @@ class _Failure:
 class Streaming(Response):
     """Runs `items`, an iterator or async iterator, while `send_from` reads it; ends it when the client goes away."""
 
+    tells_progress = False
+    """Whether `source` has progress, too."""
+
     def __init__(self, name: str, items: Any, *, worker: Worker) -> None:
         self.status_code, self.background = 200, None
         self._function, self._items, self._in_thread = name, items, worker
@@ -50,7 +61,9 @@ class Streaming(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(self._stop_when_gone, receive, group.cancel_scope)
-            async with _running(self._function, self._items, self._in_thread) as source:
+            async with _running(
+                self._function, self._items, self._in_thread, tells_progress=self.tells_progress
+            ) as source:
                 await self.send_from(source, scope, receive, send)
             group.cancel_scope.cancel()
 
@@ -71,7 +84,7 @@ class StreamResponse(Streaming):
 
     def __init__(self, route: Route, items: Any, *, collected: bool, worker: Worker) -> None:
         super().__init__(route.name, items, worker=worker)
-        self._route, self._collected = route, collected
+        self._route, self._collected, self.tells_progress = route, collected, not collected
 
     async def send_from(
         self, source: MemoryObjectReceiveStream[Any], scope: Scope, receive: Receive, send: Send
@@ -108,6 +121,8 @@ class StreamResponse(Streaming):
         """The bytes of one event, and the problem if it is an error."""
         if item is PING:
             return b": waiting\n\n", None
+        if isinstance(item, _Progress):
+            return b"event: progress\ndata: " + problems.encode(item.body) + b"\n\n", None
         if item is END:
             return b"event: done\ndata: {}\n\n", None
         try:
@@ -131,12 +146,24 @@ async def reading(route: Route, items: Any, worker: Worker) -> AsyncIterator[Asy
 
 
 @asynccontextmanager
-async def _running(name: str, items: Any, worker: Worker) -> AsyncIterator[MemoryObjectReceiveStream[Any]]:
+async def _running(
+    name: str, items: Any, worker: Worker, *, tells_progress: bool = False
+) -> AsyncIterator[MemoryObjectReceiveStream[Any]]:
     """The iterator runs where it belongs, a little ahead of its reader. A failure is the last element."""
     sink, source = anyio.create_memory_object_stream[Any](_AHEAD)
     failure: Exception | None = None
+    loop = asyncio.get_running_loop()
+
+    def report(done: float | None, message: str) -> None:
+        loop.call_soon_threadsafe(tell, _Progress(done, message))
+
+    def tell(progress: _Progress) -> None:
+        with contextlib.suppress(anyio.WouldBlock, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            sink.send_nowait(progress)
+
     async with anyio.create_task_group() as group:
-        group.start_soon(_produce, name, items, worker, sink)
+        with reporting_to(report) if tells_progress else contextlib.nullcontext():
+            group.start_soon(_produce, name, items, worker, sink)  # it begins with this context
         with source:
             try:
                 yield source

@@ -71,8 +71,11 @@ class _Calls:
     doors: ClassVar[Mapping[str, Door]] = {}
     """By the routes' names; empty: asked of the application."""
 
-    def __init__(self, base_url: str, api_key: str | None, timeout: float, max_retries: int) -> None:
+    def __init__(
+        self, base_url: str, api_key: str | None, timeout: float, max_retries: int, session: str | None
+    ) -> None:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        headers |= {"llmasos-session": session} if session else {}
         self.target = Target(base_url, "The application", headers, timeout=timeout, max_retries=max_retries)
         self._found: Mapping[str, Door] = self.doors
 
@@ -106,20 +109,30 @@ class _Calls:
             raise response_error(self.target, problem.get("status", 500), event.data)
         return event.event == "done", json.loads(event.data)
 
+    @staticmethod
+    def _is_progress(event: Event) -> bool:
+        """What a function says of how far it is; the elements are all that is asked for here."""
+        return event.event == "progress"
+
 
 class AppClient(_Calls):
-    """Blocking calls. Raises what `Client` raises; a failed call's error has the application's words and status."""
+    """Blocking calls. Raises what `Client` raises; a failed call's error has the application's words and status.
+
+    `session` names the state that the application keeps for a client (16 to 128 characters, chosen at random); without
+    it, one client's calls share a session that the application begins.
+    """
 
     def __init__(
         self,
         base_url: str = "http://127.0.0.1:8000",
         *,
         api_key: str | None = None,
+        session: str | None = None,
         timeout: float = 600.0,
         max_retries: int = 2,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        super().__init__(base_url, api_key, timeout, max_retries)
+        super().__init__(base_url, api_key, timeout, max_retries, session)
         self._http = Http(self.target, transport)
 
     def document(self) -> dict[str, Any]:
@@ -135,6 +148,8 @@ class AppClient(_Calls):
         """The elements as they come. Closing the generator ends the call."""
         with closing(self._http.events_of(self._asked(route, inputs, {}))) as events:
             for event in events:
+                if self._is_progress(event):
+                    continue
                 done, item = self._item(event)
                 if done:
                     return
@@ -191,11 +206,12 @@ class AsyncAppClient(_Calls):
         base_url: str = "http://127.0.0.1:8000",
         *,
         api_key: str | None = None,
+        session: str | None = None,
         timeout: float = 600.0,
         max_retries: int = 2,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        super().__init__(base_url, api_key, timeout, max_retries)
+        super().__init__(base_url, api_key, timeout, max_retries, session)
         self._http = AsyncHttp(self.target, transport)
 
     async def document(self) -> dict[str, Any]:
@@ -208,6 +224,8 @@ class AsyncAppClient(_Calls):
     async def stream(self, route: str, /, **inputs: Any) -> AsyncGenerator[Any, None]:
         async with aclosing(self._http.events_of(await self._asked(route, inputs, {}))) as events:
             async for event in events:
+                if self._is_progress(event):
+                    continue
                 done, item = self._item(event)
                 if done:
                     return

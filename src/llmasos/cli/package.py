@@ -111,7 +111,7 @@ def _verify(words: Sequence[str], options: Options, as_json: bool) -> None:
 def _publish(words: Sequence[str], options: Options, as_json: bool) -> None:
     from llmasos.store.packages import indexes
 
-    index = _one(indexes(options.index))
+    index = _one(indexes(options.index, bundled=False))
     found = index.publish(Path(words[0]))
     if as_json:
         emit({"index": str(index), "name": found.name, "version": found.version, **found.release.model_dump()})
@@ -123,7 +123,7 @@ def _yank(words: Sequence[str], options: Options, as_json: bool) -> None:
     from llmasos.store.packages import indexes
 
     name, _, version = words[0].partition("==")
-    found = _one(indexes(options.index)).yank(name, version, options.reason or "")
+    found = _one(indexes(options.index, bundled=False)).yank(name, version, options.reason or "")
     if as_json:
         emit({"name": found.name, "version": found.version, "yanked": found.release.yanked})
     else:
@@ -151,19 +151,25 @@ def _search(words: Sequence[str], options: Options, as_json: bool) -> None:
 
 
 def _install(words: Sequence[str], options: Options, as_json: bool) -> None:
+    from llmasos.serve.apps.trial import install_checked
     from llmasos.store.packages import Apps, indexes
 
     asked = () if words[0].endswith(".llmapp") else indexes(options.index)
-    found = Apps().install(words[0], asked, accept=_accept(options.yes), trust=options.trust)
-    _tell(found, "package.installed", as_json)
+    accept = _accept(options.yes)
+    found, trial = install_checked(
+        Apps(), lambda apps: apps.install(words[0], asked, accept=accept, trust=options.trust)
+    )
+    _tell(found, "package.unchecked" if trial.unsure else "package.installed", as_json)
 
 
 def _update(words: Sequence[str], options: Options, as_json: bool) -> None:
+    from llmasos.serve.apps.trial import install_checked
     from llmasos.store.packages import Apps, indexes
 
     apps = Apps()
     before = apps.get(words[0]).version
-    found = apps.update(words[0], indexes(options.index), accept=_accept(options.yes), trust=options.trust)
+    asked, accept = indexes(options.index), _accept(options.yes)
+    found, _ = install_checked(apps, lambda apps: apps.update(words[0], asked, accept=accept, trust=options.trust))
     _tell(found, "package.updated" if found.version != before else "package.newest", as_json)
 
 
@@ -181,6 +187,7 @@ def _tell(found: Installed, message: str, as_json: bool) -> None:
 
 
 def _uninstall(words: Sequence[str], options: Options, as_json: bool) -> int | None:
+    from llmasos.serve.apps.installing import uninstall
     from llmasos.store.packages import Apps
 
     apps, name = Apps(), words[0]
@@ -191,7 +198,7 @@ def _uninstall(words: Sequence[str], options: Options, as_json: bool) -> int | N
         if not _agreed(t("package.ask_data" if options.data else "package.ask_uninstall", name=name)):
             say(t("rm.kept", name=name))
             return 1
-    gone = apps.uninstall(name, data=options.data)
+    gone = uninstall(apps, name, options.data)
     data = apps.data(name)
     if as_json:
         emit({"name": name, "versions": gone, "data": str(data) if data.exists() else None})

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote, urlencode
 
 from pydantic import BaseModel
@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from llmasos.client.http import AsyncHttp, Http, Target
 from llmasos.client.providers.openai import event_json, parsed
 from llmasos.client.sse import Event
+from llmasos.client.types.apps import AppInfo, AppList, AppLogLine, RemovedApp
 from llmasos.client.types.native import (
     CancelledRequest,
     CatalogModel,
@@ -42,6 +43,7 @@ from llmasos.errors import NetworkError, ProviderError
 
 T = TypeVar("T", bound=BaseModel)
 PREFIX = "/llmasos/v1"
+AppAct = Literal["start", "stop", "restart", "update", "rollback"]
 _SENT = frozenset({".gguf", ".safetensors", ".json", ".txt", ".model", ".jinja", ".md"})
 _PAPERS = frozenset({"LICENSE", "LICENCE", "NOTICE"})
 
@@ -237,6 +239,43 @@ class Native(_Calls):
     def system(self) -> SystemInfo:
         return self._parsed(SystemInfo, self._http.json("GET", _path("system")))
 
+    def apps(self) -> list[AppInfo]:
+        """Installed applications that the key may use."""
+        return self._parsed(AppList, self._http.json("GET", _path("apps"))).data
+
+    def app(self, name: str) -> AppInfo:
+        return self._parsed(AppInfo, self._http.json("GET", _path("apps", name)))
+
+    def install_app(
+        self, reference: str, *, index: Sequence[str] = (), accept: str | bool = False, trust: str | None = None
+    ) -> AppInfo:
+        """`accept`: that of the permission sheet, or True for whatever is asked; without it a ProviderError of status
+        409 tells what is."""
+        body = _given(reference=reference, index=list(index), accept=accept, trust=trust)
+        return self._parsed(AppInfo, self._http.json("POST", _path("apps"), body, once=True))
+
+    def change_app(self, name: str, action: AppAct, **given: Any) -> AppInfo:
+        """`given`: fields of AppAction."""
+        return self._parsed(AppInfo, self._http.json("POST", _path("apps", name, action), given, once=True))
+
+    def configure_app(self, name: str, **config: Any) -> AppInfo:
+        """Set its values; None takes one away."""
+        return self._parsed(AppInfo, self._http.json("PATCH", _path("apps", name), {"config": config}))
+
+    def uninstall_app(self, name: str, *, data: bool = False) -> RemovedApp:
+        """`data`: its own folder and its values, too."""
+        return self._parsed(RemovedApp, self._http.json("DELETE", _path("apps", name, data=data)))
+
+    def app_log(self, name: str, *, limit: int | None = None) -> str:
+        """What it has printed, and what the server did with it: the latest lines."""
+        return b"".join(self._http.pieces("GET", _path("apps", name, "logs", limit=limit))).decode("utf-8", "replace")
+
+    def follow_app_log(self, name: str, *, limit: int | None = None) -> Generator[AppLogLine, None, None]:
+        """The latest lines, then those to come."""
+        with closing(self._http.events("GET", _path("apps", name, "logs", follow=True, limit=limit))) as events:
+            for event in events:
+                yield self._event(AppLogLine, event)
+
 
 class AsyncNative(_Calls):
     """The same for asyncio."""
@@ -347,3 +386,41 @@ class AsyncNative(_Calls):
 
     async def system(self) -> SystemInfo:
         return self._parsed(SystemInfo, await self._http.json("GET", _path("system")))
+
+    async def apps(self) -> list[AppInfo]:
+        """Installed applications that the key may use."""
+        return self._parsed(AppList, await self._http.json("GET", _path("apps"))).data
+
+    async def app(self, name: str) -> AppInfo:
+        return self._parsed(AppInfo, await self._http.json("GET", _path("apps", name)))
+
+    async def install_app(
+        self, reference: str, *, index: Sequence[str] = (), accept: str | bool = False, trust: str | None = None
+    ) -> AppInfo:
+        """`accept`: that of the permission sheet, or True for whatever is asked; without it a ProviderError of status
+        409 tells what is."""
+        body = _given(reference=reference, index=list(index), accept=accept, trust=trust)
+        return self._parsed(AppInfo, await self._http.json("POST", _path("apps"), body, once=True))
+
+    async def change_app(self, name: str, action: AppAct, **given: Any) -> AppInfo:
+        """`given`: fields of AppAction."""
+        return self._parsed(AppInfo, await self._http.json("POST", _path("apps", name, action), given, once=True))
+
+    async def configure_app(self, name: str, **config: Any) -> AppInfo:
+        """Set its values; None takes one away."""
+        return self._parsed(AppInfo, await self._http.json("PATCH", _path("apps", name), {"config": config}))
+
+    async def uninstall_app(self, name: str, *, data: bool = False) -> RemovedApp:
+        """`data`: its own folder and its values, too."""
+        return self._parsed(RemovedApp, await self._http.json("DELETE", _path("apps", name, data=data)))
+
+    async def app_log(self, name: str, *, limit: int | None = None) -> str:
+        """What it has printed, and what the server did with it: the latest lines."""
+        pieces = [piece async for piece in self._http.pieces("GET", _path("apps", name, "logs", limit=limit))]
+        return b"".join(pieces).decode("utf-8", "replace")
+
+    async def follow_app_log(self, name: str, *, limit: int | None = None) -> AsyncGenerator[AppLogLine, None]:
+        """The latest lines, then those to come."""
+        async with aclosing(self._http.events("GET", _path("apps", name, "logs", follow=True, limit=limit))) as events:
+            async for event in events:
+                yield self._event(AppLogLine, event)

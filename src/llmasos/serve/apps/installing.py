@@ -131,7 +131,7 @@ class Installing:
                 await self._check(slot, app)
             except LLMasOSError as e:
                 is_new = app.version not in there
-                await asyncio.to_thread(_put_back, self.apps, app, before, is_new, had_data)
+                await asyncio.to_thread(put_back, self.apps, app, before, is_new, had_data)
                 if before is None:
                     await self.supervisor.revoke(app.name, "server")
                 raise UnhealthyError(
@@ -169,7 +169,7 @@ def _versions(apps: Apps, name: str) -> tuple[str, ...]:
         return ()
 
 
-def _put_back(apps: Apps, app: Installed, before: str | None, is_new: bool, had_data: bool) -> None:
+def put_back(apps: Apps, app: Installed, before: str | None, is_new: bool, had_data: bool) -> None:
     if before is None:
         uninstall(apps, app.name, data=not had_data)
         return

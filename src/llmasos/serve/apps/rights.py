@@ -9,7 +9,6 @@ from typing import Any
 from llmasos.client.types import Model
 from llmasos.errors import LLMasOSError
 from llmasos.serve.models import Models
-from llmasos.serve.openai.models import describe
 from llmasos.store.packages.manifest import Manifest, ModelNeed
 
 
@@ -21,6 +20,8 @@ async def rights_of(manifest: Manifest, models: Models, home: Path) -> dict[str,
     names += [need for need in needs if isinstance(need, str)]
     asked = [need for need in needs if isinstance(need, ModelNeed)]
     if asked:
+        from llmasos.serve.openai.models import describe  # whose routes lead to applications
+
         await models.look(facts=True)
         for name in models.names:
             try:

@@ -171,7 +171,13 @@ def test_equal_names_of_different_types_stay_apart():
 
 
 def test_the_page_loads_nothing_from_elsewhere(app):
-    page = app.test_client().get("/docs")
+    client = app.test_client()
+    page = client.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
-    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "default-src 'self'" in page.headers["content-security-policy"]
     assert not re.search(r"https?://", page.text)
+    for url in re.findall(r'(?:src|href)="(docs/[^"]+)"', page.text):
+        assert client.get(url).status_code == 200, url
+    assert client.get("/docs/pages/chat.js").status_code == 404
+    assert client.get("/docs/%2e%2e/__init__.py").status_code == 404
+    assert client.get("/docs/", follow_redirects=False).headers["location"] == "../docs"

@@ -29,7 +29,6 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import importlib.resources
 import importlib.util
 import inspect
 import itertools
@@ -48,11 +47,11 @@ import pydantic_core
 from fastapi import FastAPI, Request
 from starlette.datastructures import State
 from starlette.exceptions import HTTPException
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as AsgiRoute
 from starlette.types import Receive, Scope, Send
 
-from llmasos.apps import chat, files, jobs, llm, mcp, problems, requests, sessions, streams
+from llmasos.apps import chat, files, jobs, llm, mcp, page, problems, requests, sessions, streams
 from llmasos.apps.depends import Context, Node, bind, name_of
 from llmasos.apps.document import document
 from llmasos.apps.llm import Requirement
@@ -71,7 +70,6 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _NUM_THREADS = 64
 """Functions and streams that run at once; more wait. Models order their own work, so this bounds only the waiting."""
 _RESERVED = ("/healthz", "/docs", "/openapi.json", "/app.json", "/mcp", "/jobs", "/jobs/{}", "/jobs/{}/events")
-_PAGE_RULES = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 
 
 class Application:
@@ -125,6 +123,7 @@ class Application:
         self.asgi.include_router(jobs.create_router(self._jobs))
         self._tools = mcp.HttpTools()
         self.asgi.router.routes.append(AsgiRoute(mcp.PATH, endpoint=self._tools, include_in_schema=False))
+        self.asgi.router.routes.append(AsgiRoute("/docs/{path:path}", page.file, include_in_schema=False))
 
     @property
     def model(self) -> Any:
@@ -417,8 +416,9 @@ class Application:
         def shape(path: str) -> str:
             return re.sub(r"{[^{}]*}", "{}", path)
 
+        pages = route.path.startswith("/docs/")
         taken = (*_RESERVED, *((chat.COMPLETIONS, chat.MODELS) if self._chat else ()))
-        if shape(route.path) in taken or (self._schedules and route.path == SCHEDULES):
+        if pages or shape(route.path) in taken or (self._schedules and route.path == SCHEDULES):
             raise InvalidInputError(
                 f"The path {route.path!r} of {route.name}() belongs to every application.",
                 hint="Choose another.",
@@ -575,8 +575,7 @@ class Application:
         return JSONResponse(self.document())
 
     async def _docs(self) -> Response:
-        page = importlib.resources.files("llmasos.apps").joinpath("docs.html").read_text(encoding="utf-8")
-        return HTMLResponse(page, headers={"Content-Security-Policy": _PAGE_RULES})
+        return page.page()
 
     async def _http_error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -159,3 +159,46 @@ def test_words_become_what_the_schema_says() -> None:
     assert parse(schema, ["t", "--anything", "word"])["anything"] == "word"
     assert parse(schema, ["--lists", "[[1]]", "t"]) == {"text": "t", "lists": [[1]]}
     assert parse(schema, ["--flag", "--", "--text"]) == {"text": "--text", "flag": True}
+
+
+def test_examples_hints_chats_and_schedules_are_shown(cli: Cli, tmp_path: Path) -> None:
+    shown = cli("app", "show", FILE, "add").out
+    assert "Hints: tool, read_only" in shown and shown.rstrip().endswith(f"app run {FILE} add --a 1 --b 2")
+    assert "--files @FILE..." in cli("app", "show", FILE, "sizes").out
+    file = tmp_path / "more.py"
+    file.write_text(
+        "from llmasos.apps import Application\n"
+        "app = Application(title='More')\n"
+        "app.chat(lambda messages: 'x')\n"
+        "@app.schedule(every=60)\n"
+        "def tidy():\n    'Tidy up.'\n"
+        "@app.route('/x', examples=[{'words': ['a b', '@c'], 'loud': True, 'box': {'n': 1}}])\n"
+        "def x(words: list[str], loud: bool, box: dict[str, int]): return [words, loud, box]\n"
+    )
+    shown = cli("app", "show", str(file)).out
+    assert "app/more" in shown and "tidy  [every 60 s]  Tidy up." in shown
+    line = cli("app", "show", str(file), "x").out.rstrip().splitlines()[-1]
+    import shlex
+
+    assert cli(*shlex.split(line)[1:], "--json").json == [["a b", "@c"], True, {"n": 1}]
+
+
+def test_a_session_keeps_state_between_calls_and_the_background_ends_first(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "keeps.py"
+    file.write_text(
+        "from pathlib import Path\n"
+        "from llmasos.apps import Application, Session\n"
+        "app = Application(title='Keeps')\n"
+        "@app.route('/n')\n"
+        "def n(session: Session) -> int:\n"
+        "    app.background(Path(__file__).with_name('done').write_text, 'x')\n"
+        "    session['n'] = session.get('n', 0) + 1\n"
+        "    return session['n']\n"
+    )
+    results = [
+        cli("app", "run", *words, str(file), "n").out for words in (["--session", "me"], ["--session", "me"], [])
+    ]
+    assert results == ["1\n", "2\n", "1\n"]
+    assert (tmp_path / "done").read_text() == "x"
+    refused = cli("app", "show", "--session", "me", str(file))
+    assert refused.code == 2 and "--session" in refused.err

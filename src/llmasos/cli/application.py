@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from llmasos.cli.messages import t
 from llmasos.cli.package import Options, check_flags, package
 from llmasos.cli.render import cell_width, emit, say, size, table, working
+from llmasos.cli.running import ACTIONS, Where, run_action
 from llmasos.errors import InvalidInputError, LLMasOSError, ServerError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from llmasos.apps import Application, Route
 
 Action = Literal[
@@ -34,6 +37,13 @@ Action = Literal[
     "rollback",
     "uninstall",
     "ls",
+    "dev",
+    "test",
+    "logs",
+    "start",
+    "stop",
+    "restart",
+    "ps",
 ]
 Language = Literal["python", "javascript"]
 
@@ -45,16 +55,27 @@ def app(
     /,
     *inputs: str,
     language: Language = "python",
+    session: str | None = None,
     index: tuple[str, ...] = (),
     out: str | None = None,
     yes: bool = False,
     trust: str | None = None,
     reason: str | None = None,
     data: bool = False,
+    port: int | None = None,
+    follow: bool = False,
+    limit: int | None = None,
+    url: str | None = None,
+    api_key: str | None = None,
     json: bool = False,
 ) -> int | None:
     """`llmasos app ACTION [FILE] [ROUTE] [INPUT...]`."""
     options = Options(index, out, yes, trust, reason, data)
+    where = Where(port, follow, limit, url, api_key)
+    if action in ACTIONS:
+        check_flags(action, {name for name, value in vars(options).items() if value}, ())
+        return run_action(action, [word for word in (file, route, *inputs) if word is not None], where, json)
+    check_flags(action, {name for name, value in vars(where).items() if value}, ())
     if action not in ("run", "show", "mcp", "client"):
         words = [word for word in (file, route, *inputs) if word is not None]
         return package(action, words, options, json)
@@ -63,11 +84,25 @@ def app(
         raise InvalidInputError(
             t("usage.missing", option="FILE"), hint=t("usage.see_help", command="llmasos app"), param="file"
         )
-    _use(action, file, route, inputs, language, json)
+    if session is not None and action != "run":
+        raise InvalidInputError(
+            t("usage.unknown_option", option="--session"),
+            hint=t("usage.see_help", command="llmasos app"),
+            param="session",
+        )
+    _use(action, file, route, inputs, language, session, json)
     return None
 
 
-def _use(action: str, file: str, route: str | None, inputs: tuple[str, ...], language: Language, json: bool) -> None:
+def _use(
+    action: str,
+    file: str,
+    route: str | None,
+    inputs: tuple[str, ...],
+    language: Language,
+    session: str | None,
+    json: bool,
+) -> None:
     from llmasos.apps.loading import load_application
 
     stray = route if action in ("mcp", "client") else inputs[0] if action == "show" and inputs else None
@@ -86,12 +121,14 @@ def _use(action: str, file: str, route: str | None, inputs: tuple[str, ...], lan
         write = python_client if language == "python" else javascript_client
         print(write(application.document()), end="")
     elif action == "show":
-        _show(application, route, json)
+        _show(application, file, route, json)
     else:
-        _run(application, file, application.find(route or ""), inputs, json)
+        _run(application, file, application.find(route or ""), inputs, session, json)
 
 
-def _run(application: Application, file: str, route: Route, words: tuple[str, ...], as_json: bool) -> None:
+def _run(
+    application: Application, file: str, route: Route, words: tuple[str, ...], session: str | None, as_json: bool
+) -> None:
     import anyio
     from pydantic import ValidationError
 
@@ -109,7 +146,9 @@ def _run(application: Application, file: str, route: Route, words: tuple[str, ..
 
     async def call() -> bytes:
         async with application.hooks():
-            return await application.call(route, values, on_item=tell)
+            result = await application.call(route, values, on_item=tell, session=session)
+            await application.settle()  # what it does in the background ends with this process
+            return result
 
     def report(done: float | None, message: str) -> None:
         share = "" if done is None else f"{done:.0%} "
@@ -181,27 +220,55 @@ def _print_files(result: bytes) -> None:
         print(f"{file.save('.')}  {file.media_type}  {size(file.size)}")
 
 
-def _show(application: Application, route: str | None, as_json: bool) -> None:
+def _show(application: Application, file: str, route: str | None, as_json: bool) -> None:
     from llmasos.apps.document import describe_route
 
     if as_json:
         emit(application.document() if route is None else describe_route(application.find(route)))
         return
     if route is not None:
-        print(_about(application.find(route)))
+        print(_about(file, application.find(route)))
         return
     print(f"{application.title} {application.asgi.version}")
     width = max((cell_width(one.name) for one in application.routes), default=0)
     for one in application.routes:
         print(f"  {one.name:<{width}}  {one.summary}")
+    document = application.document()
+    if document["chat"] is not None:
+        print(f"\n{document['chat']['model']}  {document['chat']['summary']}")
+    for one in document["schedules"]:
+        when = one["cron"] or t("app.every", seconds=f"{one['every']:g}")
+        print(f"\n{one['name']}  [{when}]  {one['summary']}")
 
 
-def _about(route: Route) -> str:
+def _about(file: str, route: Route) -> str:
     lines = [f"{route.name}  {', '.join(route.methods)} {route.path}", "", route.summary]
     lines += ["", route.description] if route.description else []
     for entry in route.inputs:
-        kind = entry.schema.get("enum") or entry.schema.get("type") or "JSON"
+        kind: Any = entry.schema.get("enum") or entry.schema.get("type") or "JSON"
         kind = "|".join(map(str, kind)) if isinstance(kind, list) else kind
+        kind = {"one": "@FILE", "many": "@FILE..."}.get(entry.files or "", kind)
         default = "" if entry.required else f" [{entry.default}]"
         lines.append(f"  --{entry.name.replace('_', '-')} {kind}{default}  {entry.description}".rstrip())
-    return "\n".join(lines)
+    hints = [name for name in ("tool", "read_only", "destructive") if getattr(route.hints, name)]
+    hints += ["session"] if route.node.uses("session") else []
+    lines += ["", t("app.hints", hints=", ".join(hints))] if hints else []
+    lines += ["", *(f"llmasos app run {file} {route.name} {_words(example)}" for example in route.examples)]
+    return "\n".join(lines).rstrip()
+
+
+def _words(inputs: Mapping[str, Any]) -> str:
+    """Inputs as a command line's words."""
+    import json
+    import shlex
+
+    words = []
+    for name, value in inputs.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+            continue
+        for one in value if isinstance(value, list) and value else [value]:
+            text = one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)
+            words += [f"--{flag}", shlex.quote(f"@{text}" if text.startswith("@") else text)]
+    return " ".join(words)

@@ -47,7 +47,7 @@ MESSAGES = {
     "command.version": "Print the version.",
     "details.app": "Packages: new NAME; pack [FOLDER]; sign, verify, publish FILE; yank NAME==VERSION; search [WORD];\n"
     "install NAME|NAME==VERSION|FILE; update NAME; rollback NAME [VERSION]; uninstall NAME; ls.\n"
-    "While it is written: dev [FOLDER] serves it again after each change, test [FOLDER] tries what an install would find.\n"
+    "While it is written: dev [FOLDER] serves it anew after each change, test [FOLDER] tries what an install does.\n"
     "On a server: ps; start, stop, restart NAME; logs NAME.",
     "details.run": "The answer goes to standard output as it comes, counts and speed to standard error. A model with a "
     "chat template\nanswers the prompt, another one continues it. An encoder fills masks, classifies or prints an "
@@ -156,6 +156,7 @@ MESSAGES = {
     "option.app.route": "name of the route: its function's; for rollback: the version",
     "option.app.inputs": "inputs of the route in their order, or --name VALUE; @file and - (stdin) stand for text",
     "option.app.language": "language of the client",
+    "option.app.session": "run: name of a session, whose state the application keeps between calls",
     "option.task.action": "name of a task, or ls, batch, pipeline, runs",
     "option.task.inputs": "inputs of the task in their order, or --NAME VALUE; @file and - (stdin) stand for text",
     "option.task.model": "name, path or provider:model; default: smollm2-135m-instruct, for vectors all-minilm-l6-v2",
@@ -267,6 +268,8 @@ MESSAGES = {
     "app.not_json": "{name} takes JSON, not {value!r}.",
     "app.unreadable": "{file} can't be read: {why}.",
     "app.not_utf8": "it is not UTF-8 text",
+    "app.every": "every {seconds} s",
+    "app.hints": "Hints: {hints}",
     "app.at_sign": "@FILE stands for a file's text; write @@ for an @ at the front.",
     "usage.see_help": "`{command} --help` shows what there is.",
     "usage.did_you_mean": "Did you mean {words}?",
@@ -500,7 +503,7 @@ MESSAGES = {
     "package.one_index": "One index is needed here, not {count}.",
     "package.none_found": "Nothing found.",
     "package.installed": "{name} {version} is installed.",
-    "package.unchecked": "{name} {version} is installed. Whether it runs, its first call will tell: it can't be tried here.",
+    "package.unchecked": "{name} {version} is installed. It can't be tried here; its first call will.",
     "package.updated": "{name} is now {version}.",
     "package.newest": "{name} {version} is the newest.",
     "package.rolled_back": "{name} is {version} again.",

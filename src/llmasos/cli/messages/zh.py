@@ -235,7 +235,7 @@ MESSAGES = {
     "option.kb.max_tokens": "回答最多的词元数；默认 400",
     "option.key.action": "create、ls、show、revoke 或 usage；默认：ls",
     "option.key.name": "密钥的名称或编号",
-    "option.key.scope": "inference（使用模型；默认）或 manage（管理和查看服务）；可多次给出",
+    "option.key.scope": "inference（使用模型；默认）、manage（管理和查看服务）或 publish（发布包）；可多次给出",
     "option.key.model": "可使用的模型，* 代表任意字符；可多次给出；默认：全部",
     "option.key.app": "可使用的应用；可多次给出；默认：全部",
     "option.key.expires": "从现在起 30d、12h、2w，或一个日期；默认：永不过期",

@@ -48,7 +48,7 @@ def test_the_whole_story(app: Any, cli: Cli, work: Path, home: Path) -> None:
     assert [line.split()[0] for line in found] == ["name", "ask", "poems"]
     assert [one["index"] for one in app("search", "--json", *BOTH).json] == [str(work / "far"), str(work / "near")]
 
-    assert "No application ask" in cli("app", "install", "ask", "--index", "near", "--yes").err
+    assert "No package ask" in cli("app", "install", "ask", "--index", "near", "--yes").err
     refused = cli("app", "install", "ask", *BOTH)
     assert refused.code == 2 and "It asks for no permissions." in refused.err and "--yes" in refused.err
     app("install", "ask", *BOTH, "--yes")
@@ -151,7 +151,8 @@ def test_a_changed_byte_is_refused(cli: Cli, tmp_path: Path) -> None:
         (["pack", "none"], 3, "There is no folder none"),
         (["sign", "none.llmapp"], 3, "There is no package none.llmapp"),
         (["install", "none.llmapp"], 3, "There is no package none.llmapp"),
-        (["install", "ask"], 2, "No index of applications is known"),
+        (["install", "ask"], 3, "No package ask in bundled"),
+        (["publish", "ask.llmapp"], 2, "No index of applications is known"),
         (["install", "ask", "--index", "none"], 3, "has no index.json"),
         (["install", "ask", "--index", "https://127.0.0.1:9/x"], 6, "offline mode is on"),
         (["install", "a", "b"], 2, "'b' is one argument too many"),

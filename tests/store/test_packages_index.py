@@ -128,10 +128,12 @@ def test_words_are_looked_for_in_names_and_summaries(first: Index, tmp_path: Pat
 
 def test_indexes_come_from_the_line_or_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidInputError, match="No index") as caught:
-        indexes()
+        indexes(bundled=False)
     assert "LLMASOS_APP_INDEX" in caught.value.hint
+    assert [str(index) for index in indexes()] == ["bundled"]
     monkeypatch.setenv("LLMASOS_APP_INDEX", f"{tmp_path}, https://user:key@example.com/apps/index.json ,")
-    assert [str(index) for index in indexes()] == [str(tmp_path), "https://example.com/apps"]
+    assert [str(index) for index in indexes()] == [str(tmp_path), "https://example.com/apps", "bundled"]
+    assert [str(index) for index in indexes(bundled=False)] == [str(tmp_path), "https://example.com/apps"]
     assert [str(index) for index in indexes(["https://example.org/"])] == ["https://example.org"]
 
 

@@ -179,7 +179,8 @@ class Audio(File):
 
 @dataclass(frozen=True)
 class Upload:
-    """Limits of a file input: `Annotated[File, Upload(max_size="1MB", accept=("text/csv", "text/*"))]`."""
+    """Limits of a file input: `Annotated[File, Upload(max_size="1MB", accept=("text/*", ".pdf"))]`: media types, or
+    endings of names."""
 
     max_size: str | int = MAX_BYTES
     accept: tuple[str, ...] = ()
@@ -192,9 +193,9 @@ class Upload:
 
             object.__setattr__(self, "max_size", bytes_of(self.max_size))
         for one in self.accept:
-            if not re.fullmatch(r"[\w.+-]+/([\w.+-]+|\*)", one, re.ASCII):
+            if not re.fullmatch(r"[\w.+-]+/([\w.+-]+|\*)|\.[\w.+-]+", one, re.ASCII):
                 raise InvalidInputError(
-                    f"accept: {one!r} is no media type.", hint='Write "text/csv" or "text/*".', param="accept"
+                    f"accept: {one!r} is no media type.", hint='Write "text/csv", "text/*" or ".csv".', param="accept"
                 )
 
     @property
@@ -206,8 +207,12 @@ class Upload:
         """Raises InvalidInputError for a file that is too large or of another media type."""
         if file.size > self.max_bytes:
             raise dataurl.too_large(file.size, self.max_bytes)
-        if self.accept and not any(fits(file.media_type, one) for one in self.accept):
+        if self.accept and not any(self._takes(file, one) for one in self.accept):
             raise InvalidInputError(f"{file.name} is {file.media_type}; {' or '.join(self.accept)} is taken.")
+
+    @staticmethod
+    def _takes(file: File, accepted: str) -> bool:
+        return file.name.lower().endswith(accepted) if accepted[0] == "." else fits(file.media_type, accepted)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         if not (isinstance(source, type) and issubclass(source, File)):
@@ -270,7 +275,8 @@ def _of_object(kind: type[File], value: Mapping[str, Any], upload: Upload) -> Fi
 
 def _json_schema(kind: type[File], upload: Upload, mode: str) -> JsonSchemaValue:
     accept = ",".join(upload.accept) or (f"{kind.KIND}/*" if kind.KIND else "*/*")
-    schema: JsonSchemaValue = {"type": "string", "format": "data-url", "contentMediaType": accept, MARK: accept}
+    kinds = accept if "." not in {one[0] for one in upload.accept} else "*/*"  # endings of names are no media types
+    schema: JsonSchemaValue = {"type": "string", "format": "data-url", "contentMediaType": kinds, MARK: accept}
     return schema | ({MAX_MARK: upload.max_bytes} if mode == "validation" else {})
 
 

@@ -1,4 +1,5 @@
-"""`GET /llmasos/v1/store`: the applications that the server's indexes (`LLMASOS_APP_INDEX`) have."""
+"""`GET /llmasos/v1/store`: the applications that the server's indexes have: those of `LLMASOS_APP_INDEX`, and the one
+that comes with LLMasOS."""
 
 from __future__ import annotations
 
@@ -12,8 +13,7 @@ from packaging.version import Version
 from llmasos.client.types.store import StoreApp, StoreAppList, StoreFault, StoreVersion
 from llmasos.errors import LLMasOSError
 from llmasos.serve.native.common import responses
-from llmasos.settings import settings
-from llmasos.store.packages import Apps, Found, Index, Release, search
+from llmasos.store.packages import Apps, Found, Index, Release, indexes, search
 
 _Words = Annotated[str, Query(max_length=200, description="All of these words are in the name or the summary")]
 _Places = Annotated[list[str], Query(max_length=20, description="Other indexes than the server's, folders or URLs")]
@@ -24,29 +24,24 @@ def create_router(apps: Apps) -> APIRouter:
 
     @router.get("", summary="Applications that can be installed", responses=responses())
     async def look(query: _Words = "", index: _Places = []) -> StoreAppList:  # noqa: B006, as FastAPI wants it
-        return await asyncio.to_thread(find, apps, index or places(), query.split())
+        return await asyncio.to_thread(find, apps, indexes(index), query.split())
 
     return router
 
 
-def places() -> list[str]:
-    """The server's indexes; none where none is set."""
-    return [one.strip() for one in settings().app_index.split(",") if one.strip()]
-
-
-def find(apps: Apps, places: Sequence[str], words: Sequence[str]) -> StoreAppList:
+def find(apps: Apps, asked: Sequence[Index], words: Sequence[str]) -> StoreAppList:
     """An index that can't be read is named; what the others have is shown all the same. Installing from them is then
     refused, as the application may belong to the one that can't be read."""
     read: list[Index] = []
     faults: list[StoreFault] = []
-    for index in map(Index, places):
+    for index in asked:
         try:
             read.append(_Read(index))
         except LLMasOSError as e:
             faults.append(StoreFault(index=str(index), message=" ".join(filter(None, (e.message, e.hint)))))
     here = {one.name: one.version for one in apps.list()}
     data = [_shown(one, here.get(one.name)) for one in search(read, words)]
-    return StoreAppList(indexes=[str(Index(place)) for place in places], data=data, faults=faults)
+    return StoreAppList(indexes=[str(index) for index in asked], data=data, faults=faults)
 
 
 class _Read(Index):
@@ -54,7 +49,10 @@ class _Read(Index):
 
     def __init__(self, index: Index) -> None:
         super().__init__(index.place)
-        self._apps = index.apps
+        self._apps, self._shown = index.apps, str(index)
+
+    def __str__(self) -> str:
+        return self._shown
 
     @property
     def apps(self) -> dict[str, dict[str, Release]]:

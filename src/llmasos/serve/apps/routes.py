@@ -208,7 +208,7 @@ def _add_doors(router: APIRouter, supervisor: Supervisor) -> None:
                 return JSONResponse(dict(known.app if path == "app.json" else known.openapi))
         if request.method == "GET" and path == "docs":
             await supervisor.installed(name)
-            return page.docs()
+            return page.docs(name)
         return await forward(supervisor, request, name, f"/{path}")
 
     for method in METHODS:

@@ -8,7 +8,7 @@ import { useLoad } from "./core/hooks.js";
 import { html, render } from "./core/html.js";
 import { LANGUAGES, language, loadLanguage, setLanguage, t, useLanguage } from "./core/i18n.js";
 import { onKey } from "./core/keys.js";
-import { go, segment, useRoute } from "./core/router.js";
+import { route as currentRoute, go, segment, useRoute } from "./core/router.js";
 
 /** The application's URL: this file is one folder below it. */
 const base = new URL("..", import.meta.url).href.replace(/\/$/, "");
@@ -47,7 +47,7 @@ function Routes({ app }) {
 }
 
 // A link's path must be one that the router keeps when it changes the query.
-if (!location.hash.startsWith("#/apps")) history.replaceState(null, "", "#/apps");
+if (currentRoute().page !== "apps") go("/apps", {}, { replace: true });
 await loadLanguage();
 addEventListener("keydown", onKey);
 render(html`<${Application} />`, document.getElementById("app"));

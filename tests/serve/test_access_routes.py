@@ -16,13 +16,14 @@ from llmasos.serve.access.routes import RULES, Rule, methods_of, rule_for
 from llmasos.serve.server import create_app
 from llmasos.store.database import Database
 
-OPEN = {("GET", "/"), ("GET", "/healthz"), ("GET", "/readyz")}
-CALLERS = ("nobody", "local", "wrong", "inference", "manage", "both")
+OPEN = {("GET", path) for path in ("/", "/healthz", "/readyz", "/console", "/console/{path:path}")}
+CALLERS = ("nobody", "local", "wrong", "inference", "manage", "publish", "both")
 ALLOWED = {
     "open": set(CALLERS),
-    "any": {"inference", "manage", "both"},
+    "any": {"inference", "manage", "publish", "both"},
     "inference": {"inference", "both"},
     "manage": {"manage", "both"},
+    "publish": {"manage", "publish", "both"},
     "metrics": {"local", "manage", "both"},
 }
 """Where keys are required. `local`: without a key, from this machine; `nobody`: without one, from elsewhere."""
@@ -68,6 +69,9 @@ def test_what_changes_the_server_needs_the_right_to() -> None:
         elif rule.path.startswith("/llmasos/v1/jobs"):
             assert rule.access == "any", rule  # the room looks whose job it is
             continue
+        elif rule.path.startswith("/llmasos/v1/index"):
+            assert rule.access == ("any" if rule.method == "GET" else "publish"), rule
+            continue
         elif rule.path in ("/llmasos/v1/knowledge/{name}/search", "/llmasos/v1/knowledge/{name}/ask"):
             assert rule.access == "inference", rule
         elif rule.path.startswith("/llmasos/") and rule.path != "/llmasos/v1/usage":
@@ -107,6 +111,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Database, dict[str,
             {
                 "inference": make_key(database, "i", ("inference",)),
                 "manage": make_key(database, "m", ("manage",)),
+                "publish": make_key(database, "p", ("publish",)),
                 "both": make_key(database, "b", ("inference", "manage")),
                 "wrong": keys.text_of(*keys.new_text()),
             },
@@ -139,7 +144,7 @@ async def test_with_keys_required_each_route_lets_in_whom_its_line_says(world) -
         let_in = {who for who, status in found.items() if status == 299}
         assert let_in == ALLOWED[rule.access], rule
         for who in set(CALLERS) - let_in:
-            assert found[who] == (403 if who in ("inference", "manage") else 401), (rule, who)
+            assert found[who] == (403 if who in ("inference", "manage", "publish") else 401), (rule, who)
     await access.close()
 
 

@@ -1,0 +1,5 @@
+import { Empty, Page } from "../components/ui.js";
+import { html } from "../core/html.js";
+import { t } from "../core/i18n.js";
+
+export default () => html`<${Page} title=${t("nav.chat")}><${Empty} icon="chat" title=${t("word.loading")} /><//>`;

@@ -1,12 +1,13 @@
 /**
- * The console's form of an application in headless Chromium: `node tests/form.browser.js URL NAME CALLS`, URL a server with
- * the console, CALLS as JSON: [route, inputs] each. Fills the fields in as people do, runs, and prints what the page shows:
- * [results, results of jobs], or {"missing": why there is no browser}.
+ * The console's form of an application in headless Chromium: `node tests/form.browser.js PAGE OWN CALLS`. PAGE: its address in
+ * the console but for the route's name; OWN: that of the page that it serves itself; CALLS as JSON: [route, inputs] each. Fills
+ * the fields in as people do, runs, and prints what the page shows: [result, result of a job] each, or {"missing": why there is
+ * no browser}.
  */
 
 import { openBrowser } from "./browser.js";
 
-const [, , url, name, calls] = process.argv;
+const [, , inConsole, own, calls] = process.argv;
 const { page, close, missing } = await openBrowser();
 if (missing) {
   console.log(JSON.stringify({ missing }));
@@ -63,8 +64,8 @@ async function shown() {
 }
 
 /** The form of a route, empty. */
-async function open(route, query = "") {
-  await page.goto(`${url}/console/#/apps/app/${name}/run/${route}${query}`);
+async function open(route, query = "", at = inConsole) {
+  await page.goto(`${at}${route}${query}`);
   await page.locator(`.run-form[data-route="${route}"]`).waitFor();
   if (!query) await page.getByRole("button", { name: "Clear" }).click();
 }
@@ -95,7 +96,11 @@ try {
     await page.getByRole("tab", { name: language }).click();
     snippets[language] = await page.locator(".snippets code").textContent();
   }
-  console.log(JSON.stringify({ found, wrong, linked, snippets }));
+  await open("box", "", own);
+  await fill(["points"], [{ x: 1 }, { x: 3, y: -2 }]);
+  await page.getByRole("button", { name: "Run", exact: true }).click();
+  const alone = await shown();
+  console.log(JSON.stringify({ alone, found, wrong, linked, snippets }));
 } finally {
   await close();
 }

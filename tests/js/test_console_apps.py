@@ -1,5 +1,5 @@
-"""The page of applications in a browser: installing from a folder's index with the permission sheet, running, updating to
-a version that asks for more, rolling back, uninstalling."""
+"""The page of applications in a browser: installing from a folder with the permission sheet, running, updating to a
+version that asks for more, rolling back, uninstalling."""
 
 import json
 import shutil

@@ -55,13 +55,21 @@ def server_with_six_routes():
 def test_the_browsers_form_gives_what_every_surface_gives() -> None:
     with server_with_six_routes() as url:
         calls = [[name, values] for name, values, _ in CALLS]
-        told = json.loads(node("tests/form.browser.js", url, "six", json.dumps(calls)))
+        told = json.loads(
+            node(
+                "tests/form.browser.js",
+                f"{url}/console/#/apps/app/six/run/",
+                f"{url}/apps/six/docs#/apps/",
+                json.dumps(calls),
+            )
+        )
         if "missing" in told:
             pytest.skip(told["missing"])
         for (result, from_job), (name, _, expected) in zip(told["found"], CALLS, strict=True):
             assert without_names(result) == without_names(from_job) == without_names(expected), name
         assert told["wrong"] == ["This is needed.", "At most 100."]
         assert told["linked"] == 9
+        assert told["alone"] == {"corners": [{"x": 1, "y": -2}, {"x": 3, "y": 0}], "area": 4}
         for language, text in told["snippets"].items():
             assert output_of(language, text).strip() == "9", text
 

@@ -37,6 +37,7 @@ from llmasos.client.types.ollama import (
 from llmasos.errors import LLMasOSError
 from llmasos.serve import inflight, render
 from llmasos.serve.caller import caller_of
+from llmasos.serve.console import to_console, wants_page
 from llmasos.serve.documented import ASKED, Responses, errors, refusals, stream
 from llmasos.serve.models import Models
 from llmasos.serve.native.pulls import Pulls
@@ -165,9 +166,11 @@ def create_router(models: Models, residents: Residents, jobs: Pulls) -> APIRoute
         return OllamaVersion(version=OLLAMA_VERSION, llmasos=__version__)
 
     @router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
-    async def root() -> PlainTextResponse:
-        """What clients look for to see whether a server is there."""
-        return PlainTextResponse("Ollama is running")
+    async def root(request: Request) -> Response:
+        """What clients look for to see whether a server is there; browsers are shown the console."""
+        return (
+            to_console() if wants_page(request) else PlainTextResponse("Ollama is running", headers={"vary": "accept"})
+        )
 
     router.add_api_route("/api/tags", tags, methods=["HEAD"], include_in_schema=False)
     router.add_api_route("/api/version", version, methods=["HEAD"], include_in_schema=False)

@@ -29,7 +29,7 @@ _QUIET = frozenset(
     f"GET {path}"
     for path in (
         *("/healthz", "/readyz", "/metrics", "/console/{path:path}"),
-        *(f"/llmasos/v1/{name}" for name in ("status", "system", "requests", "logs", "jobs", "agents")),
+        *(f"/llmasos/v1/{name}" for name in ("status", "system", "requests", "logs", "jobs", "agents/runs")),
         *(f"/llmasos/v1/apps{more}" for more in ("", "/{name}", "/{name}/logs")),
     )
 )

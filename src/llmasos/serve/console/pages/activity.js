@@ -21,7 +21,7 @@ async function look(signal) {
   const [requests, jobs, runs, faults] = await Promise.all([
     client().native.requests({ signal }),
     maybe(ask("GET", "/llmasos/v1/jobs", { signal })),
-    maybe(ask("GET", "/llmasos/v1/agents", { signal })),
+    maybe(ask("GET", "/llmasos/v1/agents/runs", { signal })),
     maybe(ask("GET", "/llmasos/v1/logs", { query: { level: "error", limit: 20 }, signal })),
   ]);
   return { requests: requests.filter((one) => !isLooking(one)), jobs: jobs?.data ?? null, runs: runs?.data ?? null, faults: faults?.data ?? null };

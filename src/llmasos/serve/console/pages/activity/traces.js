@@ -12,7 +12,7 @@ import { t } from "../../core/i18n.js";
 import { href, segment } from "../../core/router.js";
 import { TONES, timeline } from "./facts.js";
 
-const pathOf = (id, more = "") => `/llmasos/v1/agents/${segment(id)}${more}`;
+const pathOf = (id, more = "") => `/llmasos/v1/agents/runs/${segment(id)}${more}`;
 const State = ({ run }) => html`<${Badge} tone=${TONES[run.state]}>${t(`activity.state_${run.state}`)}<//>`;
 
 export function Traces({ state, rest }) {

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from llmasos.apps import Application, File, Image, Upload
+from llmasos.apps import Application, Depends, File, Image, Upload
 
 app = Application(title="Six routes", version="1.2.0")
 
@@ -86,6 +86,16 @@ def sizes(
     return [{"name": file.name, "bytes": file.size} for file in [*files, *([note] if note else [])]]
 
 
+def manner(polite: bool = False) -> Iterator[str]:
+    yield "Good day" if polite else "Hi"
+
+
+@app.route("/greet", tool=True)
+def greet(name: str, words: Annotated[str, Depends(manner)]) -> str:
+    """Greet somebody."""
+    return f"{words}, {name}"
+
+
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 """A PNG of one pixel, as base64."""
 CALLS = [
@@ -97,6 +107,8 @@ CALLS = [
     ("note", {"name": "greeting"}, {"name": "greeting", "text": "你好"}),
     ("note", {"name": "other"}, None),
     ("forget", {"names": ["b", "a"], "really": True}, ["a", "b"]),
+    ("greet", {"name": "Ada"}, "Hi, Ada"),
+    ("greet", {"name": "Ada", "polite": True}, "Good day, Ada"),
     ("stamp", {"picture": f"data:;base64,{PIXEL}"}, f"data:image/png;name=stamped.png;base64,{PIXEL}"),
     (
         "sizes",

@@ -40,7 +40,7 @@ def expected() -> list[object]:
 async def test_only_tools_are_listed_with_their_routes_schemas() -> None:
     async with Client(create_server(app)) as client:
         tools = {tool.name: tool for tool in (await client.list_tools()).tools}
-        assert list(tools) == TOOLS == ["add", "say", "box", "note", "forget", "stamp"]
+        assert list(tools) == TOOLS == ["add", "say", "box", "note", "forget", "stamp", "greet"]
         routes = {route["name"]: route for route in app.document()["routes"]}
         for name, tool in tools.items():
             assert tool.input_schema == routes[name]["input"]
@@ -91,7 +91,7 @@ async def test_progress_is_told() -> None:
         ("add", {"a": "x"}, "a: Input should be a valid integer"),
         ("add", {"a": 1, "c": 2}, "c: No such input"),
         ("box", {"points": []}, "box() failed."),
-        ("count", {"to": 3}, "There is no tool 'count'. Known: add, say, box, note, forget, stamp."),
+        ("count", {"to": 3}, "There is no tool 'count'. Known: add, say, box, note, forget, stamp, greet."),
     ],
 )
 async def test_what_fails_is_told_to_the_model(name: str, values: dict[str, Any], words: str) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 import httpx
 import jsonschema
 import pytest
+from served import served
 from six_routes import CALLS, app
 
-from llmasos.apps import Application
+from llmasos.apps import Application, File
+from llmasos.client import AppClient
 from llmasos.errors import InvalidInputError, NotFoundError
 
 GOLDEN = Path(__file__).with_name("six_routes.json")
@@ -52,6 +54,51 @@ async def test_python_and_http_agree(name: str, values: dict, result: object) ->
             events = (await client.request(method, path, **body)).text.split("\n\n")
             items = [json.loads(event.removeprefix("data: ")) for event in events if event.startswith("data:")]
             assert ("".join(items) if route.joins else items) == result
+
+
+def over_the_wire(base: httpx.Client, name: str, values: dict) -> dict[str, object]:
+    """The result by every way that HTTP has."""
+    route = app.find(name)
+    path = route.path.format(**values)
+    method = "POST" if "POST" in route.methods else "GET"
+    body = {"json": values} if method == "POST" else {}
+    found: dict[str, object] = {}
+    found["json"] = base.request(method, path, headers={"accept": "application/json"}, **body).json()
+    job = base.request(method, path, headers={"prefer": "respond-async"}, **body)
+    assert job.status_code == 202
+    last = base.get(f"{job.headers['location']}/events").text.split("\n\n")[-3]
+    found["job"] = json.loads(last.removeprefix("data: "))["result"]
+    if "GET" in route.methods and not route.path_names:
+        found["query"] = base.get(path, params=values, headers={"accept": "application/json"}).json()
+    if route.streams:
+        blocks = base.request(method, path, **body).text.split("\n\n")
+        items = [json.loads(block.removeprefix("data: ")) for block in blocks if block.startswith("data:")]
+        found["events"] = "".join(items) if route.joins else items
+    if route.takes_files:
+        files = [
+            (key, (file.name, file.data, file.media_type))
+            for key, value in values.items()
+            for one in (value if isinstance(value, list) else [value])
+            if app.find(name).inputs and key != "name"
+            for file in [File.from_text(one)]
+        ]
+        found["form"] = base.post(path, files=files).json()
+    if route.returns_files == "one":
+        raw = base.request(method, path, headers={"accept": "image/*"}, **body)
+        found["raw"] = File(raw.content, "stamped.png", raw.headers["content-type"]).url
+    return found
+
+
+def test_every_way_over_the_wire_and_the_client_agree() -> None:
+    ways = set()
+    with served(app) as url, httpx.Client(base_url=url) as base, AppClient(url) as client:
+        for name, values, result in CALLS:
+            found = over_the_wire(base, name, values)
+            found["client"] = client.call(name, **values)
+            found["client's job"] = client.wait(client.start(name, **values)).result
+            assert {way: one for way, one in found.items() if one != result} == {}, name
+            ways |= set(found)
+    assert ways == {"json", "job", "query", "events", "form", "raw", "client", "client's job"}
 
 
 def test_a_route_that_is_not_there_is_named_with_those_that_are() -> None:

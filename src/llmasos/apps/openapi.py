@@ -131,9 +131,10 @@ def _responses(key: str, route: Route, schemas: _Schemas) -> dict[str, Any]:
     problem = {"application/problem+json": {"schema": schemas["problem", "serialization"]}}
     content: dict[str, Any] = {"application/json": {"schema": schemas[key, "serialization"]}}
     good = "The return value as JSON."
-    if (media := schemas[key, "serialization"].get(MARK)) and not route.streams:
+    schema = schemas[key, "serialization"]
+    if MARK in schema and not route.streams:
         good = "The file as a data: URL, or as it is for who accepts its media type rather than JSON."
-        content |= {one: {"schema": {}} for one in media.split(",")}
+        content |= {one: {"schema": {}} for one in schema["contentMediaType"].split(",")}
     if route.streams:
         good = (
             "Server-sent events, one JSON value each, then `event: done`; all at once for `Accept: application/json`."

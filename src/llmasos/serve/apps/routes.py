@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 
 from llmasos.client.types.apps import (
     AppAction,
@@ -44,7 +44,7 @@ from llmasos.client.types.apps import (
     InstallAppRequest,
     RemovedApp,
 )
-from llmasos.serve.apps import log, openapi, page
+from llmasos.serve.apps import log, openapi
 from llmasos.serve.apps.info import info_of
 from llmasos.serve.apps.installing import Installing, SheetError
 from llmasos.serve.apps.proxy import METHODS, forward
@@ -208,7 +208,7 @@ def _add_doors(router: APIRouter, supervisor: Supervisor) -> None:
                 return JSONResponse(dict(known.app if path == "app.json" else known.openapi))
         if request.method == "GET" and path == "docs":
             await supervisor.installed(name)
-            return page.docs(name)
+            return RedirectResponse(f"../../console/#/apps/app/{name}/run")  # the same forms, and whose it is
         return await forward(supervisor, request, name, f"/{path}")
 
     for method in METHODS:

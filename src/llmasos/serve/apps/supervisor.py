@@ -101,6 +101,8 @@ class Supervisor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _look_again_and_again(self) -> None:
+        with contextlib.suppress(LLMasOSError, OSError):
+            await self._revoke_of_gone()
         while True:
             try:
                 await self._look()
@@ -134,6 +136,13 @@ class Supervisor:
             if (await self.documents(app)).is_always_on:
                 with contextlib.suppress(LLMasOSError):  # it is in its log, and tried again after its pause
                     await self.running(name)
+
+    async def _revoke_of_gone(self) -> None:
+        """Keys of applications that were uninstalled while no server ran."""
+        there = {app.name for app in await asyncio.to_thread(self.apps.list)}
+        for name in await self.key_ids():
+            if name not in there:
+                await self.revoke(name, _ACTOR)
 
     async def _forget(self, slot: Slot) -> None:
         """It was uninstalled by somebody else."""

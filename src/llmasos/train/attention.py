@@ -1,0 +1,67 @@
+"""Attention of training: inside each of several packed sequences, with gradients.
+
+Where torch has a kernel for sequences of any lengths it is used (FlashAttention, bfloat16 and float16 on GPUs);
+anywhere else, and for soft-caps and ALiBi, the plain `Varlen` of the models.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llmasos.models.attention import Attend, AttentionSpec, Varlen
+
+
+class PackedAttention:
+    """Sequences of `lengths` tokens, one after the other. One object serves one pass."""
+
+    def __init__(self, specs: Sequence[AttentionSpec], lengths: Sequence[int], device: torch.device) -> None:
+        self._kernel = _kernel()
+        self._options = [_options(spec) for spec in specs]
+        self._alike = all(options == self._options[0] for options in self._options)
+        ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        self.ends = ends.pin_memory().to(device, non_blocking=True)
+        # rounded up, so that compiled blocks see few values
+        self.longest = 1 << (max(lengths) - 1).bit_length()
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        # a layer's number that is not looked at does not make compiled blocks differ
+        options = self._options[0] if self._alike else self._options[layer]
+        out: Tensor = self._kernel(q, k, v, self.ends, self.ends, self.longest, self.longest, **options)
+        return out
+
+
+def packed_attention(
+    specs: Sequence[AttentionSpec], lengths: Sequence[int], device: torch.device, dtype: torch.dtype
+) -> Attend:
+    """The fastest attention that computes what `specs` ask for. Sum of `lengths` = T."""
+    fits = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and _kernel() is not None
+    if fits and all(spec.plain for spec in specs):
+        return PackedAttention(specs, lengths, device)
+    return Varlen(specs, lengths)
+
+
+def _options(spec: AttentionSpec) -> dict[str, Any]:
+    """A layer's arithmetic in the words of this torch's kernel."""
+    known = inspect.signature(_kernel()).parameters
+    options: dict[str, Any] = {"scale": spec.scale}
+    if "enable_gqa" in known:
+        options["enable_gqa"] = True
+    if "window_size" not in known:
+        return {**options, "is_causal": spec.causal}
+    left = spec.window - 1 if spec.window else -1
+    return {**options, "window_size": (left, 0 if spec.causal else left)}
+
+
+@cache
+def _kernel() -> Any:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn

@@ -1,0 +1,139 @@
+"""The one model definition, in training: packed tokens in, the summed loss out.
+
+T = packed tokens, D = model width, V = vocabulary. Weights that are trained are kept in float32 and computed with in
+`dtype`: for each pass the decoder sees casts of them, so what is trained is the module that is served, and gradients
+arrive in float32. Weights that are frozen stay as they are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+from llmasos.models.attention import layer_specs
+from llmasos.models.decoder import Decoder
+from llmasos.train.attention import packed_attention
+from llmasos.train.losses import linear_cross_entropy
+
+IGNORED = -100
+"""The label of a token that is not trained."""
+
+
+class Packed(Protocol):
+    """What training needs of `data.Batch`, on the CPU."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """[T] int64."""
+
+    @property
+    def labels(self) -> Tensor:
+        """[T] int64: the token that follows, IGNORED where it is not trained."""
+
+    @property
+    def positions(self) -> Tensor:
+        """[T] int64, from 0 in every sequence."""
+
+    @property
+    def lengths(self) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A batch on the device that trains. Which rows are trained was found on the CPU, so that nothing waits for the
+    device."""
+
+    tokens: Tensor
+    positions: Tensor
+    rows: Tensor
+    """[N] int64: where a label is trained."""
+    labels: Tensor
+    """[N] int64: of those rows."""
+    lengths: list[int]
+
+    @classmethod
+    def of(cls, batch: Packed, device: torch.device) -> Placed:
+        rows = (batch.labels != IGNORED).nonzero()[:, 0]
+
+        def put(part: Tensor) -> Tensor:
+            return part.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else part.to(device)
+
+        return cls(put(batch.tokens), put(batch.positions), put(rows), put(batch.labels[rows]), batch.lengths)
+
+    def __len__(self) -> int:
+        """Trained tokens."""
+        return len(self.labels)
+
+
+class Trainee:
+    """A decoder under training. dtype: of the computation. recompute: blocks keep their input only and are computed
+    again for the backward pass. compiled: each block is compiled (GPUs)."""
+
+    def __init__(
+        self, decoder: Decoder, *, dtype: torch.dtype, recompute: bool = False, compiled: bool = False
+    ) -> None:
+        self.decoder, self.dtype = decoder, dtype
+        self.specs = layer_specs(decoder.config)
+        for parameter in decoder.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        self._names = {id(parameter): name for name, parameter in decoder.named_parameters()}
+        self._prepare_rope()
+        for block in decoder.layers:
+            if recompute:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+            if compiled:
+                block.compile()
+
+    def _prepare_rope(self) -> None:
+        config = self.decoder.config
+        if config.position == "rope":
+            dtype = torch.float32 if config.rope_float32 else self.dtype
+            for rope in self.decoder.ropes.values():
+                rope.prepare(config.context_length, self.decoder.device, dtype)
+
+    def casts(self) -> dict[str, Tensor]:
+        """What stands in for the weights during a pass."""
+        return {
+            name: parameter.to(self.dtype)
+            for name, parameter in self.decoder.named_parameters()
+            if parameter.dtype != self.dtype and not name.endswith((".a", ".b", ".length"))
+        }
+
+    def hidden(self, batch: Placed, casts: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Hidden states after the final norm, [T, D]."""
+        attend = packed_attention(self.specs, batch.lengths, batch.tokens.device, self.dtype)
+        casts = self.casts() if casts is None else casts
+        out: Tensor = functional_call(self.decoder, dict(casts), (batch.tokens, batch.positions, attend))
+        return out
+
+    def loss(self, batch: Placed) -> Tensor:
+        """The sum of -log p(label) over the trained tokens, a float32 scalar."""
+        casts = self.casts()
+        return linear_cross_entropy(
+            *self.scored(self.hidden(batch, casts)[batch.rows], casts), labels=batch.labels, **self.head(casts)
+        )
+
+    def scored(self, hidden: Tensor, casts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What is multiplied to logits: rows [N, E] and the head's weight [V, E]."""
+        config, decoder = self.decoder.config, self.decoder
+        if config.embedding_size not in (0, config.hidden_size):
+            hidden = F.linear(hidden, self._cast(decoder.project_out.weight, casts))
+        return hidden, self._cast(decoder.head.weight, casts)
+
+    def head(self, casts: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What else makes the model's logits of that product: the options of losses over the vocabulary."""
+        config, bias = self.decoder.config, self.decoder.head.bias
+        cast = None if bias is None else self._cast(bias, casts)
+        return {"bias": cast, "scale": config.logit_scale, "softcap": config.final_softcap}
+
+    def _cast(self, parameter: Tensor, casts: Mapping[str, Tensor]) -> Tensor:
+        return casts.get(self._names[id(parameter)], parameter)

@@ -441,7 +441,7 @@ export interface Native {
 }
 
 export interface KeyFields extends CallOptions {
-  scopes?: Array<"inference" | "manage">;
+  scopes?: Array<"inference" | "manage" | "publish">;
   models?: string[] | null;
   apps?: string[] | null;
   expires?: string | null;
@@ -458,7 +458,7 @@ export interface Key extends Body {
   id: string;
   name: string;
   state: "active" | "expired" | "revoked";
-  scopes: Array<"inference" | "manage">;
+  scopes: Array<"inference" | "manage" | "publish">;
   created: string;
 }
 export interface UsageRecord {

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llmasos.client.types.access import CreatedKey, CreateKeyRequest, KeyInfo, UsageRecord
 
 Action = Literal["create", "ls", "show", "revoke", "usage"]
-Scope = Literal["inference", "manage"]
+Scope = Literal["inference", "manage", "publish"]
 
 _LIMITS = (
     "requests_per_minute",

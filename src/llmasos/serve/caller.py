@@ -11,8 +11,9 @@ from fastapi import Request
 
 from llmasos.serve.access.errors import ForbiddenError
 
-Scope = Literal["inference", "manage", "app"]
-"""`inference`: ask models. `manage`: everything that changes or watches the server. `app`: what an installed
+Scope = Literal["inference", "manage", "publish", "app"]
+"""`inference`: ask models. `manage`: everything that changes or watches the server. `publish`: put packages of its own
+into the server's index. `app`: what an installed
 application may, from its own process."""
 
 
@@ -27,7 +28,7 @@ class Caller:
 
     key_id: str | None = None
     name: str = "anyone"
-    scopes: frozenset[Scope] = frozenset({"inference", "manage"})
+    scopes: frozenset[Scope] = frozenset({"inference", "manage", "publish"})
     models: tuple[str, ...] | None = None
     apps: tuple[str, ...] | None = None
     priority: int = 0

@@ -239,7 +239,7 @@ MESSAGES = {
     "option.kb.max_tokens": "tokens of the answer at most; default: 400",
     "option.key.action": "create, ls, show, revoke or usage; default: ls",
     "option.key.name": "name or id of the key",
-    "option.key.scope": "inference (ask models; default), manage (change and watch the server) or publish (packages); several times",
+    "option.key.scope": "inference (ask models; default), manage (the server) or publish (packages); several times",
     "option.key.model": "model that it may use, * for any characters; several times; default: all",
     "option.key.app": "application that it may use; several times; default: all",
     "option.key.expires": "30d, 12h, 2w from now, or a date; default: never",

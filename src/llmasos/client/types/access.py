@@ -9,7 +9,7 @@ from pydantic import AfterValidator, AwareDatetime, Field
 
 from llmasos.client.types.base import WireRequest, WireResponse
 
-KeyScope = Literal["inference", "manage"]
+KeyScope = Literal["inference", "manage", "publish"]
 KeyState = Literal["active", "expired", "revoked"]
 
 
@@ -29,7 +29,7 @@ def _utc(moment: datetime) -> datetime:
 _Name = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_line)]
 _Pattern = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_line)]
 _Patterns = Annotated[list[_Pattern], Field(max_length=1000)]
-_Scopes = Annotated[list[KeyScope], Field(min_length=1, max_length=2)]
+_Scopes = Annotated[list[KeyScope], Field(min_length=1, max_length=3)]
 _Limit = Annotated[int, Field(ge=1, le=2**53 - 1)]  # what JavaScript can count to
 _Priority = Annotated[int, Field(ge=-1000, le=1000)]
 _Moment = Annotated[AwareDatetime, Field(strict=False), AfterValidator(_utc)]  # JSON has no type of its own for it

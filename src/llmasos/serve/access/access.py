@@ -69,6 +69,8 @@ class Access:
         match rule.access:
             case "inference" | "manage":
                 caller.check_scope(rule.access)
+            case "publish" if "manage" not in caller.scopes:
+                caller.check_scope("publish")
             case "metrics" if key is not None or not is_local(connection):
                 caller.check_scope("manage")
         return caller, key

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from argon2 import PasswordHasher
 
 PREFIX = "sk-llmasos-"
-SCOPES: tuple[Scope, ...] = ("inference", "manage")
+SCOPES: tuple[Scope, ...] = ("inference", "manage", "publish")
 """Those that a key can be made with; applications' keys are made at their installation."""
 _ID_LETTERS = string.ascii_lowercase + string.digits
 _SECRET_LETTERS = string.ascii_letters + string.digits

@@ -6,6 +6,7 @@ A route that is missing here answers 404, and a test that walks over the applica
     any         every key, whatever its scopes
     inference   keys with this scope
     manage      keys with this scope
+    publish     keys with this scope, or manage
     metrics     keys with the scope `manage`; without a key from this machine itself
 """
 
@@ -20,7 +21,7 @@ from starlette.routing import compile_path
 
 from llmasos.tasks import BUILT_IN
 
-Access = Literal["open", "any", "inference", "manage", "metrics"]
+Access = Literal["open", "any", "inference", "manage", "publish", "metrics"]
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,12 @@ RULES = (
     Rule("GET", "/llmasos/v1/jobs/{id}", "any"),
     Rule("GET", "/llmasos/v1/jobs/{id}/events", "any"),
     Rule("POST", "/llmasos/v1/jobs/{id}/{action}", "any"),
+    # LLMasOS: the index of packages that this server hosts
+    Rule("GET", "/llmasos/v1/index/index.json", "any"),
+    Rule("GET", "/llmasos/v1/index/packages/{path:path}", "any"),
+    Rule("GET", "/llmasos/v1/index/reports/{owner}/{name}/{version}", "any"),
+    Rule("POST", "/llmasos/v1/index/packages/{owner}", "publish", upload=True),
+    Rule("POST", "/llmasos/v1/index/yank", "publish"),
     # LLMasOS: tasks
     Rule("GET", "/llmasos/v1/tasks", "any"),
     *(_asks(f"/llmasos/v1/tasks/{name}") for name in BUILT_IN),
@@ -183,6 +190,15 @@ RULES = (
         Rule(method, "/apps/{name}/{path:path}", "inference", counted=True)
         for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
     ),
+    # LLMasOS: agents, conversations
+    _asks("/llmasos/v1/agents/runs"),
+    Rule("GET", "/llmasos/v1/agents/runs", "inference"),
+    Rule("GET", "/llmasos/v1/agents/runs/{id}", "inference"),
+    Rule("DELETE", "/llmasos/v1/agents/runs/{id}", "inference"),
+    _asks("/llmasos/v1/agents/runs/{id}/continue"),
+    Rule("POST", "/llmasos/v1/agents/runs/{id}/cancel", "inference"),
+    Rule("GET", "/llmasos/v1/agents/tools", "any"),
+    Rule("GET", "/llmasos/v1/conversations", "inference"),
     # LLMasOS: keys, usage, audit log
     _native("POST", "/keys"),
     _native("GET", "/keys"),

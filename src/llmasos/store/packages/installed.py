@@ -379,6 +379,16 @@ def _record(folder: Path) -> Record | None:
         return None
 
 
+def version_of(text: str) -> Version:
+    """Raises InvalidInputError for what is none."""
+    try:
+        return Version(text)
+    except InvalidVersion:
+        raise InvalidInputError(
+            f"{text[:100]!r} is no version.", hint="Write one like 1.0.0.", param="version"
+        ) from None
+
+
 def _is_version(name: str) -> bool:
     try:
         return str(Version(name)) == name

@@ -119,10 +119,10 @@ def _ask(action: Action, words: tuple[str, ...], options: dict[str, Any], as_jso
         try:
             made = _agent(llm, options, memory, run)
             if run is not None:
-                return _told(made.stream_resume(run, "yes" in options), options, as_json)
+                return _told(made.stream_resume(run, "yes" in options), as_json)
             question = " ".join(words)
             id = _conversation(memory, options.get("conversation"), question)
-            return _told(made.stream(question, conversation=id), options, as_json)
+            return _told(made.stream(question, conversation=id), as_json)
         finally:
             if memory is not None:
                 memory.close()
@@ -150,7 +150,7 @@ def _agent(llm: Any, options: dict[str, Any], memory: Memory | None, run: AgentR
         )
     return Agent(
         llm,
-        tools=_toolbox(options, llm),
+        tools=_toolbox(_words(options, run), options.get("mcp_config"), llm),
         system=options.get("system"),
         limits=run.limits if run is not None else AgentLimits(**limits),
         approve=_approval(options),
@@ -162,22 +162,29 @@ def _agent(llm: Any, options: dict[str, Any], memory: Memory | None, run: AgentR
     )
 
 
-def _toolbox(options: dict[str, Any], llm: Any) -> list[Any]:
+def _words(options: dict[str, Any], run: AgentRun | None) -> list[str]:
+    """A run that goes on has the tools that it had, unless others are named."""
+    if run is None or "tool" in options:
+        return list(options.get("tool", ()))
+    return list(dict.fromkeys(one.source for one in run.tools if one.source))
+
+
+def _toolbox(words: list[str], config: str | None, llm: Any) -> list[Any]:
     from llmasos.apps.agent.mcp_tools import mcp_config
-    from llmasos.apps.agent.tools import named_tool
+    from llmasos.apps.agent.tools import named_tools
     from llmasos.errors import NotFoundError
 
     found: list[Any] = []
-    for word in options.get("tool", ()):
+    for word in words:
         kind, _, name = word.partition(":")
         if kind == "mcp" and name:
-            servers = mcp_config(options.get("mcp_config"))
+            servers = mcp_config(config)
             if name not in servers:
                 known = ", ".join(servers) or t("agent.none")
                 raise NotFoundError(t("agent.no_server", name=name), hint=t("agent.servers", names=known))
             found.append(servers[name])
         else:
-            found += named_tool(word, model=llm)
+            found += named_tools(word, model=llm)
     return found
 
 
@@ -215,7 +222,7 @@ def _approval(options: dict[str, Any]) -> Callable[..., Any] | None:
     return ask
 
 
-def _told(events: Generator[AgentEvent, None, None], options: dict[str, Any], as_json: bool) -> int:
+def _told(events: Generator[AgentEvent, None, None], as_json: bool) -> int:
     """The answer on standard output as it comes, calls and notices on standard error."""
     run: AgentRun | None = None
     has_text = False
@@ -238,7 +245,7 @@ def _told(events: Generator[AgentEvent, None, None], options: dict[str, Any], as
     if as_json:
         emit(run.model_dump(mode="json", exclude_none=True))
     else:
-        _say_end(run, options)
+        _say_end(run)
     return 0 if run.state == "done" else 1
 
 
@@ -249,14 +256,13 @@ def _say_call(call: Any) -> None:
     say(_plain(f"    {short}"))
 
 
-def _say_end(run: AgentRun, options: dict[str, Any]) -> None:
+def _say_end(run: AgentRun) -> None:
     if run.stop is not None:
         say(run.stop.message)
     if run.state == "requires_action":
         for call in run.waiting():
             say(_plain(t("agent.waits", name=call.name, arguments=call.arguments)))
-        flags = "".join(f" --tool {word}" for word in options.get("tool", ()))
-        say(t("agent.go_on", command=f"llmasos agent continue {run.id}{flags} --yes"))
+        say(t("agent.go_on", command=f"llmasos agent continue {run.id} --yes"))
     elif run.state != "done" or run.steps[-1].number > 1:
         say(t("agent.trace", command=f"llmasos agent show {run.id}"))
 

@@ -38,6 +38,7 @@ from llmasos.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from llmasos.client.access import AccessControl, AsyncAccessControl
+    from llmasos.client.agents import Agents, AsyncAgents
     from llmasos.client.files import AsyncBatches, AsyncFiles, Batches, Files
     from llmasos.client.jobs import AsyncJobs, Jobs
     from llmasos.client.knowledge import AsyncKnowledge, Knowledge
@@ -271,6 +272,14 @@ class Client(_Calls):
         return AccessControl(self._http.at(native_target(self._target)))
 
     @cached_property
+    def agents(self) -> Agents:
+        """Models of the server that call tools until they have an answer."""
+        from llmasos.client.agents import Agents
+        from llmasos.client.native import native_target
+
+        return Agents(self._http.at(native_target(self._target)))
+
+    @cached_property
     def native(self) -> Native:
         """LLMasOS's own API: what the server does with its models."""
         from llmasos.client.native import Native, native_target
@@ -448,6 +457,13 @@ class AsyncClient(_Calls):
         from llmasos.client.native import native_target
 
         return AsyncAccessControl(self._http.at(native_target(self._target)))
+
+    @cached_property
+    def agents(self) -> AsyncAgents:
+        from llmasos.client.agents import AsyncAgents
+        from llmasos.client.native import native_target
+
+        return AsyncAgents(self._http.at(native_target(self._target)))
 
     @cached_property
     def native(self) -> AsyncNative:

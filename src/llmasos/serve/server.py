@@ -28,7 +28,7 @@ from llmasos.serve.jobs.room import Jobs
 from llmasos.serve.jobs.tasks import Pipelines, TaskBatches
 from llmasos.serve.log import Journal, log_access
 from llmasos.serve.models import Models
-from llmasos.serve.native import InProcess, Machine, Pulls, Residents, Uploads
+from llmasos.serve.native import Agents, InProcess, Machine, Pulls, Residents, Uploads
 from llmasos.serve.openai import create_router as create_openai_router
 from llmasos.serve.served import ServedModel
 from llmasos.serve.storage import Storage
@@ -98,9 +98,11 @@ def assemble(
     jobs = Jobs(storage)
     pulls = Pulls(jobs)
     of_tasks = (jobs, models, Aside(access), background.files)
+    agents = Agents(models, storage)
     requests.on_end.append(log_access)
     if telemetry is not None:
         telemetry.watch(requests)
+        agents.on_end.append(telemetry.record_run)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -156,6 +158,7 @@ def assemble(
             pulls_=pulls,
             uploads_=Uploads(max_bytes=max_upload_bytes),
             requests_=requests,
+            agents_=agents,
             journal=journal,
             machine=machine or Machine(),
             readiness=readiness,

@@ -101,11 +101,15 @@ class Storage:
 
     async def run(self, work: Callable[[Session], T], *, read_only: bool = False) -> T:
         """`work(session)` in a thread, in one transaction."""
+        return await (await self.database()).run(work, read_only=read_only)
+
+    async def database(self) -> Database:
+        """It stays the storage's."""
         if self._database is None:
             async with self._opening:
                 if self._database is None:
                     self._database = await asyncio.to_thread(_open)
-        return await self._database.run(work, read_only=read_only)
+        return self._database
 
     async def close(self) -> None:
         if self._life is not None:

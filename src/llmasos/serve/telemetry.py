@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import Headers
 
 from llmasos import __version__
+from llmasos.apps.agent.shown import spans
 from llmasos.client.http import host_of, is_loopback
+from llmasos.client.types.agents import AgentRun
 from llmasos.errors import InvalidInputError, OfflineError, UnsupportedError
 from llmasos.serve.inflight import InFlight, Requests
 from llmasos.settings import settings
@@ -79,6 +81,27 @@ class Telemetry:
     def watch(self, requests: Requests) -> None:
         """A span for each of `requests` that a model answers."""
         requests.on_end.append(self._record)
+
+    def record_run(self, run: AgentRun) -> None:
+        """Spans of an agent's run that has ended: itself, its answers and its calls."""
+        if run.state in ("running", "requires_action"):
+            return
+        from opentelemetry import trace
+
+        began = int(run.created.timestamp() * 1e9)
+        made: list[Span] = []
+        for one in spans(run):
+            parent = one["parent"]
+            span = self._tracer.start_span(
+                one["name"][:200],
+                context=None if parent is None else trace.set_span_in_context(made[parent]),
+                start_time=began + int(one["start"] * 1e9),
+                attributes=one["attributes"],
+            )
+            if one["is_error"]:
+                span.set_status(trace.Status(trace.StatusCode.ERROR))
+            span.end(began + int(one["end"] * 1e9))
+            made.append(span)
 
     def close(self) -> None:
         """Sends what is left."""

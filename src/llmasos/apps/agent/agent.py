@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from llmasos.apps.agent.forms import Form
-from llmasos.apps.agent.loop import Approve, Emit, Loop
+from llmasos.apps.agent.loop import Approve, Emit, Loop, check_decisions
 from llmasos.apps.agent.mcp_tools import McpServer
 from llmasos.apps.agent.models import ChatModel, chat_model, text_of
 from llmasos.apps.agent.traces import open_traces
@@ -39,8 +39,8 @@ class Agent:
     asked before a call that needs approval; without it the run pauses (`requires_action`) until `resume`. `output`: a
     pydantic model or a JSON Schema of the answer. `context`: what becomes of messages that no longer fit. `tool_choice`
     "required": the first answer must call a tool; without `parallel_calls` an answer calls one at most. `memory`: where
-    `conversation`s are kept. `keep`: whether runs are kept in the home's database (`llmasos agent show`). `options`:
-    sampling, as SamplingParams names it.
+    `conversation`s are kept. `trusted`: names of tools whose calls need no approval. `keep`: whether runs are kept in
+    the home's database (`llmasos agent show`). `options`: sampling, as SamplingParams names it.
     """
 
     def __init__(
@@ -57,13 +57,16 @@ class Agent:
         tool_choice: Literal["auto", "required"] = "auto",
         parallel_calls: bool = True,
         memory: Memory | None = None,
+        trusted: Sequence[str] = (),
         keep: bool = True,
         **options: Any,
     ) -> None:
         self.name, self.system, self.limits = name, system, limits or AgentLimits()
         self.approve, self.context, self.memory, self.keep = approve, context, memory, keep
+        self.trusted = tuple(trusted)
         self.form = None if output is None else Form(output)
-        self.tool_choice, self.parallel_calls, self.options = tool_choice, parallel_calls, options
+        self.tool_choice, self.parallel_calls = tool_choice, parallel_calls
+        self.options = {name: value for name, value in options.items() if value is not None}
         self._given = model
         self._servers = [one for one in tools if isinstance(one, McpServer)]
         self._tools = by_name([one for one in tools if not isinstance(one, McpServer)])
@@ -112,6 +115,7 @@ class Agent:
         if run.state != "requires_action":
             raise InvalidInputError(f"The run {run.id} is {run.state}; it waits for nothing.", param="run")
         made = decisions_of(run, decisions)
+        check_decisions(run, made)
         async with aclosing(self._events(run, await self._model(), made)) as events:
             async for event in events:
                 yield event
@@ -161,6 +165,7 @@ class Agent:
             limits=self.limits,
             form=None if self.form is None else self.form.schema,
             options=self.options,
+            trusted=list(self.trusted),
             context=self.context,
             parallel_calls=self.parallel_calls,
             conversation=conversation,
@@ -215,18 +220,19 @@ class Agent:
 
     async def _store(self, run: AgentRun) -> None:
         """A conversation gets whole turns only: nothing as long as a call waits."""
-        is_over = run.conversation is not None and run.state != "requires_action"
+        if run.conversation is not None and run.state != "requires_action":
+            added = run.messages[run.num_kept :]
+            await asyncio.shield(asyncio.to_thread(self._memory().add, run.conversation, added))
+            run.num_kept = len(run.messages)
+        await asyncio.shield(self._keep(run))
 
+    async def _keep(self, run: AgentRun) -> None:
         def write() -> None:
-            if is_over and run.conversation is not None:
-                self._memory().add(run.conversation, run.messages[run.num_kept :])
-                run.num_kept = len(run.messages)
-            if self.keep:
-                with open_traces() as traces:
-                    traces.save(run)
+            with open_traces() as traces:
+                traces.save(run)
 
-        if self.keep or is_over:
-            await asyncio.shield(asyncio.to_thread(write))
+        if self.keep:
+            await asyncio.to_thread(write)
 
 
 def described(tool: Tool) -> AgentToolInfo:

@@ -22,6 +22,8 @@ class Form:
             raise InvalidInputError(f"{given!r} is no pydantic model or JSON Schema.", param="output")
         schema = given if isinstance(given, Mapping) else plain_schema(self._model.model_json_schema())  # type: ignore[union-attr]  # it is one of the two
         self.schema: dict[str, Any] = dict(schema)
+        if problem := schema_problem(self.schema):
+            raise InvalidInputError(f"The form of the output is no JSON Schema: {problem}.", param="output")
 
     def read(self, text: str) -> Any:
         try:
@@ -66,6 +68,19 @@ def _validator(jsonschema: Any, schema: Mapping[str, Any]) -> Any:
 
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     return kind(schema, registry=Registry())
+
+
+def schema_problem(schema: Mapping[str, Any]) -> str:
+    """What is wrong with a JSON Schema itself; empty: nothing that could be seen without the package `jsonschema`."""
+    try:
+        jsonschema: Any = importlib.import_module("jsonschema")
+    except ImportError:
+        return ""
+    try:
+        jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator).check_schema(schema)
+    except Exception as e:  # it comes from outside
+        return (str(e).splitlines() or [type(e).__name__])[0]
+    return ""
 
 
 def _mismatch_outside(schema: Mapping[str, Any], value: Any) -> str:

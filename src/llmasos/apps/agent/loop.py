@@ -351,25 +351,16 @@ class Loop:
     # calls
 
     def _decide(self, decisions: Mapping[str, AgentDecision]) -> None:
-        """What somebody said of the calls that wait. Raises InvalidInputError for what is missing or too much."""
-        waiting = {call.id: call for call in self.run.waiting()}
-        if missing := sorted(waiting.keys() - decisions.keys()):
-            raise InvalidInputError(f"The call {missing[0]!r} still waits for a decision.", param="decisions")
-        if extra := sorted(decisions.keys() - waiting.keys()):
-            raise InvalidInputError(f"No call {extra[0]!r} waits for a decision.", param="decisions")
-        for id, decision in decisions.items():
-            self._settle(waiting[id], decision)
+        """What somebody said of the calls that wait. Raises InvalidInputError."""
+        check_decisions(self.run, decisions)
+        for call in self.run.waiting():
+            self._settle(call, decisions[call.id])
         self.run.pending = []
 
     def _settle(self, call: AgentCall, decision: AgentDecision) -> None:
-        tool = self.tools.get(call.name)
-        if tool is not None and tool.source == CLIENT:
-            if decision.result is None:
-                raise InvalidInputError(f"The call {call.id!r} of {call.name} waits for its result.", param="decisions")
+        if decision.result is not None:
             call.approval = "not_needed"
             self._give(call, decision.result, is_error=decision.is_error)
-        elif decision.approve is None:
-            raise InvalidInputError(f"The call {call.id!r} waits to be approved or not.", param="decisions")
         elif decision.approve:
             call.approval = "always" if decision.approve == "always" else "approved"
             if decision.approve == "always" and call.name not in self.run.trusted:
@@ -512,6 +503,22 @@ class Loop:
                 call.result, call.is_error = text, True
         self.run.pending = []
         self._tell(steps[-1])
+
+
+def check_decisions(run: AgentRun, decisions: Mapping[str, AgentDecision]) -> None:
+    """Raises InvalidInputError for what is missing, too much, or of the wrong kind."""
+    waiting = {call.id: call for call in run.waiting()}
+    if missing := sorted(waiting.keys() - decisions.keys()):
+        raise InvalidInputError(f"The call {missing[0]!r} still waits for a decision.", param="decisions")
+    if extra := sorted(decisions.keys() - waiting.keys()):
+        raise InvalidInputError(f"No call {extra[0]!r} waits for a decision.", param="decisions")
+    of_client = {tool.name for tool in run.tools if tool.source == CLIENT}
+    for id, decision in decisions.items():
+        name = waiting[id].name
+        if name in of_client and decision.result is None and decision.approve is not False:
+            raise InvalidInputError(f"The call {id!r} of {name} waits for its result.", param="decisions")
+        if name not in of_client and (decision.approve is None or decision.result is not None):
+            raise InvalidInputError(f"The call {id!r} of {name} waits to be approved or not.", param="decisions")
 
 
 def _key(call: AgentCall) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmasos.apps.agent.forms import mismatch
+from llmasos.apps.agent.forms import mismatch, schema_problem
 from llmasos.apps.agent.tools import tool_name
 from llmasos.client.tools import Tool
 from llmasos.errors import FormatError, InvalidInputError, NotFoundError, ToolError, UnsupportedError
@@ -250,11 +250,8 @@ class McpConnection:
             return "its inputs are not described as a JSON object"
         if len(json.dumps(schema)) > _MAX_SCHEMA:
             return f"the description of its inputs is longer than {_MAX_SCHEMA} characters"
-        try:
-            jsonschema: Any = importlib.import_module("jsonschema")
-            jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator).check_schema(schema)
-        except Exception as e:
-            return f"its schema is wrong: {_words(e)}"
+        if problem := schema_problem(schema):
+            return f"its schema is wrong: {problem}"
         return ""
 
     async def _call(self, name: str, schema: Mapping[str, Any], arguments: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,17 +127,25 @@ def tools_of_file(path: str | Path) -> list[Tool]:
     return list(found.values())
 
 
-def named_tool(name: str, *, model: Any = None) -> list[Tool]:
-    """What a word of the command line means: `python`, `knowledge:NAME`, `task:NAME`, a Python file with tools."""
-    kind, _, rest = name.partition(":")
-    if name == "python":
-        return [python_tool()]
-    if kind in ("knowledge", "kb") and rest:
-        return [knowledge_tool(rest)]
-    if kind == "task" and rest:
-        return [task_tool(rest, model=model)]
-    if name.endswith(".py"):
-        return tools_of_file(name)
-    raise InvalidInputError(
-        f"There is no tool {name!r}.", hint="python, knowledge:NAME, task:NAME, mcp:NAME, or a file.py.", param="tools"
+def named_tools(word: str, *, model: Any = None) -> list[Tool]:
+    """What a word of the command line means: `python`, `knowledge:NAME`, `task:NAME`, a Python file with tools. The
+    word is their source: a run that waits finds its tools again by it."""
+    kind, _, rest = word.partition(":")
+    source = word
+    if word == "python":
+        found = [python_tool()]
+    elif kind == "knowledge" and rest:
+        found = [knowledge_tool(rest)]
+    elif kind == "task" and rest:
+        found = [task_tool(rest, model=model)]
+    elif word.endswith(".py"):
+        found, source = tools_of_file(word), str(Path(word).expanduser().absolute())
+    else:
+        raise unknown_tool(word)
+    return [replace(one, source=source) for one in found]
+
+
+def unknown_tool(word: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"There is no tool {word!r}.", hint="python, knowledge:NAME, task:NAME, mcp:NAME, or a file.py.", param="tools"
     )

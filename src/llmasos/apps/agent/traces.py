@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -12,7 +12,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from llmasos.apps.agent.models import text_of
 from llmasos.client.types.agents import AgentRun, AgentRunInfo
-from llmasos.errors import InvalidInputError, NotFoundError
+from llmasos.errors import BusyError, NotFoundError
 from llmasos.store.database import Base, Database
 
 _SHOWN = 200
@@ -66,15 +66,18 @@ def remove(session: Session, id: str, key_id: str | None = None) -> None:
     session.delete(_row(session, id, key_id))
 
 
-def take(session: Session, id: str, key_id: str | None = None) -> AgentRun:
-    """The run, which waited, to go on with it: it waits no longer, so nobody else can. Raises InvalidInputError."""
+def take(session: Session, id: str, key_id: str | None, check: Callable[[AgentRun], None]) -> AgentRun:
+    """The run, which waited, to go on with it: it waits no longer, so nobody else can. `check` may raise before that.
+    Raises RunNotFoundError, and BusyError for a run that waits for nothing."""
     row = session.get(AgentRunRow, id, with_for_update=True) if _is_id(id) else None
     if row is None or row.key_id != key_id:
         raise RunNotFoundError(id)
     if row.state != "requires_action":
-        raise InvalidInputError(f"The run {id!r} is {row.state}; it waits for nothing.", param="id")
+        raise BusyError(f"The run {id!r} is {row.state}; it waits for nothing.", hint="GET it to see how it ended.")
+    run = AgentRun.model_validate(row.body)
+    check(run)
     row.state = "running"
-    return AgentRun.model_validate(row.body)
+    return run
 
 
 def _row(session: Session, id: str, key_id: str | None) -> AgentRunRow:

@@ -206,6 +206,9 @@ class AgentRunRequest(KeptRequest):
     )
     parallel_calls: bool = Field(default=True, description="Whether one answer may call several tools.")
     approve: list[str] = Field(default_factory=list, description="Tools whose calls need no approval in this run.")
+    conversation: str | None = Field(
+        default=None, description="Go on with this one (`/v1/conversations`); what is said is added to it."
+    )
     temperature: float | None = Field(default=None, ge=0, le=2)
     stream: bool = False
 

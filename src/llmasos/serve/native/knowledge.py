@@ -198,8 +198,7 @@ class Knowledge:
             await asyncio.gather(asking, return_exceptions=True)
 
 
-def create_router(models: Models) -> APIRouter:
-    knowledge = Knowledge(models)
+def create_router(knowledge: Knowledge) -> APIRouter:
     router = APIRouter(prefix="/knowledge")
     file = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 

@@ -72,6 +72,8 @@ def test_what_changes_the_server_needs_the_right_to() -> None:
         elif rule.path.startswith("/llmasos/v1/index"):
             assert rule.access == ("any" if rule.method == "GET" else "publish"), rule
             continue
+        elif rule.path.startswith(("/llmasos/v1/agents", "/llmasos/v1/conversations")):
+            assert rule.access == ("any" if rule.path.endswith("/tools") else "inference"), rule
         elif rule.path in ("/llmasos/v1/knowledge/{name}/search", "/llmasos/v1/knowledge/{name}/ask"):
             assert rule.access == "inference", rule
         elif rule.path.startswith("/llmasos/") and rule.path != "/llmasos/v1/usage":

@@ -137,6 +137,7 @@ export default {
   "apps.asks_config": "It wants to be told:",
   "apps.asks_more": "It asks for more than {previous}",
   "apps.asks_nothing": "It asks for nothing: no network, no files, no other programs.",
+  "apps.bundled": "with LLMasOS",
   "apps.calls": "{n} call|{n} calls",
   "apps.calls_now": "{n} now",
   "apps.calls_total": "Calls",

@@ -137,6 +137,7 @@ export default {
   "apps.asks_config": "需要填写：",
   "apps.asks_more": "比 {previous} 要求更多",
   "apps.asks_nothing": "它不请求任何权限：不使用网络、文件或其他程序。",
+  "apps.bundled": "LLMasOS 自带",
   "apps.calls": "{n} 次调用",
   "apps.calls_now": "进行中 {n}",
   "apps.calls_total": "调用次数",

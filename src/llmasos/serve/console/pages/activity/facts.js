@@ -3,7 +3,7 @@
 export const isActive = (job) => job.state === "queued" || job.state === "running";
 
 /** Whether a request only looks on: this page's own, and the likes of it. */
-export const isLooking = (request) => /\/(logs|events)$/.test(request.route);
+export const isLooking = (request) => /^GET \/(llmasos|console|v1\/models|healthz|readyz|metrics)\b/.test(request.route);
 
 export const TONES = {
   running: "accent",

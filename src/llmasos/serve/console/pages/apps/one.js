@@ -14,7 +14,7 @@ import { go, href, segment } from "../../core/router.js";
 import { act, at } from "./actions.js";
 import { State } from "./installed.js";
 import { Enforced, Grants } from "./sheet.js";
-import { limitWords, need } from "./words.js";
+import { limitWords, need, place } from "./words.js";
 
 const TABS = ["run", "about", "logs", "settings"];
 
@@ -116,7 +116,7 @@ function About({ app, reload }) {
     [t("apps.versions"), app.versions.length > 1 ? app.versions.join(", ") : null],
     [t("apps.license"), app.license],
     [t("apps.publisher"), app.publisher ? html`<code class="break">${app.publisher}</code>` : t("apps.unsigned")],
-    [t("apps.source"), app.source && html`<span class="break">${app.source}</span>`],
+    [t("apps.source"), app.source && html`<span class="break">${place(app.source)}</span>`],
     [t("apps.installed_at"), app.installed && moment(app.installed)],
     [t("apps.as_model"), app.model && html`<code>${app.model}</code>`],
     ...Object.entries(app.models ?? {}).map(([name, wanted]) => [t("apps.needs_model", { name }), need(wanted)]),

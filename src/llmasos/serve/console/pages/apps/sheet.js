@@ -4,7 +4,7 @@ import { Dialog } from "../../components/dialog.js";
 import { Attention, Badge, Button, Details, Icon, KeyValues } from "../../components/ui.js";
 import { html, useState } from "../../core/html.js";
 import { t } from "../../core/i18n.js";
-import { grantWords, limitWords, marked, need, promise } from "./words.js";
+import { BUNDLED, grantWords, limitWords, marked, need, place, promise } from "./words.js";
 
 /** `onAnswer(accept)`: the sheet's own `accept`, or null. */
 export function Sheet({ sheet, onAnswer }) {
@@ -23,14 +23,14 @@ export function Sheet({ sheet, onAnswer }) {
   const pairs = [
     [t("apps.license"), sheet.license],
     [t("apps.publisher"), sheet.publisher ? html`<code class="break">${sheet.publisher}</code>` : t("apps.unsigned")],
-    [t("apps.source"), html`<span class="break">${sheet.source}</span>`],
+    [t("apps.source"), html`<span class="break">${place(sheet.source)}</span>`],
     ...Object.entries(sheet.models ?? {}).map(([name, wanted]) => [t("apps.needs_model", { name }), need(wanted)]),
     ...limitWords(sheet.resources),
   ];
   return html`<${Dialog} title=${title} onClose=${() => onAnswer(null)} footer=${footer} class="sheet">
     <p>${sheet.summary}</p>
     ${sheet.yanked && html`<${Attention} tone="bad">${t("apps.yanked")} ${sheet.yanked}<//>`}
-    ${!sheet.publisher && html`<${Attention}>${t("apps.unsigned_hint")}<//>`}
+    ${!sheet.publisher && sheet.source !== BUNDLED && html`<${Attention}>${t("apps.unsigned_hint")}<//>`}
     <section class="stack">
       <h3>${isUpdate ? t("apps.asks_more", { previous: sheet.previous }) : t("apps.asks")}</h3>
       <${Grants} all=${sheet.permissions} asked=${sheet.asked} isUpdate=${isUpdate} />

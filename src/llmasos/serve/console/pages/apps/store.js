@@ -11,6 +11,7 @@ import { useCommands } from "../../core/keys.js";
 import { go, href, segment, setQuery } from "../../core/router.js";
 import { act, install, said } from "./actions.js";
 import { FromFile } from "./installed.js";
+import { BUNDLED, place } from "./words.js";
 
 export function Store({ query, onChange }) {
   const words = query.q ?? "";
@@ -37,7 +38,7 @@ export function Store({ query, onChange }) {
         ${!indexes.length && html`<${Empty} icon="apps" title=${t("apps.no_index")}>${t("apps.no_index_hint")}<//>`}
         ${indexes.length > 0 && !data.length && html`<${Empty} icon="search" title=${t("apps.none_found")} />`}
         <ul class="grid plain">${data.map((app) => html`<${Offer} key=${app.name} app=${app} onDone=${done} />`)}</ul>
-        ${indexes.length > 0 && html`<p class="muted small break">${t("apps.from_indexes")} ${indexes.join(", ")}</p>`}
+        ${indexes.length > 0 && html`<p class="muted small break">${t("apps.from_indexes")} ${indexes.map(place).join(", ")}</p>`}
         ${query.app && html`<${Facts} app=${data.find((one) => one.name === query.app)} onDone=${done} />`}
       `}
     <//>
@@ -71,7 +72,7 @@ function Offer({ app, onDone }) {
       ${app.installed && html`<${Badge} tone=${app.installed === app.version ? "ok" : "accent"}>${t("apps.have", { version: app.installed })}<//>`}
     </div>
     <p class="clamp">${app.summary}</p>
-    <p class="muted small numbers">${app.version} · ${app.license} · ${bytes(app.size)}${app.key_id ? "" : ` · ${t("apps.unsigned")}`}</p>
+    <p class="muted small numbers">${app.version} · ${app.license} · ${bytes(app.size)}${app.index === BUNDLED ? ` · ${t("apps.bundled")}` : app.key_id ? "" : ` · ${t("apps.unsigned")}`}</p>
     <div class="row app-links"><${Get} app=${app} onDone=${onDone} /><span class="grow"></span>
       <${Button} small kind="quiet" onClick=${() => setQuery({ app: app.name })} aria-label=${`${t("apps.details")} ${app.name}`}>${t("apps.details")}<//></div>
   </li>`;
@@ -88,7 +89,7 @@ function Facts({ app, onDone }) {
     [t("apps.publisher"), app.key_id ? html`<code class="break">${app.key_id}</code>` : t("apps.unsigned")],
     [t("apps.size"), bytes(one.size)],
     [t("apps.published"), one.published && moment(one.published)],
-    [t("apps.source"), html`<span class="break">${app.index}</span>`],
+    [t("apps.source"), html`<span class="break">${place(app.index)}</span>`],
     [t("apps.have_installed"), app.installed],
   ];
   const footer = html`<span class="grow" /><${Button} onClick=${close}>${t("word.close")}<//><${Get} app=${app} version=${version} onDone=${onDone} />`;

@@ -3,6 +3,10 @@
 import { bytes, duration, number } from "../../core/format.js";
 import { t } from "../../core/i18n.js";
 
+/** The index that comes with LLMasOS. */
+export const BUNDLED = "bundled";
+export const place = (index) => (index === BUNDLED ? t("apps.bundled") : index);
+
 /** {text, icon, isWide}: one permission as a sentence; `isWide`: it reaches beyond the application. */
 export function grantWords({ kind, value }) {
   const own = { "fs.read": { $data: "read_data", $inputs: "read_inputs" }, "fs.write": { $data: "write_data" } }[kind]?.[value];

@@ -31,7 +31,7 @@ _CHUNK = 1 << 16
 def main() -> None:
     threading.stack_size(STACK_BYTES)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    for name in ("httpx", "uvicorn.error"):  # a line for each request, and for each start
+    for name in ("httpx", "mcp", "uvicorn.error"):  # a line for each request, and for each start
         logging.getLogger(name).setLevel(logging.WARNING)
     listener = socket.socket(fileno=os.dup(0))
     with open(os.devnull, "rb") as null:

@@ -134,10 +134,10 @@ def _install(folder: Path, app: Installed, wanted: list[Requirement]) -> None:
             stdin=subprocess.DEVNULL,
         )
     if found.returncode:
-        said = (found.stderr or found.stdout).strip().splitlines()[-1:]
+        said = (found.stderr or found.stdout).split()
         raise UnsupportedError(
             f"{app.name} {app.version} needs packages that could not be installed:"
-            f" {', '.join(missing or map(str, wanted))}. {' '.join(said)[:300]}",
+            f" {', '.join(missing or map(str, wanted))}. {' '.join(said)[-300:]}",
             hint="Without a network all of them have to be in the package's wheels/.",
         )
 

@@ -142,6 +142,12 @@ class Application:
             )
         return self._model
 
+    @model.setter
+    def model(self, model: Any) -> None:
+        """Another one, in a test for instance."""
+        with self._model_lock:
+            self._model = model
+
     llm = model
 
     def get_llm(self, name: str) -> Any:
@@ -283,9 +289,8 @@ class Application:
         async def start() -> jobs.Job:
             return self._jobs.start(name_of(function), carry_out)
 
-        with contextlib.suppress(RuntimeError):
-            if asyncio.get_running_loop():
-                return self._jobs.start(name_of(function), carry_out)
+        if _is_in_loop():
+            return self._jobs.start(name_of(function), carry_out)
         if self._loop is None or not self._loop.is_running():
             raise ServerError("The application does not run, so nothing can go on in the background.")
         return asyncio.run_coroutine_threadsafe(start(), self._loop).result()
@@ -306,7 +311,7 @@ class Application:
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI 3.1 document."""
-        return openapi(self.asgi, self._routes)
+        return openapi(self.asgi, self._routes, None if self._chat is None else self._chat.describe(self.name))
 
     def document(self) -> dict[str, Any]:
         """Every route as data: what pages, command lines, tools and clients are made from; see `document.py`."""
@@ -591,6 +596,14 @@ def _file_response(route: Route, result: Any, accept: str) -> Response:
     if isinstance(found, files.File) and files.wants_raw(accept, found.media_type):
         return files.raw_response(found)
     return _json_response(route.dump(found))
+
+
+def _is_in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _json_response(body: bytes) -> Response:

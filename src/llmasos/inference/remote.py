@@ -17,6 +17,7 @@ from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequen
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, closing
 from dataclasses import MISSING, Field, dataclass, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 from llmasos.client.client import AsyncClient, Client
@@ -265,9 +266,16 @@ class RemoteLLM:
     def tokenizer(self) -> NoReturn:
         raise self._lacks("tokenizer", "its tokeniser")
 
-    @property
-    def context_length(self) -> NoReturn:
-        raise self._lacks("context_length", "the length of its context")
+    @cached_property
+    def context_length(self) -> int:
+        """Tokens of prompt and answer together; servers for open models tell it."""
+        found = None
+        if self.endpoint.provider.name not in PROVIDERS:
+            told = self._client.model(self.model)
+            found = told.context_length or told.max_model_len
+        if found is None:
+            raise self._lacks("context_length", "the length of its context")
+        return found
 
     def count_tokens(self, text: str | Sequence[Message]) -> int:
         """Of a text, or of messages as the model's template writes them; servers for open models tell it."""

@@ -188,7 +188,7 @@ class Task(Generic[I, O]):
         """The same for asyncio; cancelling it stops the model."""
         given = self.given(self._named(args, inputs))
         asked = model if model is not None else self.default_model
-        found = await asyncio.to_thread(model_of, asked) if isinstance(asked, str) else model_of(asked)
+        found = await asyncio.to_thread(model_of, asked)
         return await self.function(Run(found, on_progress, run_code=run_code), given)
 
     @property

@@ -10,11 +10,13 @@ import asyncio
 import json
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from llmasos.errors import ProviderError, UnsupportedError
+from llmasos.client.providers import PROVIDERS
+from llmasos.errors import InvalidInputError, LLMasOSError, NotFoundError, ProviderError, UnsupportedError
 
 if TYPE_CHECKING:
     from llmasos.inference.remote import RemoteLLM
@@ -129,13 +131,17 @@ class LocalModel:
 
 class ApiModel:
     """A `RemoteLLM` as the model of tasks. Its tokens are estimated from above; the form of answers is asked for as a
-    `json_schema`, or as the call of a function where the API is Anthropic's."""
+    `json_schema`, or as the call of a function where the API is Anthropic's. Servers for open models, ours too, tell
+    the length of its context, and likelihoods. Blocking when it is made."""
 
     enforces = False
 
     def __init__(self, llm: RemoteLLM) -> None:
         self.llm, self.name = llm, llm.name
+        self._is_open = llm.endpoint.provider.name not in PROVIDERS
         self.context_length = API_CONTEXT
+        with suppress(LLMasOSError):
+            self.context_length = llm.context_length
         self.labels: tuple[str, ...] = ()
 
     def count(self, messages: Messages) -> int:
@@ -165,7 +171,20 @@ class ApiModel:
         return Reply(text or "", choice.finish_reason == "length")
 
     async def likelihood(self, messages: Messages, reply: str) -> float | None:
-        return None
+        if not self._is_open:
+            return None
+        name = self.llm.model
+        try:
+            async with self.llm.async_client() as client:
+                asked = (await client.tokenize([dict(one) for one in messages], model=name)).tokens
+                said = (await client.tokenize(reply, model=name, add_special_tokens=False)).tokens
+                found = await client.complete([*asked, *said], model=name, max_tokens=0, echo=True, logprobs=0)
+        except (NotFoundError, InvalidInputError, UnsupportedError):  # it knows no such request
+            self._is_open = False
+            return None
+        told = found.choices[0].logprobs if found.choices else None
+        values = told.token_logprobs[len(asked) :] if told is not None else []
+        return sum(one for one in values if one is not None) if values else None
 
     async def classify(self, text: str) -> dict[str, float]:
         raise UnsupportedError(f"{self.name} has no classification head.", param="model")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from llmasos.apps.knowledge.chunks import Chunk, chunks
-from llmasos.apps.knowledge.encoder import CrossEncoder, Encoder, Vectors, counter, vectors_of
+from llmasos.apps.knowledge.encoder import CrossEncoder, Encoder, Vectors, counter, encoder_of, vectors_of
 from llmasos.apps.knowledge.index import Engine, Index, separated
 from llmasos.apps.knowledge.readers import MAX_BYTES, READERS, read_document
 from llmasos.errors import (
@@ -35,6 +35,8 @@ from llmasos.settings import settings
 
 if TYPE_CHECKING:
     import sqlite3
+
+    from llmasos.inference.remote import RemoteLLM
 
 DEFAULT_MODEL = "all-minilm-l6-v2"
 CHUNK_TOKENS = 192
@@ -149,7 +151,7 @@ class KnowledgeBase:
         cls,
         name: str | Path,
         *,
-        model: str | Encoder | None = None,
+        model: str | Encoder | RemoteLLM | None = None,
         create: bool = True,
         engine: Engine | None = None,
     ) -> KnowledgeBase:
@@ -164,6 +166,8 @@ class KnowledgeBase:
             raise NotFoundError(
                 f"There is no knowledge base {str(name)!r}.", hint=f"`llmasos kb add {name} FILE` makes one."
             )
+        if model is not None and not isinstance(model, str):
+            model = encoder_of(model)
         wanted = model if isinstance(model, str) or model is None else model.name
         index = Index(path / FILE, engine)
         if not (path / FILE).exists():

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from llmasos.inference.remote import RemoteLLM
 
 Vectors = NDArray[np.float32]
 """[texts, dimensions], each row of unit length."""
@@ -29,6 +32,34 @@ class CrossEncoder(Protocol):
     """Scores how well each text answers a query."""
 
     def score_pairs(self, query: str, texts: Sequence[str]) -> list[float]: ...
+
+
+class RemoteEncoder:
+    """A `RemoteLLM` of a server for open models as an encoder: its name is the model's, wherever the server is."""
+
+    def __init__(self, llm: RemoteLLM) -> None:
+        self._llm, self.name = llm, llm.model
+
+    @property
+    def context_length(self) -> int:
+        return self._llm.context_length
+
+    @property
+    def tokenizer(self) -> RemoteEncoder:
+        return self
+
+    def encode(self, text: str) -> range:
+        """As many as there are tokens."""
+        return range(self._llm.count_tokens(text))
+
+    def embed(self, texts: list[str], /) -> list[list[float]]:
+        return self._llm.embed(texts)
+
+
+def encoder_of(model: Encoder | RemoteLLM) -> Encoder:
+    from llmasos.inference.remote import RemoteLLM
+
+    return RemoteEncoder(model) if isinstance(model, RemoteLLM) else model
 
 
 def vectors_of(encoder: Encoder, texts: Sequence[str], *, on_batch: Callable[[int], None] = lambda _: None) -> Vectors:

@@ -1,0 +1,37 @@
+import pytest
+from app import app, calculate
+
+from llmasos.apps.agent import ScriptedModel
+from llmasos.errors import InvalidInputError
+
+
+def test_the_tools_are_exact() -> None:
+    assert calculate("(12 + 30) * 2") == 84
+    with app.test_client() as client:
+        assert client.get("/weekday", params={"day": "2026-12-24"}).json() == "Thursday"
+        assert client.post("/count-words", json={"text": "one two three"}).json() == 3
+
+
+def test_nothing_but_sums_is_calculated() -> None:
+    for expression in ("2 ** 9999", "__import__('os')", "1 / 0", "x"):
+        with pytest.raises(InvalidInputError):
+            calculate(expression)
+
+
+def test_the_agent_calls_a_tool_and_answers() -> None:
+    model, app.llm = (
+        app.llm,
+        ScriptedModel([{"calls": [{"name": "calculate", "arguments": {"expression": "12 * 30"}}]}, "It is 360."]),
+    )
+    try:
+        with app.test_client() as client:
+            found = client.post("/ask", json={"question": "What is 12 * 30?"}).json()
+    finally:
+        app.llm = model
+    assert found["text"] == "It is 360." and found["steps"][0].endswith("= 360.0")
+
+
+def test_a_model_that_is_here_uses_a_tool_first() -> None:
+    asked = {"model": "tool-agent", "messages": [{"role": "user", "content": "What is 12 * 30?"}]}
+    with app.test_client() as client:
+        assert client.post("/v1/chat/completions", json=asked).status_code == 200

@@ -181,3 +181,24 @@ def test_the_page_loads_nothing_from_elsewhere(app):
     assert client.get("/docs/pages/chat.js").status_code == 404
     assert client.get("/docs/%2e%2e/__init__.py").status_code == 404
     assert client.get("/docs/", follow_redirects=False).headers["location"] == "../docs"
+
+
+def test_chats_and_sessions_are_described():
+    from llmasos.apps import Session
+
+    app = Application(title="Talks")
+
+    @app.route("/x")
+    def x(session: Session, a: int = 1) -> int:
+        return a
+
+    @app.chat
+    def answer(messages):
+        """Answer."""
+        return "x"
+
+    paths = app.openapi()["paths"]
+    assert [one["name"] for one in paths["/x"]["get"]["parameters"]] == ["a", "LLMasOS-Session"]
+    chat = paths["/v1/chat/completions"]["post"]
+    assert chat["summary"] == "Answer."
+    assert chat["requestBody"]["content"]["application/json"]["schema"]["properties"]["model"]["const"] == "app/talks"

@@ -1,6 +1,7 @@
 """Functions that run by the clock."""
 
 import asyncio
+import itertools
 import threading
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -113,3 +114,48 @@ def test_what_can_not_run_by_itself_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="belongs to every"):
         app.route("/schedules")(lambda: 1)
     assert Application().test_client().get("/schedules").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("now", "expected"),
+    [
+        ("2026-03-28T12:00", "2026-03-29T02:00"),  # 04:00 in summer time, which begins in that night
+        ("2026-10-24T12:00", "2026-10-25T03:00"),  # and winter's
+        ("2026-07-01T01:59", "2026-07-01T02:00"),
+        ("2026-07-01T02:00", "2026-07-02T02:00"),
+    ],
+)
+def test_cron_follows_the_clock_on_the_wall(now: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    pytest.importorskip("croniter")
+    app = Application()
+    app.schedule("0 4 * * *")(lambda: None)
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        found = app._schedules[0].after(datetime.fromisoformat(now).replace(tzinfo=UTC))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert found.astimezone(UTC).isoformat() == f"{expected}:00+00:00"
+
+
+def test_the_hour_that_comes_twice_is_no_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    pytest.importorskip("croniter")
+    app = Application()
+    app.schedule("*/5 * * * *")(lambda: None)
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        now, times = datetime(2026, 10, 24, 23, 50, tzinfo=UTC), []
+        while len(times) < 40:
+            now = app._schedules[0].after(now)
+            times.append(now)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    gaps = {(later - earlier).total_seconds() for earlier, later in itertools.pairwise(times)}
+    assert min(gaps) > 0 and gaps <= {300.0, 3600.0, 3900.0}

@@ -45,6 +45,9 @@ def test_its_types_are_those_of_the_routes() -> None:
         "    def add(self, a: int, b: int = UNSET) -> int:\n",
         "words: str, style: Literal['plain', 'loud'] = UNSET) -> Generator[str, None, None]:",
         "    def note(self, name: str) -> dict[str, str] | None:\n",
+        "    def stamp(self, picture: FileLike, name: str = UNSET) -> str:\n",
+        "    def sizes(self, files: list[FileLike], note: FileLike | None = UNSET)",
+        "    def greet(self, name: str, polite: bool = UNSET) -> str:\n",
     ):
         assert line in source
     assert source.count("class Point") == 1
@@ -117,3 +120,12 @@ def test_typescript_reads_the_javascript_clients_types(tmp_path: Path) -> None:
     command = [NODE, str(JS / "node_modules/typescript/bin/tsc"), *flags.split(), "use.ts"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout
+
+
+def test_files_are_paths_and_blobs(tmp_path: Path) -> None:
+    assert '@param {{ "picture": string | Blob; "name"?: string }} inputs' in javascript_client(app.document())
+    module = module_of(python_client(app.document()), tmp_path, "files_client")
+    file = tmp_path / "a.txt"
+    file.write_text("hello")
+    with served(app) as url, module.SixRoutes(url) as client:
+        assert client.sizes([file, b"12"], note=file)[0] == {"name": "a.txt", "bytes": 5}

@@ -9,7 +9,7 @@ import pytest
 from served import served
 from six_routes import CALLS, app
 
-from llmasos.apps import Application, report_progress
+from llmasos.apps import Application, Session, report_progress
 
 pytest.importorskip("mcp")
 
@@ -138,3 +138,23 @@ async def test_hooks_run_before_tools() -> None:
     async with other.lifespan(), Client(create_server(other)) as client:
         await client.call_tool("ask")
     assert order == ["start", "ask"]
+
+
+async def test_a_program_keeps_its_session() -> None:
+    other = Application(title="Remembers")
+
+    @other.route("/count", tool=True)
+    def count(session: Session) -> int:
+        """Count."""
+        session["n"] = session.get("n", 0) + 1
+        return session["n"]
+
+    async def counted(client: Client) -> list[Any]:
+        return [(await client.call_tool("count", {})).structured_content["result"] for _ in range(2)]
+
+    async with Client(create_server(other)) as client:
+        assert await counted(client) == [1, 2]
+    with served(other) as url:
+        async with Client(f"{url}/mcp") as client:
+            first = await counted(client)
+    assert first in ([1, 2], [3, 4])

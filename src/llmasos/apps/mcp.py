@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import secrets
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -173,7 +174,7 @@ async def _call(
 
     try:
         with reporting_to(report):
-            text = (await app.call(route, values, on_item=tell)).decode()
+            text = (await app.call(route, values, on_item=tell, session=_session_of(context))).decode()
         await asyncio.gather(*map(asyncio.wrap_future, telling))
     except ValidationError as e:
         errors = problems.located(e, "body", ())
@@ -187,6 +188,16 @@ async def _call(
     whole = value if _is_object(route.result.json_schema(mode="serialization")) else {"result": value}
     shown = value if isinstance(value, str) else text
     return types.CallToolResult(content=[types.TextContent(text=shown)], structured_content=whole)
+
+
+_HERE = f"mcp-{secrets.token_hex(16)}"
+"""The session of who has started this process and talks over its standard input."""
+
+
+def _session_of(context: ServerRequestContext[Any]) -> str:
+    headers = getattr(context.request, "headers", None)
+    found = headers.get("mcp-session-id") if headers is not None else None
+    return f"mcp-{found[:100]}" if found else _HERE
 
 
 def _content(url: str) -> types.ImageContent | types.AudioContent | types.EmbeddedResource:

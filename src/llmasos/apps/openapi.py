@@ -19,10 +19,18 @@ from llmasos.apps.files import MARK
 from llmasos.apps.problems import Problem
 from llmasos.apps.routes import QUERY_METHODS, Input, Route
 
+_SESSION = {
+    "name": "LLMasOS-Session",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{16,128}$"},
+    "description": "The client's state, kept between its calls; else a cookie names it.",
+}
 _Schemas = dict[tuple[str, JsonSchemaMode], dict[str, Any]]
 
 
-def openapi(asgi: FastAPI, routes: Sequence[Route]) -> dict[str, Any]:
+def openapi(asgi: FastAPI, routes: Sequence[Route], chat: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """`chat`: what the application's document says of it."""
     document = get_openapi(
         title=asgi.title,
         version=asgi.version,
@@ -40,7 +48,34 @@ def openapi(asgi: FastAPI, routes: Sequence[Route]) -> dict[str, Any]:
         entry = paths.setdefault(re.sub(r":[^{}]*}", "}", route.path), {})
         for method in route.methods:
             entry[method.lower()] = _operation(route, method, f"route{n}", schemas, definitions)
+    if chat is not None:
+        paths[chat["path"]] = {"post": _chat(chat)}
     return document
+
+
+def _chat(chat: Mapping[str, Any]) -> dict[str, Any]:
+    """In brief: it is OpenAI's."""
+    message = {"type": "object", "properties": {"role": {"type": "string"}}, "required": ["role"]}
+    properties = {
+        "model": {"type": "string", "const": chat["model"]},
+        "messages": {"type": "array", "items": message, "minItems": 1},
+        "stream": {"type": "boolean", "default": False},
+    }
+    schema = {"type": "object", "properties": properties, "required": ["model", "messages"]}
+    whole: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
+    operation = {
+        "operationId": "chat",
+        "summary": chat["summary"],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+        "responses": {
+            "200": {
+                "description": "A chat completion in OpenAI's form, or its chunks as server-sent events.",
+                "content": whole | {"text/event-stream": {"schema": {"type": "string"}}},
+            },
+            "default": {"description": "An error in OpenAI's form.", "content": whole},
+        },
+    }
+    return operation | ({"description": chat["description"]} if chat["description"] else {})
 
 
 def _schemas(routes: Sequence[Route], prefix: str) -> tuple[_Schemas, dict[str, Any]]:
@@ -75,6 +110,8 @@ def _operation(
         operation["description"] = route.description
     if parameters:
         operation["parameters"] = parameters
+    if route.node.uses("session"):
+        operation.setdefault("parameters", []).append(_SESSION)
     if not query and route.value_names:
         operation["requestBody"] = _body(route, reference, whole)
     return operation

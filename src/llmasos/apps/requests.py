@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
+import anyio.to_thread
 import pydantic_core
 from pydantic import ValidationError
 from starlette.requests import Request
 
 from llmasos.apps import files, problems
 from llmasos.apps.routes import QUERY_METHODS, Route
+
+_LARGE = 1 << 20
+"""Bytes from which a body is looked at in a thread: others need not wait for it."""
 
 
 async def read_inputs(route: Route, request: Request) -> dict[str, Any]:
@@ -33,13 +38,19 @@ async def read_inputs(route: Route, request: Request) -> dict[str, Any]:
             for name, value in request.query_params.items()
         ]
     try:
-        found = route.read(values | request.path_params)
+        read = functools.partial(route.read, values | request.path_params)
+        found = await anyio.to_thread.run_sync(read) if _is_large(request) else read()
     except ValidationError as e:
         errors = problems.located(e, place, route.path_names) + misplaced
         raise problems.RequestError(problems.wrong_input(errors, route.value_names)) from e
     if misplaced:
         raise problems.RequestError(problems.wrong_input(misplaced, route.value_names))
     return found
+
+
+def _is_large(request: Request) -> bool:
+    length = request.headers.get("content-length", "")
+    return int(length) >= _LARGE if length.isdigit() else "transfer-encoding" in request.headers
 
 
 def _query(route: Route, request: Request) -> dict[str, Any]:
@@ -66,7 +77,8 @@ async def read_json(request: Request, names: Iterable[str], limit: int = files.M
         hint = "With curl: -H 'Content-Type: application/json'."
         raise problems.RequestError(problems.problem(415, "unsupported_media_type", message, hint=hint))
     try:
-        values = pydantic_core.from_json(body, allow_inf_nan=False)
+        parse = functools.partial(pydantic_core.from_json, body, allow_inf_nan=False)
+        values = await anyio.to_thread.run_sync(parse) if len(body) >= _LARGE else parse()
     except ValueError as e:
         message = f"The body is not valid JSON: {e}."
         raise problems.RequestError(problems.problem(400, "malformed_json", message)) from e

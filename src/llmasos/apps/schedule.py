@@ -137,9 +137,13 @@ def _next(cron: str, now: datetime) -> datetime:
             hint="pip install llmasos[apps], or use every=SECONDS.",
         ) from e
     try:
-        found: datetime = croniter(cron, now.astimezone(), max_years_between_matches=5).get_next(datetime)
+        local = now.astimezone().replace(tzinfo=None)  # as clocks on the wall show it: they are set twice a year
+        found: datetime = croniter(cron, local, max_years_between_matches=5).get_next(datetime)
     except (CroniterError, ValueError, AttributeError, TypeError) as e:
         raise InvalidInputError(
             f"{cron!r} is no cron expression: {e}.", hint='Such as "*/5 * * * *": minute hour day month weekday.'
         ) from None
-    return found
+    moment = found.astimezone()
+    if moment <= now:  # of the hour that comes twice, the second one
+        moment = found.replace(fold=1).astimezone()
+    return max(moment, now + timedelta(seconds=1))

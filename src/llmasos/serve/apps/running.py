@@ -194,7 +194,17 @@ class Running:
         assert manifest is not None
         terms.make_data(rooms.data)
         policy = terms.policy_of(manifest, rooms, self.order.values)
-        command = [str(self.order.python), "-I", "-X", "utf8", "-m", "llmasos.apps.process", self.order.app.entry]
+        command = [
+            str(self.order.python),
+            "-I",
+            "-B",
+            "-u",
+            "-X",
+            "utf8",
+            "-m",
+            "llmasos.apps.process",
+            self.order.app.entry,
+        ]
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(str(self._folder / "app.sock"))
             listener.listen(_BACKLOG)
@@ -215,8 +225,6 @@ class Running:
             "LLMASOS_APP_NAME": order.app.name,
             "LLMASOS_APP_DATA": str(order.data),
             "LLMASOS_HOME": str(order.data / ".llmasos"),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONUNBUFFERED": "1",
             "VIRTUAL_ENV": str(order.python.parents[1]),
             # memory is limited by what is set aside, and glibc sets aside for each thread
             "MALLOC_ARENA_MAX": "2",

@@ -1,0 +1,121 @@
+/**
+ * Conversations, kept in the browser (IndexedDB). One is a tree: {id, title, created, updated, settings, nodes: {id: node},
+ * head: the last node of the branch that is shown}. A node is {id, parent, role, content, …}; nodes with one parent are
+ * branches. The answer of a second model to the same question is in its node's `twin`.
+ */
+
+import { signal } from "../../core/store.js";
+
+export const newId = () => crypto.getRandomValues(new Uint32Array(3)).reduce((text, n) => text + n.toString(36), "");
+
+export const emptyChat = (settings = {}) => {
+  const now = new Date().toISOString();
+  return { id: newId(), title: "", created: now, updated: now, settings, nodes: {}, head: null };
+};
+
+/** From the first message to the head. */
+export function branch(chat, head = chat.head) {
+  const path = [];
+  for (let node = chat.nodes[head]; node; node = chat.nodes[node.parent]) path.unshift(node);
+  return path;
+}
+
+/** The nodes that could stand where this one does, the oldest first. */
+export const siblings = (chat, node) =>
+  Object.values(chat.nodes)
+    .filter((one) => one.parent === node.parent)
+    .sort((a, b) => a.at - b.at);
+
+/** The end of the branch through `id` that was written to last. */
+export function leafOf(chat, id) {
+  for (;;) {
+    const children = Object.values(chat.nodes).filter((one) => one.parent === id);
+    if (!children.length) return id;
+    id = children.reduce((a, b) => (b.at > a.at ? b : a)).id;
+  }
+}
+
+/** What the list and the search show: all that was said, in lower case. */
+export const wordsOf = (chat) =>
+  [chat.title, ...Object.values(chat.nodes).flatMap((node) => [node.content, node.twin?.content])].join("\n").toLowerCase();
+
+// ------------------------------------------------------------------------------------------------------------- keeping
+
+const STORE = "chats";
+let opening;
+
+function database() {
+  opening ??= new Promise((resolve, reject) => {
+    const request = indexedDB.open("llmasos", 1);
+    request.onupgradeneeded = () => request.result.createObjectStore(STORE, { keyPath: "id" });
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+  return opening;
+}
+
+async function run(mode, work) {
+  const store = (await database()).transaction(STORE, mode).objectStore(STORE);
+  return new Promise((resolve, reject) => {
+    const request = work(store);
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+}
+
+/** All conversations, the latest first; null until they are read. */
+export const chats = signal(null);
+/** Whether the browser keeps them; private windows may not. */
+export const isKept = signal(true);
+
+const sorted = (list) => list.sort((a, b) => (a.updated < b.updated ? 1 : -1));
+
+export async function readChats() {
+  if (chats.value) return;
+  let found = [];
+  try {
+    found = await run("readonly", (store) => store.getAll());
+  } catch {
+    isKept.value = false;
+  }
+  chats.value ??= sorted(found);
+}
+
+/** Shows a conversation as it is now, without keeping it. */
+export function show(chat) {
+  chats.value = sorted([chat, ...(chats.value ?? []).filter((one) => one.id !== chat.id)]);
+}
+
+/** Shows and keeps a conversation as it is now. `touch`: it moves to the top. */
+export async function save(chat, { touch = true } = {}) {
+  if (touch) chat.updated = new Date().toISOString();
+  show(chat);
+  try {
+    await run("readwrite", (store) => store.put(chat));
+  } catch {
+    isKept.value = false;
+  }
+}
+
+export async function remove(ids) {
+  chats.value = (chats.value ?? []).filter((one) => !ids.includes(one.id));
+  for (const id of ids) await run("readwrite", (store) => store.delete(id)).catch(() => {});
+}
+
+export const find = (id) => (chats.value ?? []).find((one) => one.id === id);
+
+// -------------------------------------------------------------------------------------------------- files of many chats
+
+export const exported = (list) => new Blob([JSON.stringify({ format: "llmasos.chats", version: 1, chats: list }, null, 1)], { type: "application/json" });
+
+/** Reads what `exported` wrote; returns how many conversations it held. Throws for other files. */
+export async function imported(text) {
+  const body = JSON.parse(text);
+  const isChat = (one) => typeof one?.id === "string" && one.nodes && typeof one.nodes === "object";
+  if (body?.format !== "llmasos.chats" || !body.chats?.every?.(isChat)) throw new Error("format");
+  for (const chat of body.chats) {
+    const made = { ...emptyChat(), ...chat };
+    await save(find(made.id) ? { ...made, id: newId() } : made, { touch: false });
+  }
+  return body.chats.length;
+}

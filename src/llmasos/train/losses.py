@@ -15,6 +15,8 @@ from torch import Tensor
 
 PIECE = 2**29
 """Logits that exist at once: a gibibyte in bfloat16."""
+COLUMNS = 64
+"""A vocabulary is filled up to a multiple of this: matrix kernels need aligned rows (GPT-2 has 50,257 words)."""
 
 
 def linear_cross_entropy(
@@ -45,20 +47,26 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
         gradient = of_hidden or of_weight or of_bias
+        size, filled = len(weight), -len(weight) % COLUMNS
+        head = F.pad(weight, (0, 0, 0, filled)) if filled else weight
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if of_hidden else None
-        grad_weight = torch.zeros_like(weight) if of_weight else None
+        grad_weight = torch.zeros_like(head) if of_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and of_bias else None
-        for part in _pieces(len(labels), len(weight)):
+        for part in _pieces(len(labels), len(head)):
             x = hidden[part]
-            logits = F.linear(x, weight, bias)
-            loss += cross_entropy_(logits, labels[part], scale=scale, softcap=softcap, gradient=gradient).sum()
+            logits = F.linear(x, head)
+            words = logits[:, :size]
+            if bias is not None:
+                words += bias
+            loss += cross_entropy_(words, labels[part], scale=scale, softcap=softcap, gradient=gradient).sum()
             if grad_hidden is not None:
-                torch.mm(logits, weight, out=grad_hidden[part])
+                torch.mm(logits, head, out=grad_hidden[part])
             if grad_weight is not None:
                 grad_weight.addmm_(logits.t(), x)
             if grad_bias is not None:
-                grad_bias += logits.sum(0, dtype=torch.float32)
+                grad_bias += words.sum(0, dtype=torch.float32)
+        grad_weight = None if grad_weight is None else grad_weight[:size]
         ctx.gradients = grad_hidden, grad_weight, None if grad_bias is None or bias is None else grad_bias.to(bias)
         return loss
 

@@ -15,8 +15,18 @@ export function alphabetOf(tokens) {
   if (tokens.some((token) => token.startsWith("▁") || hex.test(token))) return "sentencepiece";
   const all = tokens.join("");
   if (/[ĠĊ]/.test(all)) return "bytes";
-  // Without a space or a line: characters that only this alphabet has for bytes, and none that it lacks.
-  return /[À-ÿĀ-ń]/.test(all) && ![...all].some((c) => !BYTES.has(c) && c !== " ") ? "bytes" : "plain";
+  // Without a space or a line: its characters for bytes are UTF-8 together, which others are by chance only.
+  const bytes = [...all].map((character) => BYTES.get(character));
+  return /[^\x00-\x7f]/.test(all) && !bytes.includes(undefined) && isUtf8(bytes) ? "bytes" : "plain";
+}
+
+function isUtf8(bytes) {
+  try {
+    new TextDecoder("utf-8", { fatal: true }).decode(Uint8Array.from(bytes));
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 function bytesOf(token, alphabet) {

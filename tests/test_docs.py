@@ -379,7 +379,7 @@ def test_the_page_of_the_sdk_has_every_method(language: str) -> None:
     documented = {name for cell in table for name in code(cell)}
     with Client() as client:
         groups = {name: getattr(client, name) for name in ("responses", "conversations", "files", "batches")}
-        groups |= {"access": client.access, "native": client.native}
+        groups |= {"access": client.access, "agents": client.agents, "native": client.native}
         methods = {f"{name}.{method}" for name, group in groups.items() for method in public_methods(group)}
         assert documented == methods | set(public_methods(client)) - {"close"}
 

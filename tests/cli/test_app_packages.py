@@ -172,3 +172,32 @@ def test_wrong_lines_say_what_is_wrong(cli: Cli, work: Path, line: list[str], co
     assert (done.code, done.out) == (code, "") and words in done.err
     assert "unexpected" not in done.err
     assert json.loads(cli("app", *line, "--json").out)["error"]["exit_code"] == code
+
+
+def test_a_server_is_published_to_and_installed_from(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    from fake_llm import FakeLLM, live_server
+
+    for name in ("LLMASOS_OFFLINE", "LLMASOS_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "rows").mkdir()
+    facts = 'name = "rows"\nversion = "1.0.0"\nsummary = "Rows"\nlicense = "CC0-1.0"\n'
+    (tmp_path / "rows" / "llmasos.toml").write_text(f'[package]\nkind = "dataset"\n{facts}')
+    (tmp_path / "rows" / "train.jsonl").write_text("{}\n")
+    file = str(tmp_path / "rows.llmapp")
+    assert cli("app", "pack", str(tmp_path / "rows"), "--out", file).code == 0
+    with live_server(FakeLLM()) as url:
+        index = url.removesuffix("/v1") + "/llmasos/v1/index"
+        assert "--owner" in cli("app", "publish", file, "--index", index).err
+        done = cli("app", "publish", file, "--index", index, "--owner", "ann")
+        assert done.code == 0 and "secrets" in done.out and "ann/rows 1.0.0" in done.err
+        assert [one["name"] for one in cli("app", "search", "--index", index, "--json").json] == ["ann/rows"]
+        installed = cli("app", "install", "rows", "--index", index, "--yes")
+        assert installed.code == 0 and "It is a dataset" in installed.err
+        assert (home / "datasets" / "rows" / "train.jsonl").is_file()
+        assert "rows" in cli("app", "ls").out
+        assert cli("app", "yank", "ann/rows==1.0.0", "--index", index, "--reason", "old").code == 0
+        assert cli("app", "install", "rows", "--index", index, "--yes").code == 3
+        assert cli("app", "uninstall", "rows", "--yes").code == 0 and not (home / "datasets" / "rows").exists()
+    assert cli("app", "publish", file, "--index", "https://example.com/x", "--owner", "ann").code == 2

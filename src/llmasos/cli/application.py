@@ -62,6 +62,7 @@ def app(
     trust: str | None = None,
     reason: str | None = None,
     data: bool = False,
+    owner: str | None = None,
     port: int | None = None,
     follow: bool = False,
     limit: int | None = None,
@@ -70,7 +71,7 @@ def app(
     json: bool = False,
 ) -> int | None:
     """`llmasos app ACTION [FILE] [ROUTE] [INPUT...]`."""
-    options = Options(index, out, yes, trust, reason, data)
+    options = Options(index, out, yes, trust, reason, data, owner)
     where = Where(port, follow, limit, url, api_key)
     if action in ACTIONS:
         check_flags(action, {name for name, value in vars(options).items() if value}, ())

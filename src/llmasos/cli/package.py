@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmasos.cli.messages import t
+from llmasos.cli.publish import ON_SERVER, publish_to_server, yank_on_server
 from llmasos.cli.render import emit, pairs, say, size, table
 from llmasos.errors import InvalidInputError
 
@@ -38,6 +39,7 @@ class Options:
     trust: str | None = None
     reason: str | None = None
     data: bool = False
+    owner: str | None = None
 
 
 def package(action: str, words: Sequence[str], options: Options, as_json: bool) -> int | None:
@@ -108,26 +110,36 @@ def _verify(words: Sequence[str], options: Options, as_json: bool) -> None:
         say(t("package.whole", count=len(files)))
 
 
-def _publish(words: Sequence[str], options: Options, as_json: bool) -> None:
+def _publish(words: Sequence[str], options: Options, as_json: bool) -> int | None:
     from llmasos.store.packages import indexes
 
     index = _one(indexes(options.index, bundled=False))
+    if index.is_url:
+        return publish_to_server(index, Path(words[0]), options.owner, as_json)
+    if options.owner is not None:
+        raise InvalidInputError(t("package.owner_of_folder"), hint=f"--index {ON_SERVER}", param="owner")
     found = index.publish(Path(words[0]))
     if as_json:
         emit({"index": str(index), "name": found.name, "version": found.version, **found.release.model_dump()})
     else:
         say(t("package.published", name=found.name, version=found.version, index=index))
+    return None
 
 
 def _yank(words: Sequence[str], options: Options, as_json: bool) -> None:
     from llmasos.store.packages import indexes
 
     name, _, version = words[0].partition("==")
-    found = _one(indexes(options.index, bundled=False)).yank(name, version, options.reason or "")
-    if as_json:
-        emit({"name": found.name, "version": found.version, "yanked": found.release.yanked})
+    index = _one(indexes(options.index, bundled=False))
+    reason = options.reason or ""
+    if index.is_url:
+        yanked = yank_on_server(index, name, version, reason)
     else:
-        say(t("package.yanked", name=found.name, version=found.version, reason=found.release.yanked))
+        yanked = index.yank(name, version, reason).release.yanked
+    if as_json:
+        emit({"name": name, "version": version, "yanked": yanked})
+    else:
+        say(t("package.yanked", name=name, version=version, reason=yanked))
 
 
 def _one(found: Sequence[Any]) -> Any:
@@ -152,31 +164,38 @@ def _search(words: Sequence[str], options: Options, as_json: bool) -> None:
 
 def _install(words: Sequence[str], options: Options, as_json: bool) -> None:
     from llmasos.serve.apps.trial import install_checked
-    from llmasos.store.packages import Apps, indexes
+    from llmasos.store.packages import Packages, Shelf, indexes
 
     asked = () if words[0].endswith(".llmapp") else indexes(options.index)
-    accept = _accept(options.yes)
+    accept, shelf = _accept(options.yes), Packages().for_install(words[0], asked)
+    if isinstance(shelf, Shelf):
+        _tell(shelf.install(words[0], asked, accept=accept, trust=options.trust), "package.installed", as_json)
+        return
     found, trial = install_checked(
-        Apps(), lambda apps: apps.install(words[0], asked, accept=accept, trust=options.trust)
+        shelf, lambda apps: apps.install(words[0], asked, accept=accept, trust=options.trust)
     )
     _tell(found, "package.unchecked" if trial.unsure else "package.installed", as_json)
 
 
 def _update(words: Sequence[str], options: Options, as_json: bool) -> None:
     from llmasos.serve.apps.trial import install_checked
-    from llmasos.store.packages import Apps, indexes
+    from llmasos.store.packages import Packages, Shelf, indexes
 
-    apps = Apps()
+    apps = Packages().of(words[0])
     before = apps.get(words[0]).version
     asked, accept = indexes(options.index), _accept(options.yes)
-    found, _ = install_checked(apps, lambda apps: apps.update(words[0], asked, accept=accept, trust=options.trust))
+    if isinstance(apps, Shelf):
+        found = apps.update(words[0], asked, accept=accept, trust=options.trust)
+    else:
+        found, _ = install_checked(apps, lambda apps: apps.update(words[0], asked, accept=accept, trust=options.trust))
     _tell(found, "package.updated" if found.version != before else "package.newest", as_json)
 
 
 def _rollback(words: Sequence[str], options: Options, as_json: bool) -> None:
-    from llmasos.store.packages import Apps
+    from llmasos.store.packages import Packages
 
-    _tell(Apps().rollback(words[0], words[1] if len(words) > 1 else None), "package.rolled_back", as_json)
+    version = words[1] if len(words) > 1 else None
+    _tell(Packages().of(words[0]).rollback(words[0], version), "package.rolled_back", as_json)
 
 
 def _tell(found: Installed, message: str, as_json: bool) -> None:
@@ -184,13 +203,18 @@ def _tell(found: Installed, message: str, as_json: bool) -> None:
         emit(_facts(found))
     else:
         say(t(message, name=found.name, version=found.version))
+        if found.manifest is not None and found.manifest.kind != "app":
+            say(t(_USED[found.manifest.kind], name=found.name))
+
+
+_USED = {"model": "package.use_model", "adapter": "package.use_adapter", "dataset": "package.use_dataset"}
 
 
 def _uninstall(words: Sequence[str], options: Options, as_json: bool) -> int | None:
     from llmasos.serve.apps.installing import uninstall
-    from llmasos.store.packages import Apps
+    from llmasos.store.packages import Packages
 
-    apps, name = Apps(), words[0]
+    apps, name = Packages().of(words[0]), words[0]
     if not options.yes:
         if not sys.stdin.isatty():
             hint = f"llmasos app uninstall {name} --yes"
@@ -210,9 +234,9 @@ def _uninstall(words: Sequence[str], options: Options, as_json: bool) -> int | N
 
 
 def _ls(words: Sequence[str], options: Options, as_json: bool) -> None:
-    from llmasos.store.packages import Apps
+    from llmasos.store.packages import Packages
 
-    found = Apps().list()
+    found = Packages().list()
     if as_json:
         emit([_facts(one) for one in found])
     elif not found:
@@ -305,8 +329,8 @@ _ACTIONS = {
     "pack": _Action(_pack, "[FOLDER] [--out FILE]", 0, 1, ("out",)),
     "sign": _Action(_sign, "FILE", 1, 1),
     "verify": _Action(_verify, "FILE", 1, 1),
-    "publish": _Action(_publish, "FILE --index FOLDER", 1, 1, ("index",)),
-    "yank": _Action(_yank, "NAME==VERSION --reason TEXT --index FOLDER", 1, 1, ("index", "reason")),
+    "publish": _Action(_publish, "FILE --index FOLDER|URL [--owner NAME]", 1, 1, ("index", "owner")),
+    "yank": _Action(_yank, "NAME==VERSION --reason TEXT --index FOLDER|URL", 1, 1, ("index", "reason")),
     "search": _Action(_search, "[WORD...] [--index INDEX]", 0, 1000, ("index",)),
     "install": _Action(_install, "NAME [--index INDEX]", 1, 1, ("index", "yes", "trust")),
     "update": _Action(_update, "NAME [--index INDEX]", 1, 1, ("index", "yes", "trust")),

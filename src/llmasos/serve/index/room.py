@@ -142,7 +142,10 @@ class HostedIndex(Kind):
         work.change(progress=0.1, message="reading")
         findings = await asyncio.to_thread(_look_into, path)
         work.change(progress=0.5, message="trying")
-        findings.append(await self._tried(path))
+        if any(one.outcome == "failed" for one in findings):
+            findings.append(Finding("start", "skipped", ("Something else failed before.",)))
+        else:
+            findings.append(await self._tried(path))
         report = await asyncio.to_thread(self._reported, path, spec, findings)
         work.change(progress=0.9, message="publishing", result=report.model_dump(mode="json"))
         if not report.passed:

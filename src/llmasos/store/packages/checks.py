@@ -62,7 +62,10 @@ class Finding:
 def look_into(package: Package) -> list[Finding]:
     """All checks of an open package. Reads every byte of it. Blocking."""
     manifest = package.manifest
-    found = [_whole(package), _licence(package), _size(package), _secrets(package)]
+    whole = _whole(package)
+    if whole.outcome == "failed":
+        return [whole]  # its bytes can't be trusted any further
+    found = [whole, _licence(package), _size(package), _secrets(package)]
     if manifest.kind != "app":
         return found
     uses, broken = _uses(package)

@@ -136,6 +136,10 @@ class Packages:
         trust: str | None = None,
     ) -> Installed:
         """As `Apps.install`, for every kind."""
+        return self.for_install(reference, asked).install(reference, asked, accept=accept, trust=trust)
+
+    def for_install(self, reference: str | Path, asked: Sequence[Index] = ()) -> Apps:
+        """The shelf that a package belongs on. Raises StoreError where the other one has the name."""
         if str(reference).endswith(".llmapp"):
             with open_package(Path(reference)) as package:
                 kind, name = package.manifest.kind, package.manifest.app.name
@@ -149,4 +153,4 @@ class Packages:
                 f"{name} is the name of another package here{f', of the kind {other.kind}' if other else ''}.",
                 hint=f"`llmasos app uninstall {name}` first.",
             )
-        return ours.install(reference, asked, accept=accept, trust=trust)
+        return ours

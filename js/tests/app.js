@@ -5,6 +5,8 @@
 
 import assert from "node:assert/strict";
 
+import { File } from "node:buffer";
+
 import { BadRequestError, APIError, LLMasOS } from "../llmasos.js";
 
 const [, , url, calls] = process.argv;
@@ -17,6 +19,10 @@ for (const [path, method, inputs, , streams] of JSON.parse(calls)) {
   const job = await apps.start(url, path, inputs, { method });
   found.push([result, items, (await apps.wait(url, job.id)).result]);
 }
+const files = [new Blob(["hello"], { type: "text/plain" }), new Uint8Array([1, 2]), "AAEC"];
+const sizes = await apps.run(url, "/sizes", { files, note: new File(["hi"], "你 好.txt", { type: "text/plain" }) });
+assert.deepEqual(sizes.map((one) => one.bytes), [5, 2, 3, 2]);
+assert.equal(sizes[3].name, "你 好.txt");
 await assert.rejects(apps.run(url, "/add", { a: "x" }), BadRequestError);
 const broken = await apps.start(url, "/box", { points: [] });
 await assert.rejects(apps.wait(url, broken.id), (e) => e instanceof APIError && e.status === 500);

@@ -15,7 +15,7 @@ from llmasos.apps.place import Config
 from llmasos.client.address import split_unix
 from llmasos.errors import FormatError, InvalidInputError, NotFoundError
 from llmasos.inference.remote import RemoteLLM
-from llmasos.inference.request import Chunk
+from llmasos.inference.request import Chunk, SamplingParams
 
 ASK = {"model": "app/parrot", "messages": [{"role": "user", "content": "a b"}]}
 
@@ -318,6 +318,8 @@ def test_under_a_server_the_model_is_one_of_its_own(
     assert app.llm.chat("Who are you?") == f"I am {name}."
     if isinstance(llm, str):
         assert Application(llm).llm.chat("Who?") == f"I am {name}."
+        monkeypatch.setenv("LLMASOS_SERVER", f"unix:{socket_path}:/v1")
+        assert Application(llm).llm.chat("Who?") == f"I am {name}."
 
 
 def test_a_requirement_that_nothing_meets_is_named(socket_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,6 +357,24 @@ def test_here_a_requirement_is_met_by_an_installed_model(tiny_model: Path) -> No
         _ = Application(llm=Requirement(min_context=10**6)).llm
     with pytest.raises(NotFoundError, match=f"{card.name} lacks smaller files"):
         _ = Application(llm=Requirement(max_size=1)).llm
+
+
+def test_usage_counts_with_the_applications_own_model(tiny_model: Path) -> None:
+    app = Application(str(tiny_model), title="Tiny")
+
+    @app.chat
+    def answer(messages: list[Message], max_tokens: int = 5) -> Iterator[Chunk]:
+        return app.llm.stream(messages, max_tokens=max_tokens, ignore_eos=True, temperature=0)
+
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+    whole = app.test_client().post("/v1/chat/completions", json=body).json()
+    messages = body["messages"]
+    expected = app.llm.complete_chat(messages, SamplingParams(max_tokens=4, ignore_eos=True, temperature=0))
+    assert whole["choices"][0]["message"]["content"] == expected.text
+    assert whole["choices"][0]["finish_reason"] == "length"
+    assert "estimated" not in whole["usage"]
+    assert whole["usage"]["prompt_tokens"] == len(expected.prompt_token_ids)
+    app.llm.close()
 
 
 def test_a_model_is_an_object_a_name_or_a_requirement_but_one() -> None:

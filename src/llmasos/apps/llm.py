@@ -91,7 +91,8 @@ def _served(server: str, wanted: str | Requirement) -> RemoteLLM:
     from llmasos.client.address import is_unix
     from llmasos.inference.remote import RemoteLLM
 
-    base = f"{server.rstrip('/')}:/v1" if is_unix(server) else f"{server.rstrip('/')}/v1"
+    root = server.rstrip("/").removesuffix("/v1").rstrip(":")
+    base = f"{root}:/v1" if is_unix(root) else f"{root}/v1"
     name = wanted if isinstance(wanted, str) else _listed(base, wanted)
     return RemoteLLM(f"{base}#{name}")
 

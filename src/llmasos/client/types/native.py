@@ -322,3 +322,25 @@ class SystemInfo(WireResponse):
     memory_rss: int
     """Of the server's own process, without its models'."""
     devices: list[DeviceInfo]
+
+
+class DoctorCheck(WireResponse):
+    name: Literal["home", "device", "sandbox"]
+    status: Literal["ok", "warning", "error"]
+    detail: str
+
+
+class SandboxRow(WireResponse):
+    """What applications are held to on this system: by which means, or why not."""
+
+    what: str
+    by: list[str]
+    why: str
+
+
+class DoctorReport(WireResponse):
+    """`settings`: in force in the server, with secrets as "…"."""
+
+    checks: list[DoctorCheck]
+    sandbox: list[SandboxRow]
+    settings: dict[str, str]

@@ -149,6 +149,7 @@ RULES = (
     _native("POST", "/requests/{id}/cancel"),
     _native("GET", "/logs"),
     _native("GET", "/system"),
+    _native("GET", "/doctor"),
     # LLMasOS: jobs; without the scope `manage`, one's own
     Rule("GET", "/llmasos/v1/jobs", "any"),
     Rule("GET", "/llmasos/v1/jobs/{id}", "any"),

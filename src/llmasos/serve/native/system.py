@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
 
 from llmasos import __version__
-from llmasos.client.types.native import DeviceInfo, SystemInfo
+from llmasos.client.types.native import DeviceInfo, DoctorCheck, DoctorReport, SandboxRow, SystemInfo
 from llmasos.devices import free_memory, total_memory
+from llmasos.errors import LLMasOSError
 from llmasos.serve.native import worker
 from llmasos.settings import settings
 from llmasos.store.pull import disk_free
+from llmasos.store.transfer import redact
 
 Budgets = Callable[[], Mapping[str, int]]
 """Bytes that models may take together, by device."""
@@ -88,11 +93,54 @@ class Machine:
         )
 
 
+SECRET = ("hf_token",)
+WITH_PASSWORDS = ("database", "pypi_index", "app_index", "url")
+LITTLE_DISK = 10**9
+
+
+def report(device: str) -> DoctorReport:
+    """What `llmasos doctor` tells about this system, without asking hosts outside. Takes a second."""
+    from llmasos.apps.sandbox import enforced
+
+    now = settings()
+    checks = [_home(now.home), DoctorCheck(name="device", status="ok", detail=device)]
+    rows: list[SandboxRow] = []
+    try:
+        rows = [SandboxRow(what=row.what, by=list(row.by), why=row.why) for row in enforced()]
+    except LLMasOSError as e:
+        checks.append(DoctorCheck(name="sandbox", status="warning", detail=e.message))
+    return DoctorReport(
+        checks=checks,
+        sandbox=rows,
+        settings={one.name: _shown(one.name, getattr(now, one.name)) for one in fields(now)},
+    )
+
+
+def _home(home: Path) -> DoctorCheck:
+    try:
+        tempfile.TemporaryFile(dir=home).close()
+    except OSError as e:
+        return DoctorCheck(name="home", status="error", detail=f"{home}: {e.strerror or e}")
+    free = disk_free(home)
+    return DoctorCheck(name="home", status="ok" if free > LITTLE_DISK else "warning", detail=str(home))
+
+
+def _shown(name: str, value: object) -> str:
+    if name in SECRET and value:
+        return "…"
+    return ", ".join(map(redact, str(value).split(","))) if name in WITH_PASSWORDS else str(value)
+
+
 def create_router(machine: Machine) -> APIRouter:
     router = APIRouter()
 
     @router.get("/system", summary="The machine: devices, memory, versions")
     async def system() -> SystemInfo:
         return await machine.describe()
+
+    @router.get("/doctor", summary="Is this system fit, what does its sandbox enforce, which settings hold?")
+    async def doctor() -> DoctorReport:
+        found = await machine.describe()
+        return await asyncio.to_thread(report, f"{found.device}, {found.dtype}")
 
     return router

@@ -2,7 +2,7 @@
 
 import { Code } from "../components/code.js";
 import { Dialog } from "../components/dialog.js";
-import { Attention, Button, Empty, Icon, IconButton, Page, Select, Tabs } from "../components/ui.js";
+import { Attention, Button, Empty, Icon, IconButton, Page, Select, Spinner, Tabs } from "../components/ui.js";
 import { client } from "../core/api.js";
 import { useLoad } from "../core/hooks.js";
 import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../core/html.js";
@@ -145,7 +145,7 @@ function Talk({ chat, path, acts, busy, children }) {
 
 function Start({ models, usable, model, onAsk }) {
   if (models.error) return html`<${Attention} tone="bad">${t("chat.no_list")}<//>`;
-  if (models.loading && !models.data) return null;
+  if (models.loading && !models.data) return html`<div class="waiting"><${Spinner} label=${t("word.loading")} /></div>`;
   if (!usable.length) {
     const action = html`<a class="button button-primary" href=${href("/models", { tab: "catalog" })}><${Icon} name="download" size=${17} />${t("chat.get_model")}</a>`;
     return html`<${Empty} icon="models" title=${t("chat.no_model")} action=${action}>${t("chat.no_model_hint")}<//>`;

@@ -53,16 +53,16 @@ function Get({ app, version = app.version, onDone }) {
     const found = await said(make)();
     setBusy(false);
     onDone();
-    if (found && !app.installed) go(`/apps/app/${segment(app.name)}/run`);
+    if (found && !app.installed) go(`/apps/app/${segment(app.app)}/run`);
   };
   if (!app.installed) {
     const reference = version === app.version ? app.name : `${app.name}==${version}`;
     return html`<${Button} kind="primary" small icon="download" busy=${busy} onClick=${() => work(() => install(reference))} aria-label=${`${t("apps.install")} ${app.name}`}>${t("apps.install")}<//>`;
   }
   if (app.installed !== app.version) {
-    return html`<${Button} kind="primary" small icon="download" busy=${busy} onClick=${() => work(() => act(app.name, "update"))}>${t("apps.update_to", { version: app.version })}<//>`;
+    return html`<${Button} kind="primary" small icon="download" busy=${busy} onClick=${() => work(() => act(app.app, "update"))}>${t("apps.update_to", { version: app.version })}<//>`;
   }
-  return html`<a class="button button-small" href=${href(`/apps/app/${segment(app.name)}/run`)}><${Icon} name="play" size=${15} />${t("word.open")}</a>`;
+  return html`<a class="button button-small" href=${href(`/apps/app/${segment(app.app)}/run`)}><${Icon} name="play" size=${15} />${t("word.open")}</a>`;
 }
 
 function Offer({ app, onDone }) {

@@ -41,8 +41,8 @@ export async function send(chat, parent, content, attachments, models) {
 export async function answer(chat, asked, [model, other]) {
   const node = add(chat, asked.id, { role: "assistant", ...emptyAnswer(model) });
   if (other) node.twin = emptyAnswer(other);
-  await save(chat);
   await during(chat, async (signal, onChange) => {
+    await save(chat);
     const { base } = chat.settings;
     if (base) {
       try {

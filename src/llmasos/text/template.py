@@ -247,6 +247,7 @@ def free_variables(source: str) -> frozenset[str]:
 
 
 _BUDGET = " budget"  # not an identifier, so that no template can name it
+GENERATION = " generation"
 
 
 class _Budget:
@@ -282,6 +283,12 @@ def _counted(context: jinja2.runtime.Context, items: Any) -> Iterator[Any]:
     for item in items:
         budget.spend_steps(1)
         yield item
+
+
+@jinja2.pass_context
+def _mark(context: jinja2.runtime.Context, at: int) -> str:
+    marks: Sequence[str] | None = context.parent.get(GENERATION)
+    return marks[at] if marks else ""
 
 
 def _sized(value: Any) -> Any:
@@ -359,7 +366,7 @@ def _narrow(name: str, function: Callable[..., str]) -> Callable[..., str]:
 
 class _Generation(jinja2.ext.Extension):
     """`{% generation %} ... {% endgeneration %}` marks what the assistant wrote; for a prompt it is just its
-    contents.
+    contents. With the variable GENERATION, a pair of texts, the first is put before and the second after them.
     """
 
     tags = {"generation"}  # noqa: RUF012  (the base class declares it so)
@@ -367,7 +374,13 @@ class _Generation(jinja2.ext.Extension):
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return [jinja2.nodes.Scope(body, lineno=line)]
+        begin, end = (self._mark(at, line) for at in (0, 1))
+        return [jinja2.nodes.Scope([begin, *body, end], lineno=line)]
+
+    def _mark(self, at: int, line: int) -> jinja2.nodes.Output:
+        mark = jinja2.nodes.Filter(jinja2.nodes.Const(at), "__mark", [], [], None, None, lineno=line)
+        mark.set_environment(self.environment)
+        return jinja2.nodes.Output([mark], lineno=line)
 
 
 def _tojson(
@@ -395,7 +408,7 @@ def _make_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
 @lru_cache(maxsize=1)
 def _environment() -> _Sandbox:
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
-    environment.filters |= {"tojson": _tojson, "__counted": _counted, "__sized": _sized}
+    environment.filters |= {"tojson": _tojson, "__counted": _counted, "__sized": _sized, "__mark": _mark}
     for name in ("center", "indent", "format"):
         environment.filters[name] = _narrow(name, environment.filters[name])
     environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now, "dict": _make_dict}

@@ -21,7 +21,8 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]
         (second, "ask", "9.0.0"),
         (second, "other", "1.0.0"),
     ):
-        Index(place).publish(package(tmp_path / f"{place.name}-packed", version, name=name))
+        owner = "ann" if name == "other" else None
+        Index(place).publish(package(tmp_path / f"{place.name}-packed", version, name=name), owner)
     monkeypatch.setenv("LLMASOS_APP_INDEX", f"{first},{second},{tmp_path / 'none'}")
     return first, second
 
@@ -44,12 +45,13 @@ async def test_an_application_is_that_of_the_first_index_with_all_its_versions(p
     assert found["indexes"][:2] == [str(first), str(second)]
     assert (apps["ask"]["version"], apps["ask"]["index"], apps["ask"]["installed"]) == ("1.1.0", str(first), "1.0.0")
     assert [one["version"] for one in apps["ask"]["versions"]] == ["1.1.0", "1.0.0"]
-    assert (apps["other"]["index"], apps["other"]["installed"]) == (str(second), None)
+    other = apps["ann/other"]
+    assert (other["app"], other["index"], other["installed"]) == ("other", str(second), None)
 
 
 async def test_an_index_that_cannot_be_read_is_named_beside_what_the_others_have(places, tmp_path: Path) -> None:
     found = await ask(tmp_path, query={"query": "OTHER answers"})
-    assert [one["name"] for one in found["data"]] == ["other"]
+    assert [one["name"] for one in found["data"]] == ["ann/other"]
     [fault] = found["faults"]
     assert fault["index"] == str(tmp_path / "none") and "index.json" in fault["message"]
 

@@ -17,10 +17,12 @@ class StoreVersion(WireResponse):
 
 
 class StoreApp(WireResponse):
-    """An application of an index. `version`: the newest that is not yanked, `versions`: all, the newest first;
+    """An application of an index. `name`: OWNER/NAME where the index has owners, `app`: what it is called when it is
+    installed; `version`: the newest that is not yanked, `versions`: all, the newest first;
     `index`: where it is; `key_id`: who signed this version, null: nobody; `installed`: the version that is here."""
 
     name: str
+    app: str
     version: str
     summary: str = ""
     license: str = ""

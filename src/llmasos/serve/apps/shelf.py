@@ -40,7 +40,8 @@ def find(apps: Apps, asked: Sequence[Index], words: Sequence[str]) -> StoreAppLi
         except LLMasOSError as e:
             faults.append(StoreFault(index=str(index), message=" ".join(filter(None, (e.message, e.hint)))))
     here = {one.name: one.version for one in apps.list()}
-    data = [_shown(one, here.get(one.name)) for one in search(read, words)]
+    found = [one for one in search(read, words) if one.release.kind == "app"]
+    data = [_shown(one, here.get(one.app)) for one in found]
     return StoreAppList(indexes=[str(index) for index in asked], data=data, faults=faults)
 
 
@@ -69,5 +70,11 @@ def _shown(found: Found, installed: str | None) -> StoreApp:
     ]
     facts = found.release.model_dump(include={"summary", "license", "size", "published", "key_id"})
     return StoreApp(
-        name=found.name, version=found.version, index=str(found.index), installed=installed, versions=versions, **facts
+        name=found.name,
+        app=found.app,
+        version=found.version,
+        index=str(found.index),
+        installed=installed,
+        versions=versions,
+        **facts,
     )

@@ -86,7 +86,6 @@ def _offer_proxy(path: str) -> None:
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         os.environ[name] = os.environ[name.lower()] = url
-    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "localhost,127.0.0.1,::1"
     bridge = threading.Thread(target=lambda: asyncio.run(_bridge(listener, path)), name="llmasos-proxy", daemon=True)
     bridge.start()
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from llmasos.data import IGNORED
 from llmasos.models.load import LoadedModel, load_model
 from llmasos.models.lora import read_adapter
 from llmasos.train.lora import LoraOptions, add_lora, lora_layers, merge_lora, save_adapter
-from llmasos.train.model import IGNORED, Placed, Trainee
+from llmasos.train.model import Placed, Trainee
 from tiny import write_tiny_model
 
 GEMMA = {

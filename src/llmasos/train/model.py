@@ -18,13 +18,11 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from llmasos.data import IGNORED
 from llmasos.models.attention import layer_specs
 from llmasos.models.decoder import Decoder
 from llmasos.train.attention import packed_attention
 from llmasos.train.losses import linear_cross_entropy
-
-IGNORED = -100
-"""The label of a token that is not trained."""
 
 
 class Packed(Protocol):

@@ -1,0 +1,217 @@
+"""The one loop: it knows batches, a loss, a step and a place to go on from, and no method by name.
+
+for each step: micro-batches -> loss of each / trained tokens of the step -> gradients -> clip, step, schedule
+               -> tell listeners -> save every so often, at the end, and when the run is told to stop
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from llmasos.data import Batch, Batches
+from llmasos.errors import LLMasOSError
+from llmasos.models.load import write_atomically
+from llmasos.train.checkpoint import Checkpoints
+from llmasos.train.model import Placed
+from llmasos.train.optim import OptimizerOptions, Optimizers
+from llmasos.train.schedule import Schedule
+
+
+class DivergedError(LLMasOSError):
+    """The loss or the gradient is no number, or far above what it was, more often than may be."""
+
+
+class Learner(Protocol):
+    """A method: what is trained, and its loss."""
+
+    @property
+    def module(self) -> nn.Module: ...
+    def loss(self, batch: Placed) -> Tensor:
+        """Summed over the trained tokens, float32."""
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """steps: of the run. accumulation: micro-batches of a step. save_every: steps between checkpoints, 0: at the end
+    only. max_bad: steps in a row whose gradient is no number, or more than `spike` times its running mean, that are
+    left out before the run is given up."""
+
+    steps: int
+    accumulation: int = 1
+    save_every: int = 0
+    max_bad: int = 5
+    spike: float = 20.0
+
+
+@dataclass(frozen=True)
+class StepReport:
+    step: int
+    loss: float
+    """Mean over the step's trained tokens."""
+    gradient_norm: float
+    rate: float
+    num_tokens: int
+    num_trained: int
+    seconds: float
+    skipped: str = ""
+    """Why the step was left out, if it was."""
+
+
+Listener = Callable[[StepReport], None]
+
+
+@dataclass
+class Loop:
+    learner: Learner
+    batches: Batches
+    optimizer: OptimizerOptions
+    schedule: Schedule
+    options: LoopOptions
+    run: Path
+    """Folder of the run: checkpoints and log.jsonl."""
+    device: torch.device
+    listeners: list[Listener] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.optimizers = Optimizers(self.learner.module, self.optimizer)
+        self.checkpoints = Checkpoints(self.run / "checkpoints")
+        self.step = 0
+        self._bad = 0
+        self._mean_norm = 0.0
+        self._stop = threading.Event()
+
+    def resume(self) -> bool:
+        """Go on from the latest checkpoint, if there is one."""
+        latest = self.checkpoints.latest()
+        if latest is None:
+            return False
+        state = self.checkpoints.load(latest, self.learner.module, self.optimizers)
+        self.step, self._bad, self._mean_norm = state["step"], state["bad"], state["mean_norm"]
+        self.batches.load_state_dict(state["batches"])
+        self._forget_after(self.step)
+        return True
+
+    def _forget_after(self, step: int) -> None:
+        """Steps that were run and lost are run again: the log has each once."""
+        log = self.run / "log.jsonl"
+        if log.exists():
+            lines = [line for line in log.read_text().splitlines() if line.endswith("}")]
+            write_atomically(log, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
+
+    def stop(self) -> None:
+        """End after the step that runs, with a checkpoint. From any thread."""
+        self._stop.set()
+
+    def train(self) -> bool:
+        """To the last step; True if it was reached, False if the run was told to stop before (`stop`, SIGTERM, SIGINT).
+
+        Raises DivergedError, DiskFullError, and what the data raise."""
+        self.learner.module.train()
+        saved = self.step
+        with self._signals():
+            given = iter(self.batches)
+            while self.step < self.options.steps and not self._stop.is_set():
+                micro = list(islice(given, self.options.accumulation))
+                if not micro:
+                    break  # the data's epochs are over
+                self._tell(self._train_step(micro))
+                self.step += 1
+                if self.options.save_every and self.step % self.options.save_every == 0:
+                    self.save()
+                    saved = self.step
+        if saved != self.step:
+            self.save()
+        self.learner.module.eval()
+        return not self._stop.is_set()
+
+    def save(self) -> Path:
+        state = {"batches": self.batches.state_dict(), "bad": self._bad, "mean_norm": self._mean_norm}
+        return self.checkpoints.save(self.step, self.learner.module, self.optimizers, state)
+
+    def _train_step(self, micro: list[Batch]) -> StepReport:
+        started = time.perf_counter()
+        num_trained = sum(batch.num_trained for batch in micro)
+        total = torch.zeros((), device=self.device)
+        for batch in micro:
+            loss = self.learner.loss(Placed.of(batch, self.device)) / max(1, num_trained)
+            loss.backward()
+            total += loss.detach()
+        factor = self.schedule.factor(self.step, self.options.steps)
+        norm, skipped = self._update(factor)
+        return StepReport(
+            step=self.step + 1,
+            loss=float(total),
+            gradient_norm=norm,
+            rate=self.optimizer.lr * factor,
+            num_tokens=sum(len(batch.tokens) for batch in micro),
+            num_trained=num_trained,
+            seconds=time.perf_counter() - started,
+            skipped=skipped,
+        )
+
+    def _update(self, factor: float) -> tuple[float, str]:
+        """A step, unless its gradient is bad; a few of those are left out, then the run is."""
+        norm = float(torch.linalg.vector_norm(torch.stack(self._norms())))
+        why = ""
+        if not math.isfinite(norm):
+            why = f"the gradient is {norm}"
+        elif self._mean_norm and norm > self.options.spike * self._mean_norm:
+            why = f"the gradient's norm {norm:.3g} is {norm / self._mean_norm:.0f} times its mean"
+        if why:
+            self.optimizers.zero()
+            self._bad += 1
+            if self._bad > self.options.max_bad:
+                raise DivergedError(
+                    f"{self._bad} steps in a row were left out, the last (step {self.step + 1}) because {why}.",
+                    hint="Lower lr, lengthen the warm-up, or look at the data of these steps; `resume` goes on from "
+                    "the last checkpoint.",
+                )
+            return norm, why
+        self._bad = 0
+        self._mean_norm = norm if not self._mean_norm else 0.95 * self._mean_norm + 0.05 * norm
+        self.optimizers.step(factor)
+        return norm, ""
+
+    def _norms(self) -> list[Tensor]:
+        gradients = [p.grad for p in self.optimizers.parameters if p.grad is not None]
+        return list(torch._foreach_norm(gradients)) or [torch.zeros((), device=self.device)]
+
+    def _tell(self, report: StepReport) -> None:
+        self.run.mkdir(parents=True, exist_ok=True)
+        with (self.run / "log.jsonl").open("a") as file:
+            file.write(json.dumps(vars(report)) + "\n")
+        for listener in self.listeners:
+            listener(report)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT end the run after a step, with a checkpoint. A second SIGINT ends it at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self._stop.is_set() and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.stop()
+
+        before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,198 @@
+"""A run: it learns, its place on disk is exact, and what goes wrong is said and loses nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmasos.data import Batches
+from llmasos.errors import FormatError, InvalidInputError
+from llmasos.models.load import load_model
+from llmasos.train.checkpoint import Checkpoints
+from llmasos.train.loop import DivergedError, Loop, LoopOptions, StepReport
+from llmasos.train.lora import LoraOptions, add_lora
+from llmasos.train.model import Placed, Trainee
+from llmasos.train.optim import OptimizerOptions, Optimizers
+from llmasos.train.schedule import KINDS, Schedule
+from tiny import write_tiny_model
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Learner:
+    trainee: Trainee
+
+    @property
+    def module(self) -> torch.nn.Module:
+        return self.trainee.decoder
+
+    def loss(self, batch: Placed) -> Tensor:
+        return self.trainee.loss(batch)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LLMASOS_HOME", str(tmp_path / "home"))
+    write_tiny_model(tmp_path / "model")
+    rows = [{"text": f"Row {i}: the quick brown fox number {i * 7 % 13} jumps over dog {i % 5}."} for i in range(60)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def loop(
+    home: Path, name: str, *, steps: int = 8, lora: bool = False, optimizer: str = "adamw", **options: int
+) -> Loop:
+    torch.manual_seed(0)
+    model = load_model(home / "model", device="cpu", dtype="float32")
+    assert model.tokenizer is not None
+    if lora:
+        add_lora(model, LoraOptions(r=4, dropout=0.1))
+    else:
+        model.module.requires_grad_()
+    batches = Batches(home / "data.jsonl", model.tokenizer, max_length=64, batch_tokens=128, epochs=None, seed=3)
+    return Loop(
+        Learner(Trainee(model.module, dtype=torch.float32)),
+        batches,
+        OptimizerOptions(name=optimizer, lr=1e-2),  # type: ignore[arg-type]
+        Schedule(),
+        LoopOptions(steps=steps, accumulation=2, **options),
+        home / name,
+        CPU,
+    )
+
+
+def weights(run: Loop) -> dict[str, Tensor]:
+    return {n: p.detach().clone() for n, p in run.learner.module.named_parameters()}
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_killed_run_goes_on_bit_for_bit(lora: bool, optimizer: str, home: Path) -> None:
+    """Dropout draws random numbers, so they are part of the place."""
+    whole = loop(home, "whole", lora=lora, optimizer=optimizer)
+    assert whole.train()
+    cut = loop(home, "cut", lora=lora, optimizer=optimizer, save_every=3)
+
+    def kill(report: StepReport) -> None:
+        if report.step == 5:
+            raise Killed
+
+    cut.listeners.append(kill)
+    with pytest.raises(Killed):
+        cut.train()
+    again = loop(home, "cut", lora=lora, optimizer=optimizer, save_every=3)
+    torch.manual_seed(99)
+    assert again.resume() and again.step == 3
+    assert again.train()
+    expected = weights(whole)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(again).items())
+    logs = [[json.loads(x) for x in (home / n / "log.jsonl").read_text().splitlines()] for n in ("whole", "cut")]
+    assert [row["step"] for row in logs[1]] == list(range(1, 9))
+    assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]
+
+
+def test_the_loss_falls(home: Path) -> None:
+    run = loop(home, "run", steps=30)
+    reports: list[StepReport] = []
+    run.listeners.append(reports.append)
+    run.train()
+    assert sum(r.loss for r in reports[-5:]) < 0.6 * sum(r.loss for r in reports[:5])
+    assert all(0 < r.num_trained < r.num_tokens for r in reports)
+
+
+def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(home: Path) -> None:
+    run = loop(home, "run")
+    run.listeners.append(lambda report: os.kill(os.getpid(), signal.SIGTERM) if report.step == 2 else None)
+    before = signal.getsignal(signal.SIGTERM)
+    assert not run.train()
+    assert signal.getsignal(signal.SIGTERM) is before
+    again = loop(home, "run")
+    assert again.resume() and again.step == 2
+
+
+def test_steps_without_a_number_are_left_out_and_then_the_run_is(home: Path) -> None:
+    run = loop(home, "run", max_bad=2)
+    inner = run.learner.loss
+    run.learner.loss = lambda batch: inner(batch) * (math.nan if run.step in (1, 2) else 1)  # type: ignore[method-assign]
+    reports: list[StepReport] = []
+    run.listeners.append(reports.append)
+    assert run.train()
+    assert [bool(r.skipped) for r in reports] == [False, True, True, *[False] * 5]
+    assert all(torch.isfinite(tensor).all() for tensor in weights(run).values())
+    worse = loop(home, "worse", max_bad=2)
+    inner_worse = worse.learner.loss
+    worse.learner.loss = lambda batch: inner_worse(batch) * math.nan  # type: ignore[method-assign]
+    with pytest.raises(DivergedError, match="3 steps in a row"):
+        worse.train()
+
+
+def test_only_whole_checkpoints_count_and_old_ones_go(home: Path) -> None:
+    run = loop(home, "run", steps=6, save_every=2)
+    run.train()
+    folder = home / "run" / "checkpoints"
+    assert sorted(p.name for p in folder.iterdir()) == ["000004", "000006"]
+    (folder / "000009.abcd.tmp").mkdir()
+    assert Checkpoints(folder).latest() == folder / "000006"
+    run.save()
+    assert not (folder / "000009.abcd.tmp").exists()
+
+
+def test_a_checkpoint_of_other_weights_or_data_is_refused(home: Path) -> None:
+    loop(home, "run", steps=2).train()
+    with pytest.raises(FormatError, match="other weights"):
+        loop(home, "run", lora=True).resume()
+    with (home / "data.jsonl").open("a") as file:
+        file.write('{"text": "one more row"}\n')
+    with pytest.raises(InvalidInputError, match="other data"):
+        loop(home, "run").resume()
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmasos.errors import DiskFullError
+    from llmasos.train import checkpoint
+
+    run = loop(home, "run", steps=2)
+    run.train()
+
+    def full(*args: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.torch, "save", full)
+    with pytest.raises(DiskFullError, match="step 2"):
+        run.save()
+    assert [p.name for p in (home / "run" / "checkpoints").iterdir()] == ["000002"]
+
+
+def test_norms_and_biases_do_not_shrink_and_muon_takes_matrices_of_blocks(home: Path) -> None:
+    module = load_model(home / "model", device="cpu", dtype="float32").module.requires_grad_()
+    adamw = Optimizers(module, OptimizerOptions(weight_decay=0.1)).each
+    for group in adamw[0].param_groups:
+        assert {p.dim() > 1 for p in group["params"]} == {group["weight_decay"] > 0}
+    rest, muon = Optimizers(module, OptimizerOptions(name="muon")).each
+    assert len(muon.param_groups[0]["params"]) == 8
+    assert sum(len(g["params"]) for o in (rest, muon) for g in o.param_groups) == len(list(module.parameters()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_schedules_begin_low_reach_one_and_end_where_asked(kind: str) -> None:
+    schedule = Schedule(kind, warmup=0.1, cooldown=0.3, floor=0.1)  # type: ignore[arg-type]
+    factors = [schedule.factor(step, 100) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1) and max(factors) == 1.0 and min(factors) > 0
+    after = factors[10:]
+    assert after == sorted(after, reverse=True)
+    assert factors[-1] == (1.0 if kind == "constant" else pytest.approx(0.1, abs=0.04))
+    with pytest.raises(InvalidInputError, match="cooldown"):
+        Schedule(warmup=0.6, cooldown=0.6)

@@ -8,6 +8,8 @@ from typing import Any
 
 import openai
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from served import served
 
 from llmasos.apps import Application, ChatRequest, Message, Requirement
@@ -476,3 +478,39 @@ def test_the_manifest_names_the_model(tmp_path: Path, socket_path: str, monkeypa
     assert app.get_llm("main").chat("x") == "I am large."
     with pytest.raises(NotFoundError, match="has no 'reader'"):
         app.get_llm("reader")
+
+
+def test_nothing_is_made_after_a_stop_text() -> None:
+    app, made = Application(title="Endless"), []
+
+    @app.chat
+    def answer(messages: list[Message]) -> Iterator[str]:
+        for n in range(1000):
+            made.append(n)
+            yield f"{n} "
+
+    body = {"model": "endless", "messages": [{"role": "user", "content": "x"}], "stop": "3", "stream": True}
+    text = app.test_client().post("/v1/chat/completions", json=body).text
+    assert text.endswith("data: [DONE]\n\n") and '"2 "' in text and '"3' not in text
+    assert len(made) < 100  # some are made ahead
+
+
+ATOMS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+JSON = ATOMS | st.lists(ATOMS, max_size=2) | st.dictionaries(st.sampled_from(["type", "role", "x"]), ATOMS, max_size=2)
+FUZZED = Application(title="Fuzzed")
+FUZZED.chat(lambda messages, temperature=1.0, response_format=None: "x")
+FUZZED_CLIENT = FUZZED.test_client()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(sorted(ChatRequest.model_fields)), JSON, max_size=2),
+    st.lists(st.dictionaries(st.sampled_from(["role", "content", "name", "x"]), JSON, max_size=3), max_size=2),
+)
+def test_any_request_is_answered_in_openais_form(fields: dict[str, Any], messages: list[Any]) -> None:
+    body = {"model": "fuzzed", "messages": messages or ASK["messages"], **fields}
+    text = json.dumps(body).encode()
+    answer = FUZZED_CLIENT.post("/v1/chat/completions", content=text, headers={"content-type": "application/json"})
+    assert answer.status_code in (200, 400, 404), answer.text
+    if answer.status_code != 200:
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}

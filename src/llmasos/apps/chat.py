@@ -397,7 +397,7 @@ class ChatResponse(streams.Streaming):
             await send({"type": "http.response.body", "body": b"".join(events), "more_body": not last})
 
         try:
-            while (item := await streams.next_element(source)) is not streams.END and not answer.ended:
+            while not answer.ended and (item := await streams.next_element(source)) is not streams.END:
                 if item is streams.PING:
                     await put(b": waiting\n\n")
                 elif text := answer.add(streams.element(item)):

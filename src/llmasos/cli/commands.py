@@ -33,6 +33,7 @@ _TABLE = (
     Command("kb", "kb", "kb", "use", is_bare=True),
     Command("agent", "agent", "agent", "use", is_bare=True),
     Command("memory", "memory", "memory", "use", is_bare=True),
+    Command("data", "data", "data", "use"),
     Command("serve", "serve", "serve", "use"),
     Command("app", "application", "app", "use"),
     Command("ps", "ps", "ps", "server", is_bare=True),

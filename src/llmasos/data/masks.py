@@ -174,6 +174,15 @@ class Masker:
         start = _common(prompt, text)
         written = text[start:]
         content = messages[at].get("content")
+        for call in messages[at].get("tool_calls") or ():
+            name = call.get("function", call).get("name") if isinstance(call.get("function", call), dict) else None
+            if not isinstance(name, str) or name not in written:
+                raise RowError(
+                    "leaves the assistant's tool calls out",
+                    "chat template",
+                    call,
+                    hint="Use a template with a place for tool calls, or leave such rows out.",
+                )
         if isinstance(content, str):
             said = content.strip()
             complete = start == len(prompt) or said[:16] in written

@@ -25,7 +25,7 @@ export function RunPanel({ base, name, route, query }) {
   const run = useRun(base, route, query.job);
   const sent = useMemo(() => complete(route.input, values, route.input) ?? {}, [values, route]);
 
-  useLink(sent, Object.keys(values).length > 0 || Boolean(query.in));
+  useLink(sent, Object.keys(values).length > 0 || Boolean(query.in), query.in, (linked) => fill(linked));
   const change = (next) => {
     setValues(next);
     if (errors.size) setErrors(new Map());
@@ -224,12 +224,21 @@ function fromLink(text) {
   }
 }
 
-/** Keeps the inputs in the URL, a moment after the last change. */
-function useLink(sent, isWanted) {
+/** Keeps the inputs in the URL, a moment after the last change; `onOther`: somebody has opened a link with others. */
+function useLink(sent, isWanted, linked, onOther) {
   const text = JSON.stringify(sent);
+  const written = useRef(linked ?? null);
   useEffect(() => {
     if (!isWanted) return undefined;
-    const timer = setTimeout(() => setQuery({ in: text === "{}" || text.length > MAX_LINK ? null : text }), 300);
+    const timer = setTimeout(() => {
+      written.current = text === "{}" || text.length > MAX_LINK ? null : text;
+      setQuery({ in: written.current });
+    }, 300);
     return () => clearTimeout(timer);
   }, [text, isWanted]);
+  useEffect(() => {
+    if ((linked ?? null) === written.current) return;
+    written.current = linked ?? null;
+    onOther(fromLink(linked) ?? {});
+  }, [linked]);
 }

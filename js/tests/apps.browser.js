@@ -1,7 +1,8 @@
 /**
  * The console's page of applications in headless Chromium: `node tests/apps.browser.js URL OUT`. URL: a server whose index
  * has `notes` 0.1.0, and from its file OUT/next.go on (this program writes it, and waits for OUT/published) 0.2.0, which asks
- * for more. Installs, runs, updates, rolls back, uninstalls; prints what was shown, or {"missing": why}.
+ * for more. Installs, runs, updates, rolls back, uninstalls, installs OUT/0.1.0.llmapp; prints what was shown, or
+ * {"missing": why}.
  */
 
 import { existsSync, writeFileSync } from "node:fs";
@@ -59,6 +60,10 @@ try {
   await dialog.getByText("Delete its data too").click();
   await dialog.getByRole("button", { name: "Uninstall" }).click();
   await page.getByText("No application is installed.").waitFor();
+  await page.locator("input[type=file]").first().setInputFiles(`${out}/0.1.0.llmapp`);
+  await button("Allow and install").click();
+  await page.waitForURL(/\/apps\/app\/notes\/run/);
+  told.uploaded = true;
   console.log(JSON.stringify(told));
 } catch (error) {
   await page.screenshot({ path: `${out}/failed.png` });

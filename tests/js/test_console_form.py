@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(NODE is None, reason="node is not installed")
 
 
 def node(*arguments: str) -> str:
-    done = subprocess.run([NODE, *arguments], cwd=JS, capture_output=True, text=True, timeout=170)
+    done = subprocess.run([NODE, *arguments], cwd=JS, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -52,6 +52,7 @@ def server_with_six_routes():
         yield url
 
 
+@pytest.mark.timeout(300)  # a browser, beside whatever else runs
 def test_the_browsers_form_gives_what_every_surface_gives() -> None:
     with server_with_six_routes() as url:
         calls = [[name, values] for name, values, _ in CALLS]

@@ -96,7 +96,8 @@ class Installing:
             name = await asyncio.to_thread(_name_of, Path(reference))
             asked: Sequence[Index] = ()
         else:
-            name, asked = reference.partition("==")[0], await asyncio.to_thread(indexes, tuple(index))
+            name = reference.partition("==")[0].rpartition("/")[2]  # without its owner
+            asked = await asyncio.to_thread(indexes, tuple(index))
         accept = accepting(answer)
         return await self._change(
             name, lambda apps: apps.install(reference, asked, accept=accept, trust=trust, source=source)

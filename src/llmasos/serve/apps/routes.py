@@ -56,6 +56,7 @@ from llmasos.serve.problems import error_body, problem_of
 from llmasos.serve.respond import streamed
 from llmasos.serve.storage import check_room
 from llmasos.store.packages import Installed
+from llmasos.store.transfer import file_sha256
 
 Act = Literal["start", "stop", "restart", "update", "rollback"]
 _NOT_ACCEPTED: Responses = {409: {"description": "Nobody has accepted the permissions: `sheet` is an AppSheet."}}
@@ -73,18 +74,14 @@ def _add_own(router: APIRouter, supervisor: Supervisor, stopping: asyncio.Event)
     installing = Installing(supervisor)
 
     async def told(app: Installed, request: Request) -> AppInfo:
-        whole = "manage" in caller_of(request).scopes
-        key_id = (await supervisor.key_ids()).get(app.name) if whole else None
-        return await info_of(supervisor, app, whole=whole, key_id=key_id)
+        return await info_of(supervisor, app, whole="manage" in caller_of(request).scopes)
 
     @own.get("", summary="Installed applications")
     async def list_apps(request: Request) -> AppList:
         caller = caller_of(request)
         whole = "manage" in caller.scopes
-        key_ids = await supervisor.key_ids() if whole else {}
         found = [app for app in await asyncio.to_thread(supervisor.apps.list) if may_use(caller, app.name)]
-        infos = [await info_of(supervisor, app, whole=whole, key_id=key_ids.get(app.name)) for app in found]
-        return AppList(data=infos)
+        return AppList(data=[await info_of(supervisor, app, whole=whole) for app in found])
 
     @own.post(
         "",
@@ -121,7 +118,9 @@ def _add_own(router: APIRouter, supervisor: Supervisor, stopping: asyncio.Event)
         path = await _received(request, supervisor.home)
         try:
             answer: str | bool = accept.lower() == "true" or accept
-            app = await installing.install(str(path), (), answer, trust, source=f"upload {path.stem}")
+            # The same bytes have the same name, so what the sheet of the first request was accepted for is these.
+            digest = await asyncio.to_thread(file_sha256, path)
+            app = await installing.install(str(path), (), answer, trust, source=f"upload {digest[:16]}")
         except SheetError as e:
             return _sheet(request, e)
         finally:

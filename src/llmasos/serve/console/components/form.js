@@ -156,7 +156,7 @@ function NumberInput({ field, value, onChange, control: attributes }) {
     onChange(found === undefined && field.nullable ? null : found);
   };
   const step = field.step ?? "any";
-  const limits = [field.min, field.max].map((one) => one ?? "");
+  const limits = [field.min, field.max].map((one) => (Math.abs(one) < 1e15 ? one : ""));
   const range = limits.some((one) => one !== "") ? `${limits[0]} … ${limits[1]}` : "";
   const box = html`<input type="text" inputmode=${field.isInteger ? "numeric" : "decimal"} autocomplete="off" class="input number"
     placeholder=${field.nullable ? t("form.null") : undefined} ...${attributes} value=${text} onInput=${type} />`;

@@ -1,6 +1,6 @@
 """An MCP server for tests, spoken by hand: what no well-behaved library would say is said here, too.
 
-python agent_mcp_server.py BEHAVIOUR    sums, liar, dies, hangs, silent, changes
+python agent_mcp_server.py BEHAVIOUR    sums, liar, arrays, dies, hangs, silent, changes
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ def tools(behaviour: str) -> list[dict[str, Any]]:
         result = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
         return [
             {**add, "outputSchema": result},
-            {"name": "list", "description": "x", "inputSchema": {"type": "array"}},
             {"name": "broken", "description": "x", "inputSchema": {"type": "object", "properties": {"a": {"type": 7}}}},
             {"name": "huge", "description": "x" * 9000, "inputSchema": {**NOTHING, "description": "x" * 30_000}},
             add,
@@ -30,6 +29,8 @@ def tools(behaviour: str) -> list[dict[str, Any]]:
             {"name": "picture", "description": "", "inputSchema": NOTHING},
             {"name": "fails", "description": "", "inputSchema": NOTHING},
         ]
+    if behaviour == "arrays":
+        return [add, {"name": "list", "description": "x", "inputSchema": {"type": "array"}}]
     if behaviour == "changes":
         again = Path(os.environ["MARK"]).exists()
         Path(os.environ["MARK"]).touch()

@@ -12,15 +12,17 @@ import binascii
 import importlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmasos.apps.agent.forms import mismatch, schema_problem
+from pydantic import ValidationError
+
+from llmasos.apps.agent.forms import mismatch, schema_problem, wrong
 from llmasos.apps.agent.tools import tool_name
 from llmasos.client.tools import Tool
 from llmasos.errors import FormatError, InvalidInputError, NotFoundError, ToolError, UnsupportedError
@@ -163,29 +165,32 @@ class McpConnection:
                 if not ready.done():
                     ready.cancel()
 
-    def _connection(self, log: Any) -> Client:
+    @asynccontextmanager
+    async def _connection(self, log: Any) -> AsyncIterator[Client]:
         from mcp import Client, StdioServerParameters
 
-        if self.server.command:
-            from mcp.client.stdio import stdio_client
+        async with AsyncExitStack() as stack:
+            if self.server.command:
+                from mcp.client.stdio import stdio_client
 
-            program, *args = self.server.command
-            params = StdioServerParameters(command=program, args=args, env=dict(self.server.env), cwd=self.server.cwd)
-            return Client(stdio_client(params, errlog=log), cache=None)
-        if not self.server.headers:
-            return Client(self.server.url, cache=None)
-        from mcp.client.streamable_http import streamable_http_client
+                program, *args = self.server.command
+                env, cwd = dict(self.server.env), self.server.cwd
+                to: Any = stdio_client(StdioServerParameters(command=program, args=args, env=env, cwd=cwd), errlog=log)
+            else:
+                from mcp.client.streamable_http import streamable_http_client
 
-        http: Any = importlib.import_module("httpx2")
-        client = http.AsyncClient(headers=dict(self.server.headers), timeout=self.server.timeout + 5)
-        return Client(streamable_http_client(self.server.url, http_client=client), cache=None)
+                http: Any = importlib.import_module("httpx2")
+                asking = http.AsyncClient(headers=dict(self.server.headers), timeout=self.server.timeout + 5)
+                to = streamable_http_client(self.server.url, http_client=await stack.enter_async_context(asking))
+            yield await stack.enter_async_context(Client(to, cache=None))
 
     async def _end(self) -> None:
         """Bounded: the library gives a program a few seconds to end, and then ends it."""
-        self._client, holding, self._holding = None, self._holding, None
+        was_connected, holding = self._client is not None, self._holding
+        self._client = self._holding = None
         self._stop.set()
         if holding is not None:
-            with suppress(Exception):
+            if was_connected:
                 await asyncio.wait({holding}, timeout=10)
             holding.cancel()
             await asyncio.gather(holding, return_exceptions=True)
@@ -223,7 +228,7 @@ class McpConnection:
         description = told.description or told.title or ""
 
         async def run(**arguments: Any) -> str:
-            return await self._call(told.name, schema, arguments)
+            return await self._call(told.name, schema, told.output_schema, arguments)
 
         self.tools.append(
             Tool(
@@ -254,7 +259,9 @@ class McpConnection:
             return f"its schema is wrong: {problem}"
         return ""
 
-    async def _call(self, name: str, schema: Mapping[str, Any], arguments: dict[str, Any]) -> str:
+    async def _call(
+        self, name: str, schema: Mapping[str, Any], promised: Mapping[str, Any] | None, arguments: dict[str, Any]
+    ) -> str:
         """Raises ToolError, whose text the model can act on."""
         if problem := mismatch(schema, arguments):
             raise ToolError(f"the arguments are wrong: {problem}.")
@@ -271,6 +278,9 @@ class McpConnection:
         text = _text(result)
         if result.is_error:
             raise ToolError(text or f"{name} failed and did not say why.")
+        # its library looks, too, but not where a server lists a tool twice
+        if promised and (problem := mismatch(promised, result.structured_content)):
+            raise ToolError(f"{self.server.name} answered wrongly: not what it promised: {problem}.")
         return text
 
     async def _alive(self) -> Client:
@@ -339,6 +349,8 @@ def _words(error: BaseException) -> str:
     """The first line of what went wrong, out of the groups that task groups put it in."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    if isinstance(error, ValidationError):
+        return wrong(error)[:300]
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__).rstrip(".")[:300]
 

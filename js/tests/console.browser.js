@@ -65,13 +65,8 @@ const walk = {
     await page.goto(`${url}/console/#/chat?model=tiny`);
     await page.reload();
     await page.getByLabel("Write a message").fill("Hello there");
-    await page.evaluate(() => {
-      globalThis.lengths = new Set(); // of the answer, each time that it is drawn
-      new MutationObserver(() => globalThis.lengths.add(document.querySelector(".answer .markdown")?.textContent.length ?? 0)).observe(document.body, { subtree: true, childList: true, characterData: true });
-    });
     await page.keyboard.press("Enter");
     await button("Answer again").waitFor();
-    told.pieces = await page.evaluate(() => globalThis.lengths.size);
     told.answer = await page.locator(".answer .markdown").textContent();
     told.figures = await page.locator(".figures").textContent();
     told.address = page.url();
@@ -87,11 +82,16 @@ const walk = {
   },
 
   async "stop, compare, code, settings"() {
+    await button("New chat").click();
     await button("Compare two models").click();
     await page.getByLabel("Second model").selectOption("slow");
     await page.getByLabel("Write a message").fill("A much longer question, which takes its time");
     await page.keyboard.press("Enter");
-    await page.locator(".twins .answer .markdown").nth(1).waitFor();
+    await page.waitForFunction(() => {
+      const text = document.querySelectorAll(".twins .answer")[1]?.querySelector(".markdown")?.textContent ?? "";
+      globalThis.pieces = (globalThis.pieces ?? new Set()).add(text.length);
+      return globalThis.pieces.size > 4; // of which the last is not the whole: it is stopped now
+    });
     await button("Stop").click();
     await page.getByText("stopped", { exact: true }).first().waitFor();
     await shot("compare");

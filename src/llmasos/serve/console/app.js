@@ -92,7 +92,7 @@ function Tools() {
   const names = Object.keys(THEMES);
   const next = names[(names.indexOf(chosenTheme) + 1) % names.length];
   return html`
-    <button type="button" class="rail-search" onClick=${() => (palette.value = true)} aria-label=${t("palette.title")} aria-keyshortcuts="Control+K">
+    <button type="button" class="rail-search" onClick=${() => (palette.value = true)} aria-keyshortcuts="Control+K">
       <${Icon} name="search" size=${16} /><span class="grow">${t("palette.short")}</span><kbd>${modifier} K</kbd>
     </button>
     <div class="row rail-tools">

@@ -1,13 +1,24 @@
 /** Markdown, sanitised: no scripts, no styles, no forms, and no images from elsewhere, which would tell that they were seen. */
 
-import { html, useEffect, useMemo, useRef } from "../core/html.js";
+import { html, useEffect, useMemo, useRef, useState } from "../core/html.js";
 import { t } from "../core/i18n.js";
-import { marked } from "../vendor/marked.js";
-import "../vendor/purify.js";
 import { toast } from "./toast.js";
 
-const purify = globalThis.DOMPurify(window);
-purify.addHook("afterSanitizeAttributes", (node) => {
+/** Text as sanitised HTML; there once the libraries are, which come with the first text. */
+let toHTML = null;
+let loading;
+
+function load() {
+  loading ??= Promise.all([import("../vendor/marked.js"), import("../vendor/purify.js")]).then(([{ marked }]) => {
+    const purify = globalThis.DOMPurify(window);
+    purify.addHook("afterSanitizeAttributes", harmless);
+    marked.use({ gfm: true, breaks: true, renderer });
+    toHTML = (text) => purify.sanitize(marked.parse(text, { async: false }), RULES);
+  });
+  return loading;
+}
+
+function harmless(node) {
   if (node.tagName === "A") {
     node.setAttribute("target", "_blank");
     node.setAttribute("rel", "noopener noreferrer");
@@ -19,7 +30,7 @@ purify.addHook("afterSanitizeAttributes", (node) => {
     node.replaceWith(link);
   }
   if (node.tagName === "PRE") node.setAttribute("tabindex", "0");
-});
+}
 const RULES = {
   USE_PROFILES: { html: true },
   FORBID_TAGS: ["style", "form", "input", "button", "textarea", "select", "dialog", "video", "audio", "source", "track"],
@@ -30,17 +41,18 @@ const RULES = {
 const renderer = {
   html: ({ text }) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;"),
 };
-marked.use({ gfm: true, breaks: true, renderer });
-
-export const toHTML = (text) => purify.sanitize(marked.parse(text, { async: false }), RULES);
 
 export function Markdown({ text }) {
   const ref = useRef();
-  const written = useMemo(() => ({ __html: toHTML(text ?? "") }), [text]);
+  const [, draw] = useState(0);
+  const isReady = toHTML !== null;
+  const written = useMemo(() => isReady && { __html: toHTML(text ?? "") }, [text, isReady]);
+  useEffect(() => void (isReady || load().then(() => draw(1))), []);
   useEffect(() => {
     for (const pre of ref.current.querySelectorAll("pre")) addCopy(pre);
   }, [written]);
-  return html`<div class="markdown" ref=${ref} dangerouslySetInnerHTML=${written} />`;
+  if (!isReady) return html`<div class="markdown asked-text" ref=${ref} key="plain">${text}</div>`;
+  return html`<div class="markdown" key="written" ref=${ref} dangerouslySetInnerHTML=${written} />`;
 }
 
 function addCopy(pre) {

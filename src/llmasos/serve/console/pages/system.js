@@ -106,12 +106,12 @@ function Doctor() {
         ${wrong.map((one) => html`<${Attention} key=${one.name} tone=${CHECKS[one.status]}>${t(`system.check_${one.name}`)}: ${one.detail}<//>`)}
         ${open.length > 0 && html`<${Attention}>${t("system.not_enforced", { what: open.map((one) => t(`system.what_${one.what}`)).join(", ") })}<//>`}` : html`<${Calm} />`}
       <div class="halves">
-        <${Card} title=${t("system.checks")}><${KeyValues} pairs=${checks.map((one) => [t(`system.check_${one.name}`), html`<${Badge} tone=${CHECKS[one.status]}>${t(`system.status_${one.status}`)}<//> ${one.detail}`])} /><//>
+        <div class="stack"><${Card} title=${t("system.checks")}><${KeyValues} pairs=${checks.map((one) => [t(`system.check_${one.name}`), html`<${Badge} tone=${CHECKS[one.status]}>${t(`system.status_${one.status}`)}<//> ${one.detail}`])} /><//>
+  <${Card} title=${t("system.settings")}><p class="muted small">${t("system.settings_hint")}</p>
+          <${KeyValues} pairs=${Object.entries(settings).map(([name, value]) => [html`<code>${name}</code>`, value || html`<span class="muted">–</span>`])} /><//></div>
         <${Card} title=${t("system.sandbox")}><p class="muted small">${t("system.sandbox_hint")}</p>
           <${KeyValues} pairs=${sandbox.map((one) => [t(`system.what_${one.what}`), one.by.length ? html`<${Badge} tone="ok">${one.by.map((by) => t(`system.by_${by}`)).join(", ")}<//>` : html`<${Badge} tone="warn">${t("apps.not_enforced")}<//> <span class="small muted">${t(`system.why_${one.why}`)}</span>`])} /><//>
       </div>
-      <${Card} title=${t("system.settings")}><p class="muted small">${t("system.settings_hint")}</p>
-        <${KeyValues} pairs=${Object.entries(settings).map(([name, value]) => [html`<code>${name}</code>`, value || html`<span class="muted">–</span>`])} /><//>
     </div>`;
   }}<//>`;
 }

@@ -42,9 +42,9 @@ class Schedule:
     started: datetime | None = None
     """When it began last."""
     seconds: float | None = None
-    """How long it took last."""
+    """How long the last time took that has ended."""
     error: str | None = None
-    """Of the last time."""
+    """How it failed."""
     num_runs: int = 0
     is_running: bool = field(default=False)
 
@@ -81,17 +81,18 @@ class Schedule:
 
     async def run(self, call: Callable[[Node], Awaitable[Any]]) -> None:
         begun = time.monotonic()
-        self.started, self.is_running, self.error = datetime.now(UTC), True, None
+        self.started, self.is_running = datetime.now(UTC), True
+        error = None
         try:
             await call(self.node)
         except (Exception, SystemExit) as e:
             problem = problems.of_exception(e, self.name)
             if "error_id" not in problem:
                 problems.log.error("The schedule %s() failed: %s", self.name, problem["message"])
-            self.error = problem["message"] + (f" ({problem['error_id']})" if "error_id" in problem else "")
+            error = problem["message"] + (f" ({problem['error_id']})" if "error_id" in problem else "")
         finally:
-            self.is_running, self.num_runs = False, self.num_runs + 1
-            self.seconds = time.monotonic() - begun
+            self.is_running = False
+        self.error, self.num_runs, self.seconds = error, self.num_runs + 1, time.monotonic() - begun
 
 
 def describe_schedule(function: Callable[..., Any], cron: str | None, every: float | None) -> Schedule:

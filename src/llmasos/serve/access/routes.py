@@ -164,8 +164,8 @@ RULES = (
     # LLMasOS: tasks
     Rule("GET", "/llmasos/v1/tasks", "any"),
     *(_asks(f"/llmasos/v1/tasks/{name}") for name in BUILT_IN),
-    Rule("POST", "/llmasos/v1/tasks/batch", "inference"),  # its lines are counted
-    Rule("POST", "/llmasos/v1/tasks/pipeline", "inference"),
+    _asks("/llmasos/v1/tasks/batch"),  # and each of its lines
+    _asks("/llmasos/v1/tasks/pipeline"),
     # LLMasOS: knowledge bases
     _native("GET", "/knowledge"),
     _native("POST", "/knowledge"),

@@ -96,7 +96,8 @@ class Application:
         self.num_running = 0
         """Functions and streams in worker threads now."""
         self._model, self._model_lock = llm if model is None else model, threading.RLock()
-        self._named_models: dict[str, Any] = {}
+        self.models: dict[str, Any] = {}
+        """Those of `[models]` of the manifest that were asked for (`get_llm`), by name; a test puts its own there."""
         self._place = Place(sys._getframe(1).f_globals.get("__file__"), title)
         self._chat: chat.Chat | None = None
         self._created = int(time.time())
@@ -153,12 +154,12 @@ class Application:
     def get_llm(self, name: str) -> Any:
         """The model that `[models]` of the manifest has under a name, resolved once. Raises NotFoundError."""
         with self._model_lock:
-            if name not in self._named_models:
+            if name not in self.models:
                 wanted = llm.required(self._place.manifest, name)
                 if wanted is None:
                     raise NotFoundError(f"[models] of {self.name} has no {name!r}.", hint="Add it to llmasos.toml.")
-                self._named_models[name] = llm.resolve(wanted)
-            return self._named_models[name]
+                self.models[name] = llm.resolve(wanted)
+            return self.models[name]
 
     @property
     def name(self) -> str:

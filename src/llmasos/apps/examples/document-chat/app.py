@@ -6,9 +6,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from llmasos import Application
+from llmasos import Application, tasks
 from llmasos.apps import File, Message, Upload, report_progress
-from llmasos.apps.knowledge import KnowledgeBase, answer
+from llmasos.apps.knowledge import KnowledgeBase
+from llmasos.errors import NotFoundError
 
 app = Application(title="Document chat")
 
@@ -53,8 +54,11 @@ def remove(name: str) -> list[str]:
 @app.route("/ask", tool=True, read_only=True, examples=[{"question": "How hot should green tea be?"}])
 def ask(question: Question) -> Answer:
     """Answer a question from the documents. Use it for anything that they may say; `sources` tells where it stands."""
-    found = answer(question, base(), app.llm, k=3)
-    return Answer(text=found.text, sources=[passage.citation for passage in found.sources])
+    passages = base().search(question, k=3)
+    if not passages:
+        raise NotFoundError("There is no document yet.", hint="Add one: POST /documents.")
+    found = tasks.answer(question, context=[passage.text for passage in passages], words=60, model=app.llm)
+    return Answer(text=found.text, sources=[passages[number - 1].citation for number in found.citations])
 
 
 @app.chat

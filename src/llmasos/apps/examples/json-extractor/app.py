@@ -40,7 +40,10 @@ def fields(text: Text, fields: Annotated[list[Name], Field(min_length=1, max_len
             "text": "Two coffees and a cake, please.",
             "json_schema": {
                 "type": "object",
-                "properties": {"coffees": {"type": "integer"}, "cakes": {"type": "integer"}},
+                "properties": {
+                    "coffees": {"type": "integer", "minimum": 0, "maximum": 99},
+                    "cakes": {"type": "integer", "minimum": 0, "maximum": 99},
+                },
                 "required": ["coffees", "cakes"],
                 "additionalProperties": False,
             },
@@ -54,7 +57,7 @@ def schema(
 
     Args:
         text: What is looked through.
-        json_schema: What the JSON looks like; bound texts and lists with maxLength and maxItems.
+        json_schema: What the JSON looks like; bound texts, lists and numbers: maxLength, maxItems, maximum.
         max_tokens: Length of the JSON, at most.
     """
     found: JsonValue = tasks.extract(text, into=json_schema, max_tokens=max_tokens, model=app.llm).data

@@ -1,5 +1,9 @@
-"""Meeting notes: what was said in a meeting becomes a summary, decisions and tasks."""
+"""Meeting notes: what was said in a meeting becomes a summary, decisions and tasks.
 
+Decisions and tasks are what somebody said, word by word; the model only tells them from the rest.
+"""
+
+import re
 from typing import Annotated
 
 from pydantic import BaseModel, Field
@@ -9,23 +13,27 @@ from llmasos.apps import report_progress
 
 app = Application(title="Meeting notes")
 
-Transcript = Annotated[str, Field(min_length=20, max_length=200_000)]
-Short = Annotated[str, Field(max_length=160)]
+Transcript = Annotated[str, Field(min_length=20, max_length=50_000)]
+EXAMPLES = [
+    {"text": "We agreed to meet on Mondays from now on.", "label": "decision"},
+    {"text": "The price stays as it is, that is settled.", "label": "decision"},
+    {"text": "I will call the bank tomorrow.", "label": "task"},
+    {"text": "Tom, please send the figures by Tuesday.", "label": "task"},
+    {"text": "Good morning, how are you?", "label": "talk"},
+    {"text": "Let us go on.", "label": "talk"},
+]
 
 
-class Task(BaseModel):
-    who: Annotated[str, Field(max_length=40)]
-    what: Short
+class Said(BaseModel):
+    who: str
+    what: str
 
 
-class Points(BaseModel):
-    decisions: Annotated[list[Short], Field(max_length=5)]
-    tasks: Annotated[list[Task], Field(max_length=5)]
-
-
-class Notes(Points):
+class Notes(BaseModel):
     summary: str
     people: list[str]
+    decisions: list[Said]
+    tasks: list[Said]
 
 
 @app.route(
@@ -41,28 +49,29 @@ def notes(transcript: Transcript) -> Notes:
     Args:
         transcript: What was said, a line for each speaker: "Anna: We begin in May."
     """
-    report_progress(0, "summary")
     summary = tasks.summarise(transcript, words=40, model=app.llm).text
-    report_progress(0.5, "decisions and tasks")
-    wish = "decisions: what was decided. tasks: who will do what."
-    said = tasks.extract(transcript[-6000:], into=Points, instruction=wish, max_tokens=300, model=app.llm).data
-    return Notes(summary=summary, people=speakers(transcript), **said)
+    lines, kinds = said(transcript), []
+    for number, line in enumerate(lines, 1):
+        kinds.append(tasks.classify(line.what, examples=EXAMPLES, model=app.llm).label)
+        report_progress(number / len(lines), line.what[:40])
+    found = {kind: [one for one, its in zip(lines, kinds, strict=True) if its == kind] for kind in ("decision", "task")}
+    people = list(dict.fromkeys(line.who for line in lines if line.who))
+    return Notes(summary=summary, people=people, decisions=found["decision"], tasks=found["task"])
 
 
 @app.route("/notes.md", methods=["POST"], read_only=True, output="markdown")
 def notes_as_markdown(transcript: Transcript) -> str:
     """The same as a page to hand round."""
     found = notes(transcript)
-    tasks_ = [f"{one.who}: {one.what}" for one in found.tasks]
-    parts = {"People": found.people, "Decisions": found.decisions, "Tasks": tasks_}
-    lists = [f"## {head}\n\n" + "\n".join(f"- {line}" for line in lines) for head, lines in parts.items() if lines]
-    return "\n\n".join([f"# Notes\n\n{found.summary}", *lists])
+    parts = {"Decisions": found.decisions, "Tasks": found.tasks}
+    lists = [f"## {head}\n\n" + "\n".join(f"- {one.who}: {one.what}" for one in all_) for head, all_ in parts.items()]
+    return "\n\n".join([f"# Notes\n\n{found.summary}", f"With {', '.join(found.people)}.", *lists])
 
 
-def speakers(transcript: str) -> list[str]:
-    """Names before colons at the beginning of lines, in their order."""
-    names = (line.split(":")[0].strip() for line in transcript.splitlines() if ":" in line)
-    return list(dict.fromkeys(name for name in names if 0 < len(name) <= 40))
+def said(transcript: str) -> list[Said]:
+    """Sentence by sentence, with the speaker before the colon."""
+    lines = re.findall(r"^(?:([^:\n]{1,40}):)?\s*(.+)$", transcript, re.MULTILINE)
+    return [Said(who=who, what=one) for who, text in lines for one in re.split(r"(?<=[.!?。！？])\s+", text) if one]
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def ask(question: Question, words: Words = 40) -> str:
 
     Args:
         question: What you want to know.
-        words: Words of the answer, at most.
+        words: About how long the answer is.
     """
     return tasks.answer(question, words=words, model=app.llm).text
 
@@ -46,7 +46,7 @@ def look_up(
     Args:
         question: What you want to know.
         passages: Texts that may have the answer, any number.
-        words: Words of the answer, at most.
+        words: About how long the answer is.
     """
     found = tasks.answer(question, context=passages, words=words, model=app.llm)
     return Found(answer=found.text, passages=found.citations)

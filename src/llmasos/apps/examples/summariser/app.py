@@ -29,7 +29,7 @@ def summarise(
 
     Args:
         text: What is to be summarised.
-        words: Words of the summary, at most.
+        words: About how long the summary is.
         style: How it is written.
     """
     done = tasks.summarise(
@@ -44,7 +44,7 @@ def summarise_document(document: Document, words: Words = 60, style: Style = "pa
 
     Args:
         document: The file.
-        words: Words of the summary, at most.
+        words: About how long the summary is.
         style: How it is written.
     """
     return summarise(read_document(document.name, document.data).text, words, style)

@@ -15,6 +15,7 @@ from llmasos.errors import InvalidInputError
 app = Application(title="Tool agent")
 
 SIGNS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+SYSTEM = "Call a tool first. When it has answered, say the result in one short sentence."
 
 
 class Answer(BaseModel):
@@ -66,8 +67,9 @@ def chat(messages: list[Message]) -> str:
 
 
 def run(messages: list[Message]) -> Answer:
-    tools, limits = [calculate, count_words, weekday], AgentLimits(steps=4, answer_tokens=200)
-    agent = Agent(app.llm, tools=tools, tool_choice="required", limits=limits, keep=False, temperature=0.0)
+    tools, limits = [calculate, count_words, weekday], AgentLimits(steps=3, answer_tokens=100)
+    how = {"tool_choice": "required", "limits": limits, "keep": False, "temperature": 0.0}
+    agent = Agent(app.llm, tools=tools, system=SYSTEM, **how)
     done = agent.run(messages)
     calls = [f"{call.name}({call.arguments}) = {call.result}" for step in done.steps for call in step.calls]
     return Answer(text=done.text or (done.stop.message if done.stop else ""), steps=calls)

@@ -47,7 +47,7 @@ class Directory:
         self._read_at = -float("inf")
         self._reading: asyncio.Task[None] | None = None
         self._error: StoreError | None = None
-        self._texts: dict[bytes, tuple[str, str]] = {}
+        self._texts: dict[bytes, str] = {}
         self._hash_key = secrets.token_bytes(32)
         self._verifying = asyncio.Semaphore(1)  # one core at most goes into hashing
 
@@ -56,12 +56,11 @@ class Directory:
         can't be asked."""
         await self._be_fresh()
         digest = hashlib.blake2b(text.encode(), key=self._hash_key, digest_size=32).digest()
-        id, secret_hash = self._texts.get(digest, ("", ""))
-        key = self._keys.get(id)
-        if key is None or key.secret_hash != secret_hash:  # an application's secret is another after each of its starts
-            self._texts.pop(digest, None)
-            key = await self._verified(text)
-            self._texts[digest] = key.id, key.secret_hash
+        id = self._texts.get(digest)
+        if id is None:
+            id = await self._verified(text)
+            self._texts[digest] = id  # one text per key can be right, so this does not grow
+        key = self._keys[id]
         if (state := key.state(self._now())) != "active":
             raise UnauthorizedError(f"The key {key.name!r} ({id}) is {state}.", hint="Ask for a new one.")
         return key
@@ -71,7 +70,7 @@ class Directory:
         await self._be_fresh()
         return self._keys.get(id)
 
-    async def _verified(self, text: str) -> Key:
+    async def _verified(self, text: str) -> str:
         parts = parts_of(text)
         key = self._keys.get(parts[0]) if parts else None
         if parts is None or key is None or key.revoked is not None or not may_be_secret(key.secret_hash, parts[1]):
@@ -81,7 +80,7 @@ class Directory:
             is_right = await asyncio.to_thread(is_secret, key.secret_hash, parts[1])
         if not is_right:
             raise self._unknown(text)
-        return key
+        return key.id
 
     def _unknown(self, text: str) -> UnauthorizedError:
         parts = parts_of(text)

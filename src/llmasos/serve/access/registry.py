@@ -44,31 +44,6 @@ def create(session: Session, given: Mapping[str, Any], *, actor: str, request_id
     return key_of(row), text_of(id, secret)
 
 
-def app_key(session: Session, app: str) -> Key | None:
-    """The key in force of an installed application."""
-    query = select(KeyRow).where(KeyRow.name == app_key_name(app), KeyRow.revoked.is_(None)).order_by(KeyRow.created)
-    return next((key_of(row) for row in session.scalars(query) if "app" in row.scopes), None)
-
-
-def app_key_name(app: str) -> str:
-    return f"app/{app}"
-
-
-def renew(session: Session, id: str, given: Mapping[str, Any], *, actor: str) -> tuple[Key, str]:
-    """Another secret for a key, whose last one is worth nothing from here on, and what `given` changes of it; the key
-    and its text. For applications: a secret lives as long as their process. Raises KeyNotFoundError."""
-    row = _row(session, id)
-    changed = {name: value for name, value in given.items() if getattr(row, name) != value}
-    _, secret = new_text()
-    row.version, row.secret_hash = _tick(session), hash_of(secret)
-    for name, value in changed.items():
-        setattr(row, name, value)
-    if changed:
-        audit.note(session, actor, "key.update", row.id, _shown(changed))
-    session.flush()
-    return key_of(row), text_of(row.id, secret)
-
-
 def update_key(
     session: Session, id: str, given: Mapping[str, Any], *, actor: str, request_id: str | None = None
 ) -> Key:

@@ -16,7 +16,7 @@ from llmasos.store.packages import Installed, grants
 from llmasos.store.packages.manifest import Manifest
 
 
-async def info_of(supervisor: Supervisor, app: Installed, *, whole: bool, key_id: str | None = None) -> AppInfo:
+async def info_of(supervisor: Supervisor, app: Installed, *, whole: bool) -> AppInfo:
     """`whole`: with what is only for those who manage the server."""
     slot, manifest = supervisor.slot(app.name), app.manifest
     found = AppInfo(name=app.name, version=app.version, versions=list(app.versions), state=_state(slot, app))
@@ -42,7 +42,7 @@ async def info_of(supervisor: Supervisor, app: Installed, *, whole: bool, key_id
     if whole:
         running = slot.running
         found.source = app.record.source if app.record else None
-        found.last_exit, found.key_id = slot.last_exit, key_id or slot.key_id
+        found.last_exit, found.key_id = slot.last_exit, await asyncio.to_thread(supervisor.keys.id_of, app.name)
         found.config = await asyncio.to_thread(_config, supervisor, app, manifest)
         found.enforced = running.enforced() if running else await asyncio.to_thread(rows_for, manifest)
         found.use = await asyncio.to_thread(_use, running) if running else None

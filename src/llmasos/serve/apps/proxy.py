@@ -92,7 +92,11 @@ async def _head(
         if asking.done():
             if sent is not None and sent.error is not None:
                 raise sent.error  # the body was too long, or too slow
-            return asking.result()
+            answer = asking.result()
+            if 200 <= answer.status_code < 600:
+                return answer
+            await answer.aclose()
+            raise AppEndedError(f"{found.order.app.name} answered with the status {answer.status_code}.")
         if gone.done():
             return None
         supervisor.check_later(found)

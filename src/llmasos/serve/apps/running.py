@@ -192,6 +192,7 @@ class Running:
     def _launch(self, rooms: terms.Rooms) -> SandboxedProcess:
         manifest = self.order.app.manifest
         assert manifest is not None
+        terms.check_home(self.order.home.resolve())
         terms.make_data(rooms.data)
         policy = terms.policy_of(manifest, rooms, self.order.values)
         command = [

@@ -18,10 +18,9 @@ from starlette.types import ASGIApp
 
 from llmasos.client.types.apps import AppExit
 from llmasos.errors import DiskFullError, FormatError, InvalidInputError, LLMasOSError, NotFoundError, UnsupportedError
-from llmasos.serve.access import registry
 from llmasos.serve.access.access import Access, Tenant
-from llmasos.serve.access.keys import Key
 from llmasos.serve.apps import environment, log, running
+from llmasos.serve.apps.keys import AppKeys
 from llmasos.serve.apps.rights import rights_of
 from llmasos.serve.apps.running import AppFailedError, Documents, Order, Running
 from llmasos.serve.models import Models
@@ -56,7 +55,6 @@ class Slot:
         self.num_crashes = 0
         self.retry_at: float | None = None
         self.last_exit: AppExit | None = None
-        self.key_id: str | None = None
         self.documents: tuple[str, Documents] = ("", Documents())
         self.is_changing = False
 
@@ -79,6 +77,7 @@ class Supervisor:
         self.access, self.models, self.idle_seconds = access, models, idle_seconds
         self.home = home or settings().home
         self.apps = Apps(self.home)
+        self.keys = AppKeys(access.database, self.home)
         self.server: ASGIApp | None = None
         self._slots: dict[str, Slot] = {}
         self._looking: asyncio.Task[None] | None = None
@@ -140,7 +139,7 @@ class Supervisor:
     async def _revoke_of_gone(self) -> None:
         """Keys of applications that were uninstalled while no server ran."""
         there = {app.name for app in await asyncio.to_thread(self.apps.list)}
-        for name in await self.key_ids():
+        for name in await asyncio.to_thread(self.keys.names):
             if name not in there:
                 await self.revoke(name, _ACTOR)
 
@@ -268,7 +267,6 @@ class Supervisor:
         python = await asyncio.to_thread(environment.ensure, self.home, app)
         allowed = await rights_of(manifest, self.models, self.home)
         key_id, text = await self.issue(app.name, allowed)
-        slot.key_id = key_id
         return Order(
             app=app,
             home=self.home,
@@ -311,35 +309,14 @@ class Supervisor:
     # keys
 
     async def issue(self, name: str, allowed: Mapping[str, Any]) -> tuple[str, str]:
-        """Its key, made if there is none, with a new secret."""
-
-        def work(session: Any) -> tuple[Key, str]:
-            key = registry.app_key(session, name)
-            if key is None:
-                given = {"name": registry.app_key_name(name), "scopes": ["app"], **allowed}
-                return registry.create(session, given, actor=_ACTOR)
-            return registry.renew(session, key.id, allowed, actor=_ACTOR)
-
-        key, text = await self.access.database.run(work)
+        """Id and text of its key, made if there is none in force."""
+        found = await self.keys.issue(name, allowed)
         await self.access.directory.refresh()
-        return key.id, text
+        return found
 
     async def revoke(self, name: str, actor: str) -> None:
-        def work(session: Any) -> None:
-            while (key := registry.app_key(session, name)) is not None:
-                registry.revoke(session, key.id, actor=actor)
-
-        await self.access.database.run(work)
+        await self.keys.revoke(name, actor)
         await self.access.directory.refresh()
-
-    async def key_ids(self) -> dict[str, str]:
-        """Ids of the keys of applications, by their names."""
-
-        def work(session: Any) -> dict[str, str]:
-            found = [key for key in registry.keys(session) if "app" in key.scopes and key.revoked is None]
-            return {key.name.removeprefix("app/"): key.id for key in found}
-
-        return await self.access.database.run(work, read_only=True)
 
     # what is kept beside its versions
 

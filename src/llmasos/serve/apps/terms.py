@@ -11,7 +11,7 @@ from typing import Any
 
 from llmasos.apps.sandbox.policy import Limits, Policy, python_paths
 from llmasos.apps.sandbox.watch import disk_of
-from llmasos.errors import DiskFullError
+from llmasos.errors import DiskFullError, UnsupportedError
 from llmasos.serve.apps.environment import runtime_paths
 from llmasos.store.packages.manifest import Manifest, num_bytes, seconds
 
@@ -88,6 +88,16 @@ def policy_of(manifest: Manifest, rooms: Rooms, config: Mapping[str, Any]) -> Po
         gpu=asked.gpu,
         limits=limits,
     )
+
+
+def check_home(home: Path) -> None:
+    """Raises UnsupportedError where every application could read what belongs to others."""
+    open_to_all = [path for path in (*python_paths(), *runtime_paths()) if home.is_relative_to(path)]
+    if open_to_all:
+        raise UnsupportedError(
+            f"The home folder {home} lies in {open_to_all[0]}, which applications read.",
+            hint="Set LLMASOS_HOME to a folder elsewhere.",
+        )
 
 
 def _absolute(paths: list[str]) -> list[Path]:

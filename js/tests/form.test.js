@@ -61,6 +61,15 @@ test("sliders are for few steps between two limits", () => {
   assert.equal(fieldOf({ type: "integer", minimum: 0 }).hasSlider, false);
 });
 
+test("names that every object has are inputs like others", () => {
+  const text = { type: "string" };
+  const properties = JSON.parse(`{"constructor": ${JSON.stringify(text)}, "__proto__": ${JSON.stringify(text)}, "toString": ${JSON.stringify(text)}}`);
+  const schema = { type: "object", properties, required: ["__proto__"] };
+  assert.deepEqual(check(schema, complete(schema, {}, schema), schema).map(({ path }) => path), [["__proto__"]]);
+  const values = JSON.parse('{"__proto__": "p", "toString": "t"}');
+  assert.equal(JSON.stringify(complete(schema, values, schema)), JSON.stringify(values));
+});
+
 test("what was not touched is not sent, but switches, constants and lists that are required", () => {
   const schema = {
     type: "object",

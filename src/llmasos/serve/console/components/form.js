@@ -8,7 +8,7 @@ import { bytes } from "../core/format.js";
 import { html, useEffect, useRef, useState } from "../core/html.js";
 import { t } from "../core/i18n.js";
 import { Button, IconButton, classes } from "./ui.js";
-import { Draft, begin, fieldOf, key, variantOf } from "./schema.js";
+import { Draft, begin, fieldOf, key, own, variantOf } from "./schema.js";
 
 const MAX_FILE = 24 * 2 ** 20; // bytes; base64 makes them a third more, and servers take bodies of 32 MiB
 
@@ -33,7 +33,7 @@ function Properties({ field, context, path, value, onChange }) {
     ({ name, schema, required }) =>
       html`<${Field}
         key=${name}
-        ...${{ schema, context, required, label: name, path: [...path, name], value: given[name] }}
+        ...${{ schema, context, required, label: name, path: [...path, name], value: own(given, name) }}
         onChange=${(one) => change(name, one)}
       />`,
   );
@@ -101,14 +101,19 @@ function Small({ label, onClick }) {
   return html`<${Button} kind="quiet" small onClick=${click}>${label}<//>`;
 }
 
+const MAX_DEPTH = 16; // steps of a path; deeper values are written as JSON
+const NESTED = new Set(["tuple", "object", "union", "any", "list", "map"]);
+
 function Widget(props) {
-  const { field, value, onChange, context } = props;
-  if (value === null && field.nullable && !["text", "number", "select", "bool", "file"].includes(field.kind)) {
-    return html`<div class="row">
-      <code class="muted">null</code><${Small} label=${t("form.set")} onClick=${() => onChange(begin(notNull(field), context.root) ?? {})} />
-    </div>`;
+  const { field, value, onChange, context, path, required } = props;
+  const isNested = NESTED.has(field.kind);
+  // What nobody has begun stays closed: a type may hold itself, and a default counts as long as nothing is set.
+  const isClosed = value === null ? field.nullable : value === undefined && (field.nullable || !required) && ["object", "union", "tuple"].includes(field.kind);
+  if (isNested && isClosed) {
+    const set = () => onChange(begin(notNull(field), context.root) ?? {});
+    return html`<div class="row">${value === null && html`<code class="muted">null</code>`}<${Small} label=${t("form.set")} onClick=${set} /></div>`;
   }
-  const Kind = WIDGETS[field.kind];
+  const Kind = path.length > MAX_DEPTH && isNested ? JsonInput : WIDGETS[field.kind];
   return html`<${Kind} ...${props} ...${{ control: control(props) }} />`;
 }
 

@@ -153,15 +153,18 @@ export function complete(schema, value, root) {
   if (field.kind === "list") return listOf(value).map((one) => complete(field.items, one, root));
   if (field.kind === "tuple") return field.items.map((one, i) => complete(one, value[i], root) ?? null);
   if (field.kind !== "object") return value;
-  const found = { ...value };
-  for (const property of field.properties) {
-    const given = value[property.name];
-    const sent = given === undefined && property.required ? silent(property.schema, root) : given;
-    if (sent === undefined) delete found[property.name];
-    else found[property.name] = complete(property.schema, sent, root);
+  const found = new Map(Object.entries(value));
+  for (const { name, schema: one, required } of field.properties) {
+    const given = own(value, name);
+    const sent = given === undefined && required ? silent(one, root) : given;
+    if (sent === undefined) found.delete(name);
+    else found.set(name, complete(one, sent, root));
   }
-  return found;
+  return Object.fromEntries(found);
 }
+
+/** What an object itself has under a name: inputs may be called `constructor`. */
+export const own = (object, name) => (object && Object.hasOwn(object, name) ? object[name] : undefined);
 
 const listOf = (value) => (Array.isArray(value) ? value : []);
 
@@ -238,7 +241,7 @@ export function check(schema, value, root, path = []) {
   if (field.kind === "union") return check(field.variants[variantOf(field, value, root)].schema, value, root, path);
   if (field.kind !== "object") return [];
   return field.properties.flatMap(({ name, schema: one, required }) => {
-    return required || value[name] !== undefined ? check(one, value[name], root, [...path, name]) : [];
+    return required || own(value, name) !== undefined ? check(one, own(value, name), root, [...path, name]) : [];
   });
 }
 
@@ -266,7 +269,7 @@ export function placed(details, schema, values, root) {
 }
 
 function stepInto(field, value, step, root) {
-  const inner = (schema) => ({ field: fieldOf(schema, root), value: value?.[step] });
+  const inner = (schema) => ({ field: fieldOf(schema, root), value: own(value, step) });
   if (field.kind === "union") return stepInto(field.variants[variantOf(field, value, root)].field, value, step, root);
   if (typeof step === "number") {
     if (field.kind === "list") return inner(field.items);
@@ -274,7 +277,7 @@ function stepInto(field, value, step, root) {
   }
   const property = field.kind === "object" && field.properties.find(({ name }) => name === step);
   if (property) return inner(property.schema);
-  return field.kind === "map" && value && step in value ? inner(field.items) : undefined;
+  return field.kind === "map" && own(value, step) !== undefined ? inner(field.items) : undefined;
 }
 
 /** A value of a schema, for a body to begin with: what is required, with what can be said of it. */

@@ -199,7 +199,10 @@ class Masker:
 
     def _stop_in(self, written: str, content: Any) -> int:
         """Where the turn ends: behind its first end token. Some templates end a conversation with one more."""
-        behind = max(written.rfind(content.strip()[-16:]), 0) if isinstance(content, str) else 0
+        behind = 0
+        if isinstance(content, str) and (said := content.strip()):
+            whole = written.find(said)  # a template may have changed its beginning, hardly its end
+            behind = whole + len(said) if whole >= 0 else max(written.rfind(said[-16:]), 0)
         stops = [self.tokenizer.token(id) for id in self.tokenizer.eos_token_ids]
         found = [(at, -len(stop)) for stop in stops if (at := written.find(stop, behind)) >= 0]
         at, length = min(found, default=(len(written), 0))

@@ -64,7 +64,7 @@ def test_a_grammar_holds_a_random_model_to_one_right_call(llm: LLM) -> None:
 
 def test_a_grammar_holds_a_random_model_to_the_form_of_the_answer(llm: LLM) -> None:
     run = Agent(llm, output=Reading, limits=SHORT, keep=False).run("fox")
-    assert run.state == "done" and Reading.model_validate(run.output)
+    assert run.state == "done" and Reading.model_validate(run.output), run.stop
 
 
 def test_a_model_behind_an_api_is_asked_the_same_way() -> None:

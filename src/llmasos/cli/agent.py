@@ -60,7 +60,7 @@ def agent(
 ) -> int | None:
     """`llmasos agent ACTION ...`."""
     given = {name: value for name, value in locals().items() if name not in ("action", "words", "json")}
-    options = {name: value for name, value in given.items() if value not in (None, False, ())}
+    options = {name: value for name, value in given.items() if value is not None and value is not False and value != ()}
     _check(action, words, options)
     if action in ("run", "continue"):
         return _ask(action, words, options, json)

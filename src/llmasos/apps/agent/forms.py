@@ -9,19 +9,21 @@ from typing import Any
 
 import pydantic
 
-from llmasos.client.tools import plain_schema
 from llmasos.errors import InvalidInputError
+from llmasos.tasks.base import json_schema
 
 
 class Form:
     """`schema` goes to the model; `read` gives the answer as JSON, or raises ValueError that says what is wrong."""
 
     def __init__(self, given: type[pydantic.BaseModel] | Mapping[str, Any]) -> None:
-        self._model = given if isinstance(given, type) else None
-        if self._model is not None and not issubclass(self._model, pydantic.BaseModel):
+        self._model: type[pydantic.BaseModel] | None = None
+        if isinstance(given, Mapping):
+            self.schema: dict[str, Any] = dict(given)
+        elif isinstance(given, type) and issubclass(given, pydantic.BaseModel):
+            self._model, self.schema = given, json_schema(given)
+        else:
             raise InvalidInputError(f"{given!r} is no pydantic model or JSON Schema.", param="output")
-        schema = given if isinstance(given, Mapping) else plain_schema(self._model.model_json_schema())  # type: ignore[union-attr]  # it is one of the two
-        self.schema: dict[str, Any] = dict(schema)
         if problem := schema_problem(self.schema):
             raise InvalidInputError(f"The form of the output is no JSON Schema: {problem}.", param="output")
 

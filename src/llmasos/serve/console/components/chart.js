@@ -12,6 +12,8 @@ const load = () => {
   return library;
 };
 
+/** Steps of the axis of time. */
+const SECONDS = [1, 2, 5, 10, 20, 30, 60, 120, 300, 600];
 const COLOURS = ["--accent", "--ok", "--warn", "--bad"];
 
 /** A colour of the theme as a canvas takes it. */
@@ -32,27 +34,28 @@ export function Chart({ times, lines, max, format, label, height = 120 }) {
   const theme = document.documentElement.dataset.theme;
   useEffect(() => void load().then((made) => setLibrary(() => made)), []);
   useEffect(() => {
-    if (!uPlot) return undefined;
-    const [muted, line] = [colour(box.current, "--muted"), colour(box.current, "--line")];
+    const host = box.current;
+    if (!uPlot || !host) return undefined;
+    const [muted, line] = [colour(host, "--muted"), colour(host, "--line")];
     const axis = { stroke: muted, grid: { stroke: line, width: 1 }, ticks: { show: false }, font: "11px system-ui" };
     const options = {
-      width: box.current.clientWidth || 300,
+      width: host.clientWidth || 300,
       height,
       legend: { show: false },
       cursor: { show: false },
       scales: { x: { time: true }, y: { range: (_, low, high) => [0, max ?? Math.max(high * 1.1, 1)] } },
       axes: [
-        { ...axis, space: 70, size: 26, values: (_, ticks) => ticks.map((one) => clock(one * 1000).slice(0, 8)) },
+        { ...axis, space: 70, size: 26, incrs: SECONDS, values: (_, ticks) => ticks.map((one) => clock(one * 1000).slice(0, 8)) },
         { ...axis, size: 58, space: 34, values: (_, ticks) => ticks.map(format) },
       ],
       series: [{}, ...lines.map((_, i) => {
-        const stroke = colour(box.current, COLOURS[i % COLOURS.length]);
+        const stroke = colour(host, COLOURS[i % COLOURS.length]);
         return { stroke, width: 1.6, fill: stroke.replace(/^rgb\((.*)\)$/, "rgba($1, 0.1)"), points: { show: false } };
       })],
     };
-    plot.current = new uPlot(options, [times, ...lines.map((one) => one.values)], box.current);
-    const watch = new ResizeObserver(() => plot.current.setSize({ width: box.current.clientWidth, height }));
-    watch.observe(box.current);
+    plot.current = new uPlot(options, [times, ...lines.map((one) => one.values)], host);
+    const watch = new ResizeObserver(() => plot.current?.setSize({ width: host.clientWidth, height }));
+    watch.observe(host);
     return () => {
       watch.disconnect();
       plot.current.destroy();

@@ -3,8 +3,8 @@
     python bench/app_attacks.py [NAME...]
 
 A server in a process of its own; each application of `tests/apps/attacks` is packed, installed on it with a fake
-model, called, and uninstalled. `stopped`: all of its attacks failed and nothing outside has changed. `not enforced`: this
-system cannot hold it, and the server's report says so. `failed`: anything else; the exit code is 1 then.
+model, called, and uninstalled. `stopped`: all of its attacks failed and nothing outside has changed. `not enforced`:
+this system cannot hold it, and the server's report says so. `failed`: anything else; the exit code is 1 then.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def main() -> int:
         for name in names:
             begun = time.monotonic()
             row = server.run(name)
-            rows.append({**row, "attempts": len(row.pop("told")), "seconds": round(time.monotonic() - begun, 1)})
+            attempts = len(row.pop("told"))
+            rows.append({**row, "attempts": attempts, "seconds": round(time.monotonic() - begun, 1)})
             print(f"{name:<14} {row['outcome']:<13} {', '.join(row['by'])}", file=sys.stderr)
         with_victim = server.info("victim")
     count = {kind: sum(row["outcome"] == kind for row in rows) for kind in ("stopped", "not enforced", "failed")}

@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "apps" / "attacks"))
 
-from driver import ATTACKS, Attacked  # noqa: E402
+from driver import ATTACKS, Attacked
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what holds applications is Linux's")
 

@@ -412,6 +412,22 @@ export interface PullJob extends Body {
   message: string;
   error?: string | null;
 }
+export interface Agents {
+  run(input: string | Body[], options: CallOptions & { model: string; [field: string]: unknown }): Promise<Body>;
+  stream(
+    input: string | Body[],
+    options: CallOptions & { model: string; [field: string]: unknown },
+  ): AsyncGenerator<Body, void, undefined>;
+  goOn(id: string, decisions: Record<string, Body>, options?: CallOptions): Promise<Body>;
+  streamOn(id: string, decisions: Record<string, Body>, options?: CallOptions): AsyncGenerator<Body, void, undefined>;
+  runs(options?: CallOptions & { limit?: number }): Promise<Body[]>;
+  get(id: string, options?: CallOptions): Promise<Body>;
+  cancel(id: string, options?: CallOptions): Promise<Body>;
+  delete(id: string, options?: CallOptions): Promise<unknown>;
+  tools(options?: CallOptions): Promise<Body[]>;
+  conversations(options?: CallOptions & { query?: string; limit?: number }): Promise<Body[]>;
+}
+
 export interface Native {
   models(options?: CallOptions): Promise<Body[]>;
   model(name: string, options?: CallOptions): Promise<Body>;
@@ -671,6 +687,7 @@ export class LLMasOS {
   readonly files: Files;
   readonly batches: Batches;
   readonly native: Native;
+  readonly agents: Agents;
   readonly access: AccessControl;
   readonly apps: Apps;
   readonly jobs: Jobs;

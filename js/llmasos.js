@@ -544,6 +544,7 @@ export class LLMasOS {
     this.files = new Files(this.#http);
     this.batches = new Batches(this.#http);
     this.native = new Native(this.#http);
+    this.agents = new Agents(this.#http);
     this.access = new AccessControl(this.#http);
     this.apps = new Apps(this.#http);
     this.jobs = new Jobs(this.#http);
@@ -972,6 +973,66 @@ class Native extends Namespace {
 
   system(options) {
     return this.#ask("GET", "system", options);
+  }
+}
+
+/** Agents on the server: runs, what they wait for, their traces. */
+class Agents extends Namespace {
+  #ask(method, path, { signal, ...more } = {}) {
+    return this.http.json(method, `${this.http.root}/llmasos/v1/${path}`, { ...more, signals: [signal] });
+  }
+
+  async *#events(path, body, signal) {
+    const url = `${this.http.root}/llmasos/v1/${path}`;
+    for await (const event of this.http.events("POST", url, { body: { ...body, stream: true }, signals: [signal] })) {
+      yield eventBody(event);
+    }
+  }
+
+  /** The run, ended or waiting (`requires_action`). */
+  run(input, { signal, ...fields }) {
+    return this.#ask("POST", "agents/runs", { body: { input, ...fields }, signal, once: true });
+  }
+
+  /** What happens, as it happens; the last event has the run. Leaving the iterator ends the run. */
+  stream(input, { signal, ...fields }) {
+    return this.#events("agents/runs", { input, ...fields }, signal);
+  }
+
+  /** Go on with a run that waits: `decisions` by the id of the call. */
+  goOn(name, decisions, { signal } = {}) {
+    return this.#ask("POST", `agents/runs/${id(name)}/continue`, { body: { decisions }, signal, once: true });
+  }
+
+  streamOn(name, decisions, { signal } = {}) {
+    return this.#events(`agents/runs/${id(name)}/continue`, { decisions }, signal);
+  }
+
+  /** Your runs, the newest first. */
+  async runs({ signal, ...query } = {}) {
+    return (await this.#ask("GET", "agents/runs", { query, signal })).data;
+  }
+
+  get(name, options) {
+    return this.#ask("GET", `agents/runs/${id(name)}`, options);
+  }
+
+  cancel(name, options) {
+    return this.#ask("POST", `agents/runs/${id(name)}/cancel`, options);
+  }
+
+  delete(name, options) {
+    return this.#ask("DELETE", `agents/runs/${id(name)}`, options);
+  }
+
+  /** Tools of the server, to be named by their `source`. */
+  async tools(options) {
+    return (await this.#ask("GET", "agents/tools", options)).data;
+  }
+
+  /** Stored conversations, the last changed first, or those that `query` finds. */
+  async conversations({ signal, ...query } = {}) {
+    return (await this.#ask("GET", "conversations", { query, signal })).data;
   }
 }
 

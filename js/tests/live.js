@@ -169,6 +169,27 @@ const checks = {
     await assert.rejects(client.native.model("none"), sdk.NotFoundError);
   },
 
+  async "tasks, jobs, knowledge, packages"() {
+    assert.ok((await client.tasks.list()).some((task) => task.name === "chat"));
+    assert.equal((await client.tasks.run("chat", { model: "fake", message: "Hi" })).text, "Hi!");
+    const job = await client.tasks.batch("chat", { model: "fake", lines: ["a", "b"] });
+    const done = await client.jobs.wait(job.id);
+    assert.deepEqual([done.state, done.progress, done.result.done], ["done", 1, 2]);
+    assert.equal((await client.jobs.list({ kind: "task_batch" }))[0].id, job.id);
+    const pipeline = { steps: [{ id: "a", task: "chat", inputs: { message: "${inputs.x}" } }] };
+    const run = await client.tasks.pipeline(pipeline, { x: "Ho" }, { model: "fake" });
+    assert.equal((await client.jobs.wait(run.id)).result.output.text, "Ho!");
+    await assert.rejects(client.jobs.cancel(job.id), sdk.APIError);
+    await client.knowledge.create("js", { model: "fake" });
+    assert.equal((await client.knowledge.add("js", "a b/tea.md", "# Tea\n\nBoil it.")).state, "added");
+    assert.equal((await client.knowledge.search("js", "boil", { mode: "text" }))[0].path, "a b/tea.md");
+    await assert.rejects(client.knowledge.ask("js", "boil", { model: "fake", mode: "text" }), sdk.APIError); // says no JSON
+    assert.equal(await client.knowledge.delete("js"), undefined);
+    assert.deepEqual((await client.packages.index()).apps, {});
+    await assert.rejects(client.packages.report("ann/none", "1.0.0"), sdk.NotFoundError);
+    await assert.rejects(client.packages.publish(new Uint8Array(3), { owner: "ann" }), sdk.APIError);
+  },
+
   async errors() {
     const missing = await client.chat("x", { model: "none" }).catch((e) => e);
     assert.ok(missing instanceof sdk.NotFoundError && missing.requestId, String(missing));

@@ -74,6 +74,11 @@ def test_what_changes_the_server_needs_the_right_to() -> None:
             continue
         elif rule.path.startswith(("/llmasos/v1/agents", "/llmasos/v1/conversations")):
             assert rule.access == ("any" if rule.path.endswith("/tools") else "inference"), rule
+        elif rule.path.startswith("/llmasos/v1/apps") and rule.method == "GET" and not rule.path.endswith("/logs"):
+            assert rule.access == "any", rule  # those that the key may use
+        elif rule.path.startswith("/apps/"):
+            assert rule.access == "inference" and rule.counted, rule
+            continue
         elif rule.path in ("/llmasos/v1/knowledge/{name}/search", "/llmasos/v1/knowledge/{name}/ask"):
             assert rule.access == "inference", rule
         elif rule.path.startswith("/llmasos/") and rule.path != "/llmasos/v1/usage":

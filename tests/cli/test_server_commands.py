@@ -318,3 +318,8 @@ def test_a_model_that_can_not_be_loaded_ends_the_server_with_its_reason(tmp_path
     done = subprocess.run(command, capture_output=True, text=True, timeout=90)
     assert done.returncode == 4, done.stderr
     assert "NoSuchModel" in done.stderr and "Traceback" not in done.stderr and "Serving" not in done.stderr
+
+
+def test_console_names_the_page_of_a_server_that_answers(cli: Cli, url: str) -> None:
+    assert cli("console", "--no-open").out == f"{url.removesuffix('/v1')}/console/\n"
+    assert cli("console", "--url", "http://127.0.0.1:9").code == 6

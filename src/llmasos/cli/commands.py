@@ -40,6 +40,7 @@ _TABLE = (
     Command("load", "ps", "load", "server"),
     Command("unload", "ps", "unload", "server"),
     Command("stop", "ps", "unload", "server"),
+    Command("console", "console", "console", "server"),
     Command("top", "top", "top", "server"),
     Command("log", "log", "log", "server", is_bare=True),
     Command("jobs", "jobs", "jobs", "server", is_bare=True),

@@ -34,6 +34,7 @@ def serve(*models: str, config: str | None = None, **server: Any) -> int:
     def ready(url: str) -> None:
         names = ", ".join([*named, *options.adapters])
         say(t("serve.ready", models=names, url=url) if named else t("serve.ready_all", url=url))
+        say(t("serve.console", url=f"{url.removesuffix('/v1')}/console/"))
         # what is here now stays: looking through it again would hold up every stream, and the stop by seconds
         gc.freeze()
 

@@ -128,6 +128,7 @@ class Jobs:
         self._kinds: dict[str, Kind] = {}
         self._turns: dict[str, asyncio.Semaphore] = {}
         self._works: dict[str, Work] = {}
+        self._writes: dict[str, asyncio.Future[Any]] = {}
         self._reading = asyncio.Lock()
         self._is_read = False
         self._starting: asyncio.Task[None] | None = None
@@ -348,9 +349,13 @@ class Jobs:
 
     async def _save(self, job: Kept) -> None:
         values = job.model_dump(exclude={"id", "kind", "name", "spec", "key_id", "created"})
-        await self.storage.run(
+        while (before := self._writes.get(job.id)) is not None and not before.done():
+            await asyncio.wait([before])  # one that was cancelled writes all the same, and may not come last
+        write = self.storage.run(
             lambda session: session.execute(update(JobRow).where(JobRow.id == job.id).values(values))
         )
+        self._writes[job.id] = task = asyncio.ensure_future(write)
+        await asyncio.shield(task)
 
     # the database
 
@@ -426,6 +431,7 @@ class Jobs:
             return
         for job in old:
             del self._works[job.id]
+            self._writes.pop(job.id, None)
             await self._kinds[kind].clear(job, is_forgotten=True)
         ids = [job.id for job in old]
         await self.storage.run(lambda session: session.execute(delete(JobRow).where(JobRow.id.in_(ids))))

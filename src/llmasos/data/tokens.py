@@ -248,7 +248,7 @@ def write_piece(masker: Masker, recipe: Recipe, rows: list[tuple[int, Raw]], pat
     temporary.replace(path)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=128)  # each holds an open file, and some systems allow 256
 def load_piece(path: Path) -> Piece:
     try:
         with path.open("rb") as file:

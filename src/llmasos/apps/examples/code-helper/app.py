@@ -1,7 +1,7 @@
 """Code helper: writes Python functions, runs them in the sandbox before you see them, and explains code."""
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -34,7 +34,7 @@ def write(
         tests: Python that is run behind it, such as asserts.
         max_tokens: Length of the program, at most.
     """
-    wanted = {"instruction": task, "tests": tests, "max_tokens": max_tokens}
+    wanted: dict[str, Any] = {"instruction": task, "tests": tests, "max_tokens": max_tokens}
     try:
         return tasks.write_code(**wanted, check=True, run_code=run_python, model=app.llm)
     except UnsupportedError:  # this system can't hold a program: it is written, and not run

@@ -3,7 +3,7 @@
 import ast
 import operator
 from datetime import date
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
@@ -67,9 +67,9 @@ def chat(messages: list[Message]) -> str:
 
 
 def run(messages: list[Message]) -> Answer:
-    tools, limits = [calculate, count_words, weekday], AgentLimits(steps=3, answer_tokens=100)
-    how = {"tool_choice": "required", "limits": limits, "keep": False, "temperature": 0.0}
-    agent = Agent(app.llm, tools=tools, system=SYSTEM, **how)
+    limits = AgentLimits(steps=3, answer_tokens=100)
+    how: dict[str, Any] = {"tool_choice": "required", "limits": limits, "keep": False, "temperature": 0.0}
+    agent = Agent(app.llm, tools=(calculate, count_words, weekday), system=SYSTEM, **how)
     done = agent.run(messages)
     calls = [f"{call.name}({call.arguments}) = {call.result}" for step in done.steps for call in step.calls]
     return Answer(text=done.text or (done.stop.message if done.stop else ""), steps=calls)

@@ -316,7 +316,8 @@ def test_the_table_of_metrics_is_that_of_the_server(language: str) -> None:
     told = Metrics(dict, lambda: [one]).text().decode()
     named = {f"{name}_total" if kind == "counter" else name for name, kind in _METRIC.findall(told)}
     table = [cells for cells in rows(page(language, "server.md")) if len(cells) == 2]
-    assert named == {name for cells in table for name in code(cells[0])}
+    found = {name for cells in table for name in code(cells[0])}
+    assert named == {name for name in found if " /" not in name}, "another table has routes"
 
 
 _METRIC = re.compile(r"^# TYPE llmasos:(\w+?)(?:_total)? (\w+)$", re.MULTILINE)
@@ -378,8 +379,9 @@ def test_the_page_of_the_sdk_has_every_method(language: str) -> None:
     table = [cells[0] for cells in rows(page(language, "sdk.md"))[1:]]
     documented = {name for cell in table for name in code(cell)}
     with Client() as client:
-        groups = {name: getattr(client, name) for name in ("responses", "conversations", "files", "batches")}
-        groups |= {"access": client.access, "agents": client.agents, "native": client.native}
+        names = ("responses", "conversations", "files", "batches", "access", "agents", "native")
+        names += ("jobs", "tasks", "knowledge", "packages")
+        groups = {name: getattr(client, name) for name in names}
         methods = {f"{name}.{method}" for name, group in groups.items() for method in public_methods(group)}
         assert documented == methods | set(public_methods(client)) - {"close"}
 

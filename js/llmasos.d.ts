@@ -454,6 +454,21 @@ export interface Native {
     options?: CallOptions & { follow?: boolean; level?: string; request_id?: string; limit?: number },
   ): AsyncGenerator<Body, void, undefined>;
   system(options?: CallOptions): Promise<Body>;
+  apps(options?: CallOptions): Promise<Body[]>;
+  app(name: string, options?: CallOptions): Promise<Body>;
+  installApp(
+    reference: string,
+    options?: CallOptions & { index?: string[]; accept?: string | boolean; trust?: string },
+  ): Promise<Body>;
+  changeApp(
+    name: string,
+    action: "start" | "stop" | "restart" | "update" | "rollback",
+    options?: CallOptions & { index?: string[]; accept?: string | boolean; trust?: string; version?: string },
+  ): Promise<Body>;
+  configureApp(name: string, config: Record<string, unknown>, options?: CallOptions): Promise<Body>;
+  uninstallApp(name: string, options?: CallOptions & { data?: boolean }): Promise<Body>;
+  appLog(name: string, options?: CallOptions & { limit?: number }): Promise<string>;
+  followAppLog(name: string, options?: CallOptions & { limit?: number }): AsyncGenerator<Body, void, undefined>;
 }
 
 export interface KeyFields extends CallOptions {

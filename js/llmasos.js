@@ -974,6 +974,50 @@ class Native extends Namespace {
   system(options) {
     return this.#ask("GET", "system", options);
   }
+
+  /** Installed applications that the key may use. */
+  apps(options) {
+    return this.#list("apps", options);
+  }
+
+  app(name, options) {
+    return this.#ask("GET", `apps/${id(name)}`, options);
+  }
+
+  /** `accept`: that of the permission sheet, or true; without it an APIError of status 409 has the sheet in its body. */
+  installApp(reference, { signal, ...fields } = {}) {
+    return this.#ask("POST", "apps", { body: { reference, ...fields }, signal, once: true });
+  }
+
+  /** `action`: start, stop, restart, update or rollback. */
+  changeApp(name, action, { signal, ...fields } = {}) {
+    return this.#ask("POST", `apps/${id(name)}/${id(action)}`, { body: fields, signal, once: true });
+  }
+
+  /** Set its values; null takes one away. */
+  configureApp(name, config, { signal } = {}) {
+    return this.#ask("PATCH", `apps/${id(name)}`, { body: { config }, signal });
+  }
+
+  /** `data`: its own folder and its values, too. */
+  uninstallApp(name, { data, signal } = {}) {
+    return this.#ask("DELETE", `apps/${id(name)}`, { query: { data }, signal });
+  }
+
+  /** What it has printed, and what the server did with it: the latest lines, as text. */
+  async appLog(name, { limit, signal } = {}) {
+    const path = `/llmasos/v1/apps/${id(name)}/logs`;
+    const blob = await this.http.blob("GET", `${this.http.root}${path}`, { query: { limit }, signals: [signal], headers: { accept: "*/*" } });
+    return blob.text();
+  }
+
+  /** The latest lines, then those to come. */
+  async *followAppLog(name, { limit, signal } = {}) {
+    const query = { follow: true, limit };
+    for await (const event of this.http.events("GET", this.#url(`apps/${id(name)}/logs`), { query, signals: [signal] })) {
+      yield eventBody(event);
+    }
+  }
 }
 
 /** Agents on the server: runs, what they wait for, their traces. */

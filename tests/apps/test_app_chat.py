@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -316,12 +317,14 @@ def test_under_a_server_the_model_is_one_of_its_own(
     monkeypatch.setenv("LLMASOS_SERVER", f"unix:{socket_path}")
     monkeypatch.setenv("LLMASOS_OFFLINE", "1")
     app = Application(llm=llm)
-    assert isinstance(app.llm, RemoteLLM) and app.model is app.llm
-    assert app.llm.chat("Who are you?") == f"I am {name}."
+    with closing(app.llm) as found:
+        assert isinstance(found, RemoteLLM) and app.model is found
+        assert found.chat("Who are you?") == f"I am {name}."
     if isinstance(llm, str):
-        assert Application(llm).llm.chat("Who?") == f"I am {name}."
-        monkeypatch.setenv("LLMASOS_SERVER", f"unix:{socket_path}:/v1")
-        assert Application(llm).llm.chat("Who?") == f"I am {name}."
+        for address in (f"unix:{socket_path}", f"unix:{socket_path}:/v1"):
+            monkeypatch.setenv("LLMASOS_SERVER", address)
+            with closing(Application(llm).llm) as found:
+                assert found.chat("Who?") == f"I am {name}."
 
 
 def test_a_requirement_that_nothing_meets_is_named(socket_path: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,7 @@ def test_every_message_is_used() -> None:
         *("command.", "details.", "option.", "group.", "phase.", "config.", "head.", "job.", "chat.help.", "verify."),
         *("state.", "key.active", "key.expired", "key.revoked"),
         *("sandbox.what.", "sandbox.by.", "sandbox.why."),
+        *("running.state.", "running.start", "running.restart", "running.stop"),
     )
     named = set(re.findall(r"""["']([\w.]+)["']""", source))
     unused = [key for key in messages.table("en") if not key.startswith(built) and key not in named]

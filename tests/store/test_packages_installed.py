@@ -193,7 +193,7 @@ def test_an_index_that_renames_a_package_is_refused(index: Index, publish: Calla
         facts = json.loads(path.read_text())
         facts["apps"] = {name: {version: next(iter(next(iter(facts["apps"].values())).values()))}}
         path.write_text(json.dumps(facts))
-        with pytest.raises(FormatError, match=rf"lists {name} {version}, and the package is ask 1\.0\.0"):
+        with pytest.raises(FormatError, match=rf"lists app {name} {version}, and the package is app ask 1\.0\.0"):
             Apps().install(name, [index], accept=True)
 
 

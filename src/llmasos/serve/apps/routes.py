@@ -59,6 +59,12 @@ from llmasos.store.packages import Installed
 from llmasos.store.transfer import file_sha256
 
 Act = Literal["start", "stop", "restart", "update", "rollback"]
+_LOGS: Responses = {
+    200: {
+        "description": "The lines; with `follow` `data:` lines of AppLogLine objects.",
+        "content": {media: {"schema": {"type": "string"}} for media in ("text/plain", "text/event-stream")},
+    }
+}
 _NOT_ACCEPTED: Responses = {409: {"description": "Nobody has accepted the permissions: `sheet` is an AppSheet."}}
 
 
@@ -156,8 +162,8 @@ def _add_own(router: APIRouter, supervisor: Supervisor, stopping: asyncio.Event)
     @own.get(
         "/{name}/logs",
         summary="Its latest log lines; with `follow` also those to come",
-        response_class=PlainTextResponse,
-        responses=responses(404, stream="AppLogLine objects, with `follow`"),
+        response_model=None,
+        responses=responses(404) | _LOGS,
     )
     async def logs(
         name: str, request: Request, follow: bool = False, limit: Annotated[int, Query(ge=0, le=log.KEPT_LINES)] = 200

@@ -549,7 +549,8 @@ MESSAGES = {
     "package.asks": "It asks to:",
     "package.asks_more": "New in this version, it asks to:",
     "package.asks_nothing": "It asks for no permissions.",
-    "package.not_enforced": "`llmasos serve` holds it to that; `llmasos app run` calls its code with your own rights, and nothing does.",
+    "package.not_enforced": "`llmasos serve` holds it to that; `llmasos app run` calls its code "
+    "with your own rights, and nothing does.",
     "package.is_yanked": "This version was yanked: {reason}",
     "package.net": "connect to {value}",
     "package.read": "read files in {value}",

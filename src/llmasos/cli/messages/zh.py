@@ -498,7 +498,8 @@ MESSAGES = {
     "package.asks": "它请求：",
     "package.asks_more": "此版本新增请求：",
     "package.asks_nothing": "它不请求任何权限。",
-    "package.not_enforced": "`llmasos serve` 强制执行以上权限；`llmasos app run` 以您自己的权限运行其代码，没有什么会限制它。",
+    "package.not_enforced": "`llmasos serve` 强制执行以上权限；"
+    "`llmasos app run` 以您自己的权限运行其代码，没有什么会限制它。",
     "package.is_yanked": "此版本已撤回：{reason}",
     "package.net": "连接 {value}",
     "package.read": "读取 {value} 中的文件",

@@ -477,8 +477,10 @@ def test_the_manifest_names_the_model(tmp_path: Path, socket_path: str, monkeypa
     monkeypatch.setenv("LLMASOS_SERVER", f"unix:{socket_path}")
     (tmp_path / "llmasos.toml").write_text(MANIFEST)
     app = beside(tmp_path)
-    assert app.llm.model == "large"
-    assert app.get_llm("main").chat("x") == "I am large."
+    with closing(app.llm) as found:
+        assert found.model == "large"
+    with closing(app.get_llm("main")) as main:
+        assert main.chat("x") == "I am large."
     with pytest.raises(NotFoundError, match="has no 'reader'"):
         app.get_llm("reader")
 

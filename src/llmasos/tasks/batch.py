@@ -190,11 +190,17 @@ class _Batch:
             return {"error": {"code": e.code, "message": e.message} | ({"hint": e.hint} if e.hint else {})}
 
     async def _write(self, entry: dict[str, Any]) -> None:
-        await asyncio.to_thread(self._append, to_json(entry) + b"\n")
-        self.num_done += 1
-        self.num_failed += "error" in entry
-        if self._on_progress is not None:
-            self._on_progress(self.progress())
+        writing = asyncio.ensure_future(asyncio.to_thread(self._append, to_json(entry) + b"\n"))
+        try:
+            await asyncio.shield(writing)
+        finally:
+            # who is cancelled meanwhile has written the line all the same: it counts, and the file stays open for it
+            await asyncio.wait([writing])
+            if writing.exception() is None:
+                self.num_done += 1
+                self.num_failed += "error" in entry
+                if self._on_progress is not None:
+                    self._on_progress(self.progress())
 
     def _append(self, line: bytes) -> None:
         view = memoryview(line)

@@ -37,7 +37,12 @@ NEWS = (
     "two million euros and takes four months. Shop owners fear for their trade; the city promises them a bus line and "
     "lower rents. The road was built in 1921 and carries twelve thousand cars a day."
 )
-PERSON = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 30}}, "required": ["name"]}
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 30}},
+    "required": ["name"],
+    "additionalProperties": False,
+}
 
 
 def checks(llm: LLM, encoder: LLM) -> dict[str, Callable[[], Any]]:

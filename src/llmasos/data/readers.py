@@ -292,7 +292,7 @@ def _is_cut(e: Exception, length: int) -> bool:
 
 def _table(file: DataFile) -> Iterator[tuple[int, Raw]]:
     named = [one for one in file.columns if isinstance(one, str)]
-    csv.field_size_limit((1 << 31) - 1)
+    csv.field_size_limit((1 << 31) - 1)  # of the process: nobody else may rely on Python's 128 KiB
     reader = csv.reader(
         (text for _, text in _text_lines(file)),
         delimiter="\t" if file.kind == "tsv" else ",",

@@ -300,6 +300,7 @@ def _read_csv(name: str, data: bytes, into: _Builder) -> None:
     text = _text_of(name, data)
     first = text.partition("\n")[0]
     delimiter = max(",;\t|", key=first.count)
+    csv.field_size_limit((1 << 31) - 1)  # of the process, and data/readers.py sets the same
     rows = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
     try:
         names = [cell.strip() for cell in next(rows, [])]

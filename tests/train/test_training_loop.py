@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from llmasos.data import Batches
 from llmasos.errors import FormatError, InvalidInputError
 from llmasos.models.load import load_model
 from llmasos.train.checkpoint import Checkpoints
-from llmasos.train.loop import DivergedError, Loop, LoopOptions, StepReport
+from llmasos.train.events import Listener, StepReport
+from llmasos.train.loop import DivergedError, Loop, LoopOptions
 from llmasos.train.lora import LoraOptions, add_lora
 from llmasos.train.model import Placed, Trainee
 from llmasos.train.optim import OptimizerOptions, Optimizers
@@ -37,6 +39,19 @@ class Learner:
 
     def loss(self, batch: Placed) -> Tensor:
         return self.trainee.loss(batch)
+
+    def parts(self) -> dict[str, Tensor]:
+        return {}
+
+
+class Told(Listener):
+    """Calls `tell` after every step."""
+
+    def __init__(self, tell: Callable[[StepReport], object]) -> None:
+        self.tell = tell
+
+    def stepped(self, report: StepReport) -> None:
+        self.tell(report)
 
 
 @pytest.fixture
@@ -83,20 +98,20 @@ class Killed(BaseException):
 def test_a_killed_run_goes_on_bit_for_bit(lora: bool, optimizer: str, home: Path) -> None:
     """Dropout draws random numbers, so they are part of the place."""
     whole = loop(home, "whole", lora=lora, optimizer=optimizer)
-    assert whole.train()
+    assert whole.train() == "finished"
     cut = loop(home, "cut", lora=lora, optimizer=optimizer, save_every=3)
 
     def kill(report: StepReport) -> None:
         if report.step == 5:
             raise Killed
 
-    cut.listeners.append(kill)
+    cut.listeners = [Told(kill)]
     with pytest.raises(Killed):
         cut.train()
     again = loop(home, "cut", lora=lora, optimizer=optimizer, save_every=3)
     torch.manual_seed(99)
     assert again.resume() and again.step == 3
-    assert again.train()
+    assert again.train() == "finished"
     expected = weights(whole)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(again).items())
     logs = [[json.loads(x) for x in (home / n / "log.jsonl").read_text().splitlines()] for n in ("whole", "cut")]
@@ -107,7 +122,7 @@ def test_a_killed_run_goes_on_bit_for_bit(lora: bool, optimizer: str, home: Path
 def test_the_loss_falls(home: Path) -> None:
     run = loop(home, "run", steps=30)
     reports: list[StepReport] = []
-    run.listeners.append(reports.append)
+    run.listeners = [Told(reports.append)]
     run.train()
     assert sum(r.loss for r in reports[-5:]) < 0.6 * sum(r.loss for r in reports[:5])
     assert all(0 < r.num_trained < r.num_tokens for r in reports)
@@ -115,9 +130,9 @@ def test_the_loss_falls(home: Path) -> None:
 
 def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(home: Path) -> None:
     run = loop(home, "run")
-    run.listeners.append(lambda report: os.kill(os.getpid(), signal.SIGTERM) if report.step == 2 else None)
+    run.listeners = [Told(lambda report: os.kill(os.getpid(), signal.SIGTERM) if report.step == 2 else None)]
     before = signal.getsignal(signal.SIGTERM)
-    assert not run.train()
+    assert run.train() == "stopped"
     assert signal.getsignal(signal.SIGTERM) is before
     again = loop(home, "run")
     assert again.resume() and again.step == 2
@@ -128,8 +143,8 @@ def test_steps_without_a_number_are_left_out_and_then_the_run_is(home: Path) -> 
     inner = run.learner.loss
     run.learner.loss = lambda batch: inner(batch) * (math.nan if run.step in (1, 2) else 1)  # type: ignore[method-assign]
     reports: list[StepReport] = []
-    run.listeners.append(reports.append)
-    assert run.train()
+    run.listeners = [Told(reports.append)]
+    assert run.train() == "finished"
     assert [bool(r.skipped) for r in reports] == [False, True, True, *[False] * 5]
     assert all(torch.isfinite(tensor).all() for tensor in weights(run).values())
     worse = loop(home, "worse", max_bad=2)

@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -26,6 +26,7 @@ from llmasos.data import Batch, Batches
 from llmasos.errors import LLMasOSError
 from llmasos.models.load import write_atomically
 from llmasos.train.checkpoint import Checkpoints
+from llmasos.train.events import Evaluation, Listener, StepReport
 from llmasos.train.model import Placed
 from llmasos.train.optim import OptimizerOptions, Optimizers
 from llmasos.train.schedule import Schedule
@@ -43,35 +44,24 @@ class Learner(Protocol):
     def loss(self, batch: Placed) -> Tensor:
         """Summed over the trained tokens, float32."""
 
+    def parts(self) -> dict[str, Tensor]:
+        """What the losses since the last call consist of, by name, summed over trained tokens; empty for most."""
+
 
 @dataclass(frozen=True)
 class LoopOptions:
     """steps: of the run. accumulation: micro-batches of a step. save_every: steps between checkpoints, 0: at the end
-    only. max_bad: steps in a row whose gradient is no number, or more than `spike` times its running mean, that are
-    left out before the run is given up."""
+    only. evaluate_every: steps between evaluations, 0: at the end only. max_bad: steps in a row whose gradient is no
+    number, or more than `spike` times its running mean, that are left out before the run is given up. max_seconds: of
+    this process's part of the run, 0: no limit; a run that reaches it saves and ends."""
 
     steps: int
     accumulation: int = 1
     save_every: int = 0
+    evaluate_every: int = 0
     max_bad: int = 5
     spike: float = 20.0
-
-
-@dataclass(frozen=True)
-class StepReport:
-    step: int
-    loss: float
-    """Mean over the step's trained tokens."""
-    gradient_norm: float
-    rate: float
-    num_tokens: int
-    num_trained: int
-    seconds: float
-    skipped: str = ""
-    """Why the step was left out, if it was."""
-
-
-Listener = Callable[[StepReport], None]
+    max_seconds: float = 0.0
 
 
 @dataclass
@@ -84,7 +74,9 @@ class Loop:
     run: Path
     """Folder of the run: checkpoints and log.jsonl."""
     device: torch.device
-    listeners: list[Listener] = field(default_factory=list)
+    listeners: Sequence[Listener] = ()
+    evaluate: Callable[[int], Evaluation] | None = None
+    """Gets the number of steps done."""
 
     def __post_init__(self) -> None:
         self.optimizers = Optimizers(self.learner.module, self.optimizer)
@@ -116,31 +108,70 @@ class Loop:
         """End after the step that runs, with a checkpoint. From any thread."""
         self._stop.set()
 
-    def train(self) -> bool:
-        """To the last step; True if it was reached, False if the run was told to stop before (`stop`, SIGTERM, SIGINT).
+    def train(self) -> str:
+        """To the last step. Returns why it ended: "finished", "stopped" (`stop`, SIGTERM, SIGINT), "data" (its epochs
+        are over before), "time" (max_seconds).
 
-        Raises DivergedError, DiskFullError, and what the data raise."""
+        Raises DivergedError, DiskFullError, and what the data and listeners raise."""
         self.learner.module.train()
-        saved = self.step
-        with self._signals():
-            given = iter(self.batches)
-            while self.step < self.options.steps and not self._stop.is_set():
-                micro = list(islice(given, self.options.accumulation))
-                if not micro:
-                    break  # the data's epochs are over
-                self._tell(self._train_step(micro))
-                self.step += 1
-                if self.options.save_every and self.step % self.options.save_every == 0:
-                    self.save()
-                    saved = self.step
+        self._each(lambda listener: listener.began(self.step, self.options.steps))
+        reason = "finished"
+        try:
+            with self._signals():
+                reason = self._steps()
+        except BaseException as e:
+            reason = f"{type(e).__name__}: {e}"
+            raise
+        finally:
+            self.learner.module.eval()
+            self._each(lambda listener: listener.ended(self.step, reason))
+        return reason
+
+    def _steps(self) -> str:
+        saved = evaluated = self.step
+        started = time.monotonic()
+        reason = "finished"
+        if not self.step:
+            self._evaluate()  # what there was to begin with
+        given = iter(self.batches)
+        while self.step < self.options.steps:
+            micro = list(islice(given, self.options.accumulation))
+            if not micro:
+                reason = "data"
+                break
+            self._tell(self._train_step(micro))
+            if _is_time(self.step, self.options.evaluate_every):
+                self._evaluate()
+                evaluated = self.step
+            if _is_time(self.step, self.options.save_every):
+                self.save()
+                saved = self.step
+            if self._stop.is_set():
+                reason = "stopped"
+                break
+            if 0 < self.options.max_seconds <= time.monotonic() - started:
+                reason = "time"
+                break
         if saved != self.step:
             self.save()
-        self.learner.module.eval()
-        return not self._stop.is_set()
+        if evaluated != self.step and reason != "stopped":
+            self._evaluate()
+        return reason
+
+    def _evaluate(self) -> None:
+        if self.evaluate is not None:
+            found = self.evaluate(self.step)
+            self._each(lambda listener: listener.evaluated(found))
+
+    def _each(self, tell: Callable[[Listener], None]) -> None:
+        for listener in self.listeners:
+            tell(listener)
 
     def save(self) -> Path:
         state = {"batches": self.batches.state_dict(), "bad": self._bad, "mean_norm": self._mean_norm}
-        return self.checkpoints.save(self.step, self.learner.module, self.optimizers, state)
+        path = self.checkpoints.save(self.step, self.learner.module, self.optimizers, state)
+        self._each(lambda listener: listener.saved(self.step, path))
+        return path
 
     def _train_step(self, micro: list[Batch]) -> StepReport:
         started = time.perf_counter()
@@ -152,8 +183,10 @@ class Loop:
             total += loss.detach()
         factor = self.schedule.factor(self.step, self.options.steps)
         norm, skipped = self._update(factor)
+        self.step += 1
+        parts = {name: float(part) / max(1, num_trained) for name, part in self.learner.parts().items()}
         return StepReport(
-            step=self.step + 1,
+            step=self.step,
             loss=float(total),
             gradient_norm=norm,
             rate=self.optimizer.lr * factor,
@@ -161,6 +194,8 @@ class Loop:
             num_trained=num_trained,
             seconds=time.perf_counter() - started,
             skipped=skipped,
+            parts=parts or None,
+            memory=torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0,
         )
 
     def _update(self, factor: float) -> tuple[float, str]:
@@ -194,8 +229,7 @@ class Loop:
         self.run.mkdir(parents=True, exist_ok=True)
         with (self.run / "log.jsonl").open("a") as file:
             file.write(json.dumps(vars(report)) + "\n")
-        for listener in self.listeners:
-            listener(report)
+        self._each(lambda listener: listener.stepped(report))
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -215,3 +249,7 @@ class Loop:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _is_time(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

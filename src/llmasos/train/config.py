@@ -22,9 +22,9 @@ class _Group(BaseModel):
 class Lora(_Group):
     """The adapter of tuning="lora" and "qlora" (arXiv:2106.09685), see `train.lora.LoraOptions`."""
 
-    r: int = Field(16, ge=1)
+    r: int = Field(default=16, ge=1)
     alpha: float = 32.0
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: tuple[str, ...] = ()
     """Names of Hugging Face modules (q_proj ...); empty: all linear layers of the blocks."""
     rslora: bool = False
@@ -39,18 +39,18 @@ class Distillation(_Group):
     keep_layers: int | tuple[int, ...] | None = None
     """Make the student of these layers of the teacher (a number: evenly spread), when `model` is None."""
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
-    beta: float = Field(0.5, gt=0, lt=1)
+    beta: float = Field(default=0.5, gt=0, lt=1)
     """Of "jsd": 0 would be forward KL, 1 reverse KL (arXiv:2306.13649)."""
-    temperature: float = Field(1.0, gt=0)
-    weight: float = Field(0.5, ge=0, le=1)
+    temperature: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=0.5, ge=0, le=1)
     """Of the divergence; cross-entropy of the data has the rest."""
-    hidden_weight: float = Field(0.0, ge=0)
+    hidden_weight: float = Field(default=0.0, ge=0)
     """Of 1 - cosine of the last hidden states, where both models are of one width."""
-    on_policy: float = Field(0.0, ge=0, le=1)
+    on_policy: float = Field(default=0.0, ge=0, le=1)
     """The share of steps whose answers the student writes itself (GKD, arXiv:2306.13649)."""
     sequence: bool = False
     """The teacher writes the answers, once, before training (sequence-level, arXiv:1606.07947)."""
-    max_new_tokens: int = Field(256, ge=1)
+    max_new_tokens: int = Field(default=256, ge=1)
     """Of answers that are written for on_policy and sequence."""
 
 
@@ -72,71 +72,71 @@ class TrainConfig(_Group):
     lora: Lora = Lora()
     quantization: Literal["nf4", "int8", "int4"] = "nf4"
     """Of the frozen weights of tuning="qlora"."""
-    depth: int | None = Field(None, ge=1, le=64)
+    depth: int | None = Field(default=None, ge=1, le=64)
     """Of pretrain: the one dial. Width, heads, batch, rate and tokens follow."""
-    vocab_size: int = Field(32_768, ge=300)
+    vocab_size: int = Field(default=32_768, ge=300)
     """Of the tokenizer that pretrain makes, where `tokenizer` is None."""
     tokenizer: str | None = None
     """Of pretrain: a model or folder whose tokenizer is used."""
     distillation: Distillation = Distillation()
 
     # --- data
-    max_length: int | None = Field(None, ge=2)
+    max_length: int | None = Field(default=None, ge=2)
     """Tokens of the longest sample; default: the model's context, at most 2048."""
     overlong: Literal["split", "refuse", "truncate", "drop"] | None = None
-    validation: float = Field(0.02, ge=0, lt=1)
+    validation: float = Field(default=0.02, ge=0, lt=1)
     """The share of rows held out, of which the loss is measured; 0: none."""
     validation_data: tuple[str, ...] = ()
     """Files of held-out rows instead."""
-    schema_: str | None = Field(None, alias="schema")
+    schema_: str | None = Field(default=None, alias="schema")
     columns: dict[str, str] | None = None
     template: str | None = None
     """Path of a chat template (Jinja), or its text, instead of the tokenizer's."""
     seed: int = 0
 
     # --- steps
-    epochs: float | None = Field(None, gt=0)
+    epochs: float | None = Field(default=None, gt=0)
     """Default: 1, or what `steps` need."""
-    steps: int | None = Field(None, ge=1)
-    batch_tokens: int | None = Field(None, ge=2)
+    steps: int | None = Field(default=None, ge=1)
+    batch_tokens: int | None = Field(default=None, ge=2)
     """Tokens of one step of the optimizer, over all GPUs and micro-batches."""
-    micro_batch_tokens: int | None = Field(None, ge=2)
+    micro_batch_tokens: int | None = Field(default=None, ge=2)
     """Tokens that one GPU reads at once; default: the most that fit."""
     optimizer: Literal["adamw", "adamw8bit", "muon"] | None = None
     """Default: adamw; muon for pretrain."""
-    lr: float | None = Field(None, gt=0)
+    lr: float | None = Field(default=None, gt=0)
     """The highest; default by method and tuning: 2e-4 for adapters, 1e-5 for all weights, by depth for pretrain."""
-    weight_decay: float | None = Field(None, ge=0)
-    max_norm: float = Field(1.0, ge=0)
+    weight_decay: float | None = Field(default=None, ge=0)
+    max_norm: float = Field(default=1.0, ge=0)
     schedule: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
-    warmup: float = Field(0.03, ge=0, le=1)
-    cooldown: float = Field(0.2, ge=0, le=1)
+    warmup: float = Field(default=0.03, ge=0, le=1)
+    cooldown: float = Field(default=0.2, ge=0, le=1)
 
     # --- machine
     device: str = "auto"
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Of the computation; weights that are trained are float32."""
-    gpus: int | None = Field(None, ge=1)
+    gpus: int | None = Field(default=None, ge=1)
     """Processes, one on each GPU (or CPU, with device="cpu"); default: 1, or what torchrun says."""
     parallel: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto"
-    tensor_parallel_size: int = Field(1, ge=1)
+    tensor_parallel_size: int = Field(default=1, ge=1)
     compile: bool | None = None
     """Default: on GPUs."""
     recompute: bool | None = None
     """Activation checkpointing; default: where the memory asks for it."""
-    max_memory: float | None = Field(None, gt=0)
+    max_memory: float | None = Field(default=None, gt=0)
     """GiB of one device that may be used; default: what is free."""
 
     # --- keeping and seeing
-    save_every: int | None = Field(None, ge=0)
+    save_every: int | None = Field(default=None, ge=0)
     """Steps between checkpoints; default: a tenth of the run, 0: only at its end."""
-    evaluate_every: int | None = Field(None, ge=0)
+    evaluate_every: int | None = Field(default=None, ge=0)
     """Steps between evaluations; default: a tenth of the run, 0: only before and after."""
-    keep: int = Field(2, ge=1)
+    keep: int = Field(default=2, ge=1)
     """Checkpoints."""
     resume: bool = False
     """Go on with the run of this name."""
-    max_minutes: float = Field(0.0, ge=0)
+    max_minutes: float = Field(default=0.0, ge=0)
     """The run saves and ends then; 0: no limit."""
     prompts: tuple[str, ...] = ()
     """What the model is asked at every evaluation."""
@@ -183,7 +183,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
-        raise NotFoundError(f"There is no file {path}.", hint="Name a YAML file of a run.", param="config") from e
+        raise NotFoundError(f"There is no file {path}.", hint="Name a YAML file of a run.") from e
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise FormatError(f"{path} is not valid YAML: {e}.", hint="Correct that line.") from e
     if not isinstance(found, dict):

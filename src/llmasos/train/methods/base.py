@@ -1,0 +1,107 @@
+"""What a method is: a model to begin with, a loss, and defaults."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmasos.errors import InvalidInputError, UnsupportedError
+from llmasos.models.config import ModelConfig
+from llmasos.models.load import LoadedModel, load_model, read_config
+from llmasos.store import ensure
+from llmasos.text import Tokenizer, load_tokenizer
+from llmasos.train.config import TrainConfig
+from llmasos.train.lora import LoraOptions, add_lora
+from llmasos.train.model import Placed, Trainee
+
+
+@dataclass
+class NextToken:
+    """Cross-entropy of the next token, over what is trained."""
+
+    model: LoadedModel
+    trainee: Trainee
+
+    @property
+    def module(self) -> nn.Module:
+        return self.trainee.decoder
+
+    def loss(self, batch: Placed) -> Tensor:
+        return self.trainee.loss(batch)
+
+    def parts(self) -> dict[str, Tensor]:
+        return {}
+
+
+class Method(ABC):
+    """`config` is settled: nothing is None but what has no meaning for the method."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+
+    @classmethod
+    @abstractmethod
+    def defaults(cls, config: TrainConfig) -> Mapping[str, Any]:
+        """Of tuning, lr, weight_decay, optimizer, where they are None."""
+
+    @cached_property
+    def path(self) -> Path:
+        """Of the model to begin with; fetched if need be."""
+        if self.config.model is None:
+            raise InvalidInputError(
+                f"{self.config.method} needs a model to begin with.",
+                hint=f"llmasos train {self.config.method} --model NAME --data FILE",
+                param="model",
+            )
+        return ensure(self.config.model)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.path)
+
+    @cached_property
+    def shape(self) -> ModelConfig:
+        """Of what is trained; no weights are loaded for it."""
+        return decoder_config(self.path)
+
+    @abstractmethod
+    def build(self, device: torch.device, dtype: torch.dtype) -> NextToken:
+        """Load or make the weights and say how they learn. dtype: of the computation."""
+
+    def weights(self, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+        """The model with what is trained of it requiring gradients."""
+        config = self.config
+        stored = torch.float32 if config.tuning == "full" else dtype
+        model = load_model(self.path, device=device, dtype=stored, quantization="none")
+        if config.tuning == "full":
+            model.module.requires_grad_()
+        else:
+            add_lora(model, lora_options(config))
+        return model
+
+    def trainee(self, model: LoadedModel, dtype: torch.dtype) -> Trainee:
+        on_gpu = model.module.device.type == "cuda"
+        compiled = on_gpu if self.config.compile is None else self.config.compile
+        return Trainee(model.module, dtype=dtype, recompute=bool(self.config.recompute), compiled=compiled)
+
+
+def lora_options(config: TrainConfig) -> LoraOptions:
+    return LoraOptions(**dict(config.lora))
+
+
+def decoder_config(path: Path) -> ModelConfig:
+    """Raises UnsupportedError for an encoder."""
+    config = read_config(path)
+    if config.is_encoder:
+        raise UnsupportedError(
+            f"{path.name} is an encoder ({config.architecture}); decoders can be trained.",
+            hint="Choose a model that generates text.",
+        )
+    return config

@@ -1,0 +1,314 @@
+"""A run from its options to what it makes: settle what nobody said, plan, train, export, show.
+
+TrainConfig ── settle ──> method (model, tokenizer) ──> Batches ──> plan ──> Loop ──> export
+                                                   RUN/config.yaml   run.json  checkpoints  model/ or adapter/
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from llmasos.data import Batches, Stats, Totals
+from llmasos.devices import place
+from llmasos.errors import BusyError, FormatError, InvalidInputError, NotFoundError
+from llmasos.models.config import ModelConfig
+from llmasos.settings import settings
+from llmasos.store.card import check_name
+from llmasos.train.config import TrainConfig
+from llmasos.train.events import Evaluation, Listener
+from llmasos.train.loop import Loop, LoopOptions
+from llmasos.train.methods import METHODS, Method, method_of
+from llmasos.train.optim import OptimizerOptions
+from llmasos.train.schedule import Schedule
+
+CONFIG = "config.yaml"
+MOST_LENGTH = 2048
+"""Tokens of the longest sample where nothing is said."""
+LEAST_STEPS = 100
+"""A step gets fewer tokens rather than the run fewer steps than this."""
+PARTS = 10
+"""Checkpoints and evaluations of a run where nothing is said."""
+MAY_CHANGE = frozenset(
+    ("steps", "max_minutes", "gpus", "parallel", "tensor_parallel_size", "device", "compile", "recompute", "max_memory")
+    + ("save_every", "evaluate_every", "keep", "resume", "prompts", "trackers", "install", "merge", "output", "name")
+)
+"""What a run that goes on may be told anew."""
+
+OnProgress = Callable[[str, Totals], None]
+"""Gets the file that is tokenised, and how far it is."""
+
+
+@dataclass(frozen=True)
+class Result:
+    name: str
+    folder: Path
+    """Of the run."""
+    reason: str
+    """Why it ended: see `events.Listener.ended`."""
+    step: int
+    evaluation: Evaluation | None
+    """The last one."""
+    installed: str | None
+    """The name in the library under which the result runs and serves."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run before its first weight is loaded."""
+
+    config: TrainConfig
+    """Settled."""
+    method: Method
+    batches: Batches
+    held_out: Batches | None
+    stats: Stats
+    steps: int
+    accumulation: int
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> ModelConfig:
+        return self.method.shape
+
+
+def runs_folder() -> Path:
+    return settings().home / "runs"
+
+
+def find_run(name: str | Path) -> Path:
+    """The folder of a run, by its name or path. Raises NotFoundError."""
+    for folder in (Path(name), runs_folder() / str(name)):
+        if (folder / CONFIG).is_file():
+            return folder.absolute()
+    raise NotFoundError(f"There is no run {str(name)!r}.", hint="See `llmasos runs`.")
+
+
+def resume(name: str | Path, *, listeners: Sequence[Listener] = (), **changes: Any) -> Result:
+    """Go on with a run where its last checkpoint is. `changes`: options that do not change what is learnt, see
+    MAY_CHANGE."""
+    folder = find_run(name)
+    config = TrainConfig.of(folder / CONFIG, **changes, resume=True, output=folder)
+    return train(config, listeners=listeners)
+
+
+def train(config: TrainConfig, *, listeners: Sequence[Listener] = (), on_progress: OnProgress | None = None) -> Result:
+    """Carry out a run.
+
+    Raises InvalidInputError, NotFoundError, FormatError for what is wrong in options and data, InsufficientMemoryError
+    before anything is loaded, BusyError for a run that another process has, DivergedError, DiskFullError."""
+    config = named(config)
+    assert config.output is not None
+    with _held(config):
+        prepared = prepare(config, on_progress=on_progress)
+        prepared.config.save(config.output / CONFIG)
+        return _carry_out(prepared, listeners)
+
+
+def named(config: TrainConfig) -> TrainConfig:
+    """With a name and a folder. Raises InvalidInputError for a run that is there already and should not go on, or
+    should with other options."""
+    _check(config)
+    stem = Path(str(config.model or f"d{config.depth or ''}")).name.split(":")[-1]
+    name = check_name(config.name or (config.output.name if config.output else f"{stem}-{config.method}"))
+    folder = (config.output or runs_folder() / name).absolute()
+    config = config.model_copy(update={"name": name, "output": folder})
+    if not (folder / CONFIG).exists():
+        return config
+    if not config.resume:
+        raise InvalidInputError(
+            f"There is a run {name!r} in {folder}.",
+            hint=f"Go on with it: llmasos train resume {name}; or give another --name.",
+            param="name",
+        )
+    return _as_begun(config, TrainConfig.of(folder / CONFIG))
+
+
+def _as_begun(config: TrainConfig, before: TrainConfig) -> TrainConfig:
+    """The run's options, where nothing else was said now."""
+    updates: dict[str, Any] = {}
+    for field in TrainConfig.model_fields:
+        now, then = getattr(config, field), getattr(before, field)
+        if now == then:
+            continue
+        if field in MAY_CHANGE:
+            if field not in config.model_fields_set:
+                updates[field] = then
+        elif field not in config.model_fields_set or now is None:
+            updates[field] = then
+        else:
+            raise InvalidInputError(
+                f"The run {config.name!r} was begun with {field}={then!r}, and this is {now!r}.",
+                hint="Go on with what it was begun with, or begin another run with --name.",
+                param=field,
+            )
+    return config.model_copy(update=updates)
+
+
+def _check(config: TrainConfig) -> None:
+    """What can be known to be wrong before anything is read."""
+    if not config.data:
+        raise InvalidInputError("No data is named.", hint=f"llmasos train {config.method} --data FILE", param="data")
+
+
+def prepare(config: TrainConfig, *, on_progress: OnProgress | None = None) -> Prepared:
+    """Settle every option, read the model's shape and tokenise the data. `config` is `named`."""
+    defaults = METHODS[config.method].defaults(config)
+    config = config.model_copy(update={k: v for k, v in defaults.items() if getattr(config, k) is None})
+    placement = place(config.device, config.dtype)
+    method = method_of(config)
+    longest = min(config.max_length or MOST_LENGTH, method.shape.context_length)
+    if config.max_length and config.max_length > method.shape.context_length:
+        raise InvalidInputError(
+            f"max_length={config.max_length:,}, and the model's context is {method.shape.context_length:,} tokens.",
+            hint=f"Use at most {method.shape.context_length}.",
+            param="max_length",
+        )
+    epochs = config.epochs or (None if config.steps else 1.0)
+    config = config.model_copy(update={"max_length": longest, "epochs": epochs})
+    held_out = _held_out(config, method, on_progress)
+    if held_out is None:
+        config = config.model_copy(update={"validation": 0.0})
+    stats = _batches(config, method, split="train").prepare(on_progress)
+    config, accumulation = _sized(config, stats)
+    method.config = config
+    batches = _batches(config, method, split="train")
+    steps = _steps(config, batches, accumulation)
+    part = max(1, steps // PARTS)
+    config = config.model_copy(
+        update={
+            "steps": steps,
+            "save_every": part if config.save_every is None else config.save_every,
+            "evaluate_every": part if config.evaluate_every is None else config.evaluate_every,
+        }
+    )
+    method.config = config
+    return Prepared(config, method, batches, held_out, stats, steps, accumulation, placement.device, placement.dtype)
+
+
+def _batches(config: TrainConfig, method: Method, *, split: str) -> Batches:
+    is_train = split == "train"
+    data = config.data if is_train or not config.validation_data else config.validation_data
+    share = 0.0 if config.validation_data else config.validation
+    assert config.max_length is not None
+    return Batches(
+        list(data),
+        method.tokenizer,
+        max_length=config.max_length,
+        batch_tokens=config.micro_batch_tokens,
+        overlong=config.overlong,
+        split="all" if not is_train and config.validation_data else split,  # type: ignore[arg-type]
+        validation=share,
+        seed=config.seed,
+        shuffle=is_train,
+        epochs=(config.epochs and math.ceil(config.epochs)) if is_train else 1,
+        schema=config.schema_,
+        columns=config.columns,
+        template=config.template,
+    )
+
+
+def _held_out(config: TrainConfig, method: Method, on_progress: OnProgress | None) -> Batches | None:
+    """None: no row is held out, because nobody wants it or the data are too few for the usual share."""
+    if not (config.validation or config.validation_data):
+        return None
+    found = _batches(config, method, split="validation")
+    try:
+        found.prepare(on_progress)
+    except FormatError:
+        if config.validation_data or "validation" in config.model_fields_set:
+            raise
+        return None
+    return found
+
+
+def _sized(config: TrainConfig, stats: Stats) -> tuple[TrainConfig, int]:
+    """Tokens of a step and of a micro-batch, and how many of these are a step."""
+    assert config.max_length is not None and config.batch_tokens is not None
+    batch = config.batch_tokens
+    if "batch_tokens" not in config.model_fields_set:
+        wanted = config.steps or LEAST_STEPS
+        batch = min(batch, max(config.max_length, round(stats.num_tokens * (config.epochs or 1) / wanted)))
+    micro = config.micro_batch_tokens or config.max_length
+    if micro < config.max_length:
+        raise InvalidInputError(
+            f"micro_batch_tokens={micro:,} cannot hold samples of max_length={config.max_length:,} tokens.",
+            hint=f"Use at least {config.max_length}, or a smaller max_length.",
+            param="micro_batch_tokens",
+        )
+    return config.model_copy(update={"batch_tokens": batch, "micro_batch_tokens": micro}), max(1, round(batch / micro))
+
+
+def _steps(config: TrainConfig, batches: Batches, accumulation: int) -> int:
+    if config.steps:
+        return config.steps
+    assert config.epochs is not None
+    per_epoch = batches.count() / math.ceil(config.epochs)
+    return max(1, math.ceil(per_epoch * config.epochs / accumulation))
+
+
+def _carry_out(prepared: Prepared, listeners: Sequence[Listener]) -> Result:
+    config = prepared.config
+    assert config.output is not None and config.name is not None
+    torch.manual_seed(config.seed)
+    learner = prepared.method.build(prepared.device, prepared.dtype)
+    seen = _Seen()
+    loop = Loop(
+        learner,
+        prepared.batches,
+        optimizer_options(config),
+        Schedule(config.schedule, config.warmup, config.cooldown),
+        LoopOptions(
+            steps=prepared.steps,
+            accumulation=prepared.accumulation,
+            save_every=config.save_every or 0,
+            evaluate_every=config.evaluate_every or 0,
+            max_seconds=60 * config.max_minutes,
+        ),
+        config.output,
+        prepared.device,
+        [seen, *listeners],
+    )
+    if config.resume:
+        loop.resume()
+    reason = loop.train()
+    return Result(config.name, config.output, reason, loop.step, seen.evaluation, None)
+
+
+def optimizer_options(config: TrainConfig) -> OptimizerOptions:
+    assert config.lr is not None and config.weight_decay is not None and config.optimizer is not None
+    return OptimizerOptions(
+        name=config.optimizer,  # type: ignore[arg-type]
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        max_norm=config.max_norm,
+    )
+
+
+class _Seen(Listener):
+    evaluation: Evaluation | None = None
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        self.evaluation = evaluation
+
+
+@contextmanager
+def _held(config: TrainConfig) -> Iterator[None]:
+    """The run is this process's alone."""
+    assert config.output is not None
+    config.output.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(config.output / "lock", timeout=0):
+            yield
+    except Timeout as e:
+        raise BusyError(
+            f"The run {config.name!r} goes on in another process.", hint="Wait for it, or give another --name."
+        ) from e

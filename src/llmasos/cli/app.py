@@ -3,7 +3,8 @@
 A parameter's name and type make its flag; its text comes from the message table (`option.run.model`, else
 `option.model`). `**engine` in a signature stands for the fields of EngineConfig, `**sampling` for those of both
 EngineConfig and SamplingParams, so those flags are written in one place only. All are optional: what nobody typed is
-left to the model. `**server` stands for the options of the server, whose help lies beside them, and the engine's.
+left to the model. `**train` stands for the options of a training run, `**server` for those of the server, whose help
+lies beside them, and the engine's.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ REST = "inputs"
 """The parameter that takes all words as they are, unknown flags too."""
 
 _SHORT = {"follow": "-f"}
+_CAN_BE_OFF = ("compile", "recompute", "install")
+"""Switches of a training run that are on, or decided for it, where nobody says otherwise."""
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -61,10 +64,17 @@ def server_types() -> dict[str, Any]:
     }
 
 
+def _train_types() -> dict[str, Any]:
+    from llmasos.cli.train import train_types
+
+    return train_types()
+
+
 _STANDS_FOR: dict[str, Callable[[], dict[str, Any]]] = {
     "engine": engine_types,
     "server": lambda: server_types() | engine_types(),
     "sampling": lambda: sampling_types() | engine_types(),
+    "train": _train_types,
 }
 
 
@@ -141,12 +151,16 @@ def _stdin_back(value: Any) -> Any:
 
 
 def _about(command: Command, name: str, kind: Any) -> cyclopts.Parameter:
-    own = f"option.{command.name}.{name}"
+    nested = name.replace("__", ".")
+    own = f"option.{command.name}.{nested}"
     text = _server_help(name) if command.name == "serve" else None
     text = text or t(own if messages.has(own) else f"option.{name}")
     return cyclopts.Parameter(
         help=text,
-        negative=(),
+        name=f"--{nested.replace('_', '-')}" if nested != name else None,
+negative=f"--no-{name}" if name in _CAN_BE_OFF else (),
+        if kind is bool and command.name == "train" and name != "json"
+        else (),
         alias=_SHORT.get(name),
         converter=_whole if _metavar(kind) == "N" else None,
         allow_leading_hyphen=name == REST,

@@ -34,6 +34,7 @@ _TABLE = (
     Command("agent", "agent", "agent", "use", is_bare=True),
     Command("memory", "memory", "memory", "use", is_bare=True),
     Command("data", "data", "data", "use"),
+    Command("train", "train", "train", "use"),
     Command("serve", "serve", "serve", "use"),
     Command("app", "application", "app", "use"),
     Command("ps", "ps", "ps", "server", is_bare=True),

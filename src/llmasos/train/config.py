@@ -89,7 +89,7 @@ class TrainConfig(_Group):
     validation_data: tuple[str, ...] = ()
     """Files of held-out rows instead."""
     schema_: str | None = Field(default=None, alias="schema")
-    columns: dict[str, str] | None = None
+    columns: dict[str, str] | tuple[str, ...] | None = None
     template: str | None = None
     """Path of a chat template (Jinja), or its text, instead of the tokenizer's."""
     seed: int = 0

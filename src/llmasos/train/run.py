@@ -37,8 +37,11 @@ LEAST_STEPS = 100
 PARTS = 10
 """Checkpoints and evaluations of a run where nothing is said."""
 MAY_CHANGE = frozenset(
-    ("steps", "max_minutes", "gpus", "parallel", "tensor_parallel_size", "device", "compile", "recompute", "max_memory")
-    + ("save_every", "evaluate_every", "keep", "resume", "prompts", "trackers", "install", "merge", "output", "name")
+    {
+        *("steps", "max_minutes", "save_every", "evaluate_every", "keep", "prompts", "trackers", "install", "merge"),
+        *("gpus", "parallel", "tensor_parallel_size", "device", "compile", "recompute", "max_memory"),
+        *("resume", "name", "output"),
+    }
 )
 """What a run that goes on may be told anew."""
 
@@ -161,6 +164,7 @@ def _check(config: TrainConfig) -> None:
 
 def prepare(config: TrainConfig, *, on_progress: OnProgress | None = None) -> Prepared:
     """Settle every option, read the model's shape and tokenise the data. `config` is `named`."""
+    is_free = config.batch_tokens is None
     defaults = METHODS[config.method].defaults(config)
     config = config.model_copy(update={k: v for k, v in defaults.items() if getattr(config, k) is None})
     placement = place(config.device, config.dtype)
@@ -178,7 +182,7 @@ def prepare(config: TrainConfig, *, on_progress: OnProgress | None = None) -> Pr
     if held_out is None:
         config = config.model_copy(update={"validation": 0.0})
     stats = _batches(config, method, split="train").prepare(on_progress)
-    config, accumulation = _sized(config, stats)
+    config, accumulation = _sized(config, stats, is_free=is_free)
     method.config = config
     batches = _batches(config, method, split="train")
     steps = _steps(config, batches, accumulation)
@@ -209,11 +213,15 @@ def _batches(config: TrainConfig, method: Method, *, split: str) -> Batches:
         validation=share,
         seed=config.seed,
         shuffle=is_train,
-        epochs=(config.epochs and math.ceil(config.epochs)) if is_train else 1,
+        epochs=1 if not is_train else None if config.epochs is None else math.ceil(config.epochs),
         schema=config.schema_,
-        columns=config.columns,
+        columns=columns_of(config),
         template=config.template,
     )
+
+
+def columns_of(config: TrainConfig) -> dict[str, str] | list[str] | None:
+    return list(config.columns) if isinstance(config.columns, tuple) else config.columns
 
 
 def _held_out(config: TrainConfig, method: Method, on_progress: OnProgress | None) -> Batches | None:
@@ -230,11 +238,11 @@ def _held_out(config: TrainConfig, method: Method, on_progress: OnProgress | Non
     return found
 
 
-def _sized(config: TrainConfig, stats: Stats) -> tuple[TrainConfig, int]:
+def _sized(config: TrainConfig, stats: Stats, *, is_free: bool) -> tuple[TrainConfig, int]:
     """Tokens of a step and of a micro-batch, and how many of these are a step."""
     assert config.max_length is not None and config.batch_tokens is not None
     batch = config.batch_tokens
-    if "batch_tokens" not in config.model_fields_set:
+    if is_free:
         wanted = config.steps or LEAST_STEPS
         batch = min(batch, max(config.max_length, round(stats.num_tokens * (config.epochs or 1) / wanted)))
     micro = config.micro_batch_tokens or config.max_length

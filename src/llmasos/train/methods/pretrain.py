@@ -65,7 +65,8 @@ class Pretrain(Method):
         folder = config.output / "tokenizer"
         if not (folder / "tokenizer.json").exists():
             refs = [source.ref for source in parse_sources(config.data)]
-            made = train_tokenizer(refs, vocab_size=config.vocab_size, schema=config.schema_, columns=config.columns)
+            columns = list(config.columns) if isinstance(config.columns, tuple) else config.columns
+            made = train_tokenizer(refs, vocab_size=config.vocab_size, schema=config.schema_, columns=columns)
             folder.parent.mkdir(parents=True, exist_ok=True)
             made.save_pretrained(folder)
         return load_tokenizer(folder)

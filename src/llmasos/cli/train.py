@@ -1,0 +1,164 @@
+"""`llmasos train`: a corpus or chats in, a better model out; plan, go on, look, merge, export, check."""
+
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from llmasos.cli.messages import t
+from llmasos.cli.render import emit, pairs, say, working
+from llmasos.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from llmasos.data import Totals
+    from llmasos.train.config import TrainConfig
+    from llmasos.train.run import Result
+
+Action = Literal["sft", "pretrain", "distill", "resume", "plan", "inspect", "merge", "export", "verify"]
+_METHODS = ("sft", "pretrain", "distill")
+_NOT_FLAGS = ("method", "resume")
+_LISTS = ("lora.targets", "trackers", "distillation.keep_layers")
+"""Several words in one value, divided by commas."""
+NESTED = "__"
+"""Stands for the dot of a nested option in a Python name."""
+
+
+def train_types() -> dict[str, Any]:
+    """The flags of a run's options and the types of their values; nested ones as `lora__r`, typed `--lora.r`."""
+    from pydantic import BaseModel
+
+    from llmasos.train.config import TrainConfig
+
+    found: dict[str, Any] = {}
+    for name, field in TrainConfig.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found |= {f"{name}{NESTED}{inner}": _plain(f.annotation) for inner, f in kind.model_fields.items()}
+        elif name not in _NOT_FLAGS:
+            found[field.alias or name] = _plain(kind)
+    for name in _LISTS:
+        found[name.replace(".", NESTED)] = str
+    return found | {"columns": str}
+
+
+def _plain(kind: Any) -> Any:
+    """Without None: nothing typed is None."""
+    kinds = [each for each in typing.get_args(kind) if each is not type(None)]
+    is_union = type(None) in typing.get_args(kind)
+    return kinds[0] if is_union and len(kinds) == 1 else kind
+
+
+def train(
+    action: Action,
+    /,
+    *words: str,
+    json: bool = False,
+    method: Literal["linear", "slerp", "ties"] = "linear",
+    weights: str | None = None,
+    checkpoint: int | None = None,
+    **train: Any,
+) -> int | None:
+    """`llmasos train ACTION`. A run's words are a YAML file of options, or none."""
+    if action in _METHODS:
+        return _run(_config(action, words, train), as_json=json)
+    if action == "resume":
+        return _resume(words, train, as_json=json)
+    if action == "plan":
+        return _plan(words, train, as_json=json)
+    if action == "inspect":
+        _inspect(words, train)
+        return None
+    raise InvalidInputError(t("train.not_there", action=action), param="action")
+
+
+def _config(method: str | None, words: tuple[str, ...], typed: dict[str, Any]) -> TrainConfig:
+    from llmasos.data import parse_columns
+    from llmasos.train.config import TrainConfig
+
+    if len(words) > 1:
+        raise InvalidInputError(t("train.words", words=" ".join(words[1:])), hint=t("train.words.hint"))
+    values = {name.replace(NESTED, "."): value for name, value in typed.items()}
+    for name in _LISTS:
+        if name in values:
+            values[name] = [_number(part) for part in str(values[name]).split(",") if part]
+    if "distillation.keep_layers" in values and len(values["distillation.keep_layers"]) == 1:
+        [values["distillation.keep_layers"]] = values["distillation.keep_layers"]
+    if "columns" in values:
+        values["columns"] = parse_columns(values["columns"])
+    if method is not None:
+        values["method"] = method
+    return TrainConfig.of(words[0] if words else None, **values)
+
+
+def _number(word: str) -> int | str:
+    return int(word) if word.isdecimal() else word
+
+
+def _run(config: TrainConfig, *, as_json: bool) -> int:
+    from llmasos.train.run import train
+
+    with working(t("train.preparing")) as tell:
+
+        def told(name: str, totals: Totals) -> None:
+            if tell is not None:
+                tell(t("train.tokenising", file=name, rows=f"{totals.num_rows:,}"))
+
+        result = train(config, on_progress=told)
+    return _ended(result, as_json=as_json)
+
+
+def _resume(words: tuple[str, ...], typed: dict[str, Any], *, as_json: bool) -> int:
+    from llmasos.train.run import resume
+
+    if len(words) != 1:
+        raise InvalidInputError(t("train.which_run"), hint="llmasos runs", param="run")
+    changes = {name.replace(NESTED, "."): value for name, value in typed.items()}
+    return _ended(resume(words[0], **changes), as_json=as_json)
+
+
+def _ended(result: Result, *, as_json: bool) -> int:
+    facts = {
+        "name": result.name,
+        "folder": str(result.folder),
+        "reason": result.reason,
+        "step": result.step,
+        "loss": result.evaluation.loss if result.evaluation else None,
+        "installed": result.installed,
+    }
+    if as_json:
+        emit(facts)
+    else:
+        shown = [(t(f"train.{name}"), str(value)) for name, value in facts.items() if value is not None]
+        say(pairs(shown))
+        if result.installed:
+            say(t("train.serves", name=result.installed))
+        elif result.reason in ("stopped", "time"):
+            say(t("train.go_on", name=result.name))
+    return 0
+
+
+def _plan(words: tuple[str, ...], typed: dict[str, Any], *, as_json: bool) -> int:
+    method = words[0] if words and words[0] in _METHODS else None
+    config = _config(method, words[1:] if method else words, typed)
+    del config, as_json
+    raise InvalidInputError(t("train.not_there", action="plan"), param="action")
+
+
+def _inspect(words: tuple[str, ...], typed: dict[str, Any]) -> None:
+    """The first batch of these data, or of a run's options."""
+    from llmasos.cli.data import inspect_batch
+
+    config = _config(None, (), {"data": words} | typed) if not _is_options(words) else _config(None, words, typed)
+    inspect_batch(
+        config.data,
+        config.model,
+        schema=config.schema_,
+        columns=typed.get("columns"),
+        template=config.template,
+        max_length=config.max_length or 2048,
+    )
+
+
+def _is_options(words: tuple[str, ...]) -> bool:
+    return len(words) == 1 and Path(words[0]).suffix in (".yaml", ".yml")

@@ -73,7 +73,7 @@ class Checkpoints:
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
         if state.get("version") != VERSION:
             raise FormatError(f"{path} is a checkpoint of version {state.get('version')!r}.", hint="Begin a new run.")
-        weights = load_file(path / "weights.safetensors")
+        weights = read_weights(path)
         own = {name: p for name, p in module.named_parameters() if p.requires_grad}
         if weights.keys() != own.keys() or any(weights[n].shape != own[n].shape for n in own):
             raise FormatError(
@@ -92,6 +92,11 @@ class Checkpoints:
         whole = sorted(p for p in self.folder.glob("[0-9]*") if p.name.isdecimal())
         for old in [*whole[: -self.keep], *self.folder.glob("*.tmp")]:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The weights that a checkpoint holds, whole, by their names in the trained module: what is exported."""
+    return load_file(path / "weights.safetensors")
 
 
 def _random_state() -> dict[str, Any]:

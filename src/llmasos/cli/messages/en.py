@@ -25,7 +25,7 @@ MESSAGES = {
     "command.app": "Use applications: call their routes, offer their tools; make, publish and install packages.",
     "command.task": "Summarise, translate, classify, extract …: one task, a batch of them, or a pipeline.",
     "command.data": "Datasets: check them, look at a batch, train a tokenizer.",
-    "command.train": "Pretrain, fine-tune (all weights, LoRA, QLoRA), distill, merge; with a plan before the first step.",
+    "command.train": "Pretrain, fine-tune (all weights, LoRA, QLoRA), distill and merge; with a plan before step 1.",
     "command.kb": "Knowledge bases: add documents, search them, ask a model about them.",
     "command.jobs": "Work of a server that goes on by itself: list it, follow it, end it.",
     "command.serve": "Serve models over HTTP: OpenAI's, Anthropic's and Ollama's APIs.",

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from llmasos.data import IGNORED
-from llmasos.models.attention import layer_specs
+from llmasos.models.attention import Attend, layer_specs
 from llmasos.models.decoder import Decoder
 from llmasos.train.attention import packed_attention
 from llmasos.train.losses import linear_cross_entropy
@@ -109,8 +109,11 @@ class Trainee:
     def hidden(self, batch: Placed, casts: Mapping[str, Tensor] | None = None) -> Tensor:
         """Hidden states after the final norm, [T, D]."""
         attend = packed_attention(self.specs, batch.lengths, batch.tokens.device, self.dtype)
-        casts = self.casts() if casts is None else casts
-        out: Tensor = functional_call(self.decoder, dict(casts), (batch.tokens, batch.positions, attend))
+        return self.forward(batch.tokens, batch.positions, attend, self.casts() if casts is None else casts)
+
+    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, casts: Mapping[str, Tensor]) -> Tensor:
+        """The same with any attention, e.g. one that keeps keys and values."""
+        out: Tensor = functional_call(self.decoder, dict(casts), (tokens, positions, attend))
         return out
 
     def loss(self, batch: Placed) -> Tensor:

@@ -47,12 +47,40 @@ class Upstream(BaseModel):
     url: str | None = None
 
 
+class DataHash(BaseModel):
+    """Something that a model learnt from: `ref` as it was named; `digest`: the SHA-256 of a file, the revision of a
+    dataset of the hub."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    ref: str
+    digest: str
+
+
+class Lineage(BaseModel):
+    """How a model was trained here: from which one (None: from scratch), by which run, at which step, on what."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    run: str
+    method: str
+    tuning: str
+    base: str | None = None
+    step: int
+    data: list[DataHash] = Field(default_factory=list)
+    version: str = ""
+    """Of LLMasOS."""
+
+
 class Card(BaseModel):
-    """What the library knows of one model. `error` is set instead of the facts when the card on disk is damaged."""
+    """What the library knows of one model, or of an adapter (`kind`), whose model is `base`. `serves_as`: the name under
+    which it is served, where that can be no folder's. `error` is set instead of the facts when the card on disk is
+    damaged."""
 
     model_config = ConfigDict(extra="ignore")
     name: str
-    kind: Literal["model"] = "model"
+    kind: Literal["model", "adapter"] = "model"
+    base: str | None = None
+    serves_as: str | None = None
+    lineage: Lineage | None = None
     format: Literal["safetensors", "gguf"] | None = None
     architecture: str | None = None
     family: str | None = None
@@ -103,6 +131,15 @@ def read_card(folder: Path) -> Card:
             f"{path} is damaged: {reason}.", hint=f"`llmasos rm {folder.name}` and pull the model again."
         ) from e
     return card.model_copy(update={"name": folder.name, "error": None})
+
+
+def is_of_run(folder: Path, card: Card) -> bool:
+    """Whether what lies in `folder` was made by the run that `card` tells of."""
+    try:
+        before = read_card(folder).lineage
+    except (NotFoundError, FormatError):
+        return False
+    return before is not None and card.lineage is not None and before.run == card.lineage.run
 
 
 def write_card(folder: Path, card: Card) -> None:

@@ -1,0 +1,42 @@
+"""Models that were trained here come into the library: imported like any other, with a card that says how they were
+made."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from llmasos.errors import StoreError
+from llmasos.store.adapters import adapters_folder
+from llmasos.store.card import Card, check_name, is_of_run, write_card
+from llmasos.store.library import Library, discard, import_into
+from llmasos.store.transfer import disk_errors
+
+
+def install_model(source: Path, card: Card, home: Path | None = None) -> Path:
+    """Put the model in the folder `source` into the library under `card.name`, which appears there in one step. An
+    earlier one of the same run is replaced. What `card` says of files and format is found anew. Returns its folder.
+
+    Raises InvalidInputError for the name, StoreError where something else has it, DiskFullError, FormatError."""
+    library = Library(home)
+    target = library.root / check_name(card.name)
+    if (adapters_folder(home) / card.name).exists():
+        raise StoreError(f"The library has an adapter {card.name!r} already.", hint="Choose another name.")
+    if target.exists() and not is_of_run(target, card):
+        raise StoreError(
+            f"The library has a model {card.name!r} already.",
+            hint=f"Choose another name, or `llmasos rm {card.name}` first.",
+        )
+    imported = import_into(library, source, f"new-{secrets.token_hex(8)}")
+    staged = library.root / imported.name
+    try:
+        about = card.model_dump(include={"serves_as", "lineage", "licence", "notice"})
+        write_card(staged, imported.model_copy(update={**about, "lineage": card.lineage, "name": card.name}))
+        with disk_errors(target):
+            discard(target)
+            os.rename(staged, target)
+    except BaseException:
+        discard(staged)
+        raise
+    return target

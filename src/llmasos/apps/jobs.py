@@ -5,8 +5,9 @@
     GET /jobs/ID/events                            server-sent events: the job at each change, until it is over
     DELETE /jobs/ID                                ends it
 
-A function says how far it is with `report_progress`. Jobs live in the application's memory: they end with it, and the
-oldest that are over are forgotten.
+`GET /jobs?brief=true` leaves out results. Behind a server with keys, a job is its key's (see `clients.py`). A function
+says how far it is with `report_progress`. Jobs live in the application's memory: they end with it, and the oldest that
+are over are forgotten.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pydantic import BaseModel
 from starlette.datastructures import Headers
 from starlette.responses import Response, StreamingResponse
 
-from llmasos.apps import problems
+from llmasos.apps import clients, problems
 from llmasos.apps.live import Live
 from llmasos.errors import BusyError, InvalidInputError, LLMasOSError, NotFoundError
 
@@ -74,6 +75,8 @@ class Job(BaseModel):
     result: Any = None
     error: dict[str, Any] | None = None
     """The problem document of a job that failed."""
+    client: str | None = None
+    """Whose it is; None where nobody tells callers apart."""
 
 
 class JobNotFoundError(NotFoundError):
@@ -93,15 +96,16 @@ class Jobs:
         if running >= AT_ONCE:
             raise BusyError(f"{running} jobs are running already.", hint="Try again when some are over.")
         now = datetime.now(UTC)
-        live = Live(Job(id=f"job_{secrets.token_hex(8)}", route=route, state="running", created=now, updated=now))
+        id, client = f"job_{secrets.token_hex(8)}", clients.current.get()
+        live = Live(Job(id=id, route=route, state="running", created=now, updated=now, client=client))
         self._forget()
         self._jobs[live.job.id] = live
         live.task = asyncio.create_task(self._carry_out(live, call))
         return live.job
 
     def list(self) -> list[Job]:
-        """The latest first."""
-        return [live.job for live in reversed(self._jobs.values())]
+        """The latest first; those that the caller may see."""
+        return [live.job for live in reversed(self._jobs.values()) if clients.may_see(live.job.client)]
 
     def get(self, id: str) -> Job:
         return self._find(id).job
@@ -134,9 +138,10 @@ class Jobs:
             await asyncio.wait(tasks)
 
     def _find(self, id: str) -> Live[Job]:
-        if id not in self._jobs:
+        found = self._jobs.get(id)
+        if found is None or not clients.may_see(found.job.client):
             raise JobNotFoundError(id)
-        return self._jobs[id]
+        return found
 
     def _forget(self) -> None:
         over = [id for id, live in self._jobs.items() if live.job.state != "running"]
@@ -187,8 +192,9 @@ def create_router(jobs: Jobs) -> APIRouter:
     router = APIRouter(include_in_schema=False)
 
     @router.get("/jobs")
-    async def list_jobs() -> Response:
-        body = b"[" + b",".join(job.model_dump_json().encode() for job in jobs.list()) + b"]"
+    async def list_jobs(brief: bool = False) -> Response:
+        hidden = {"client", "result"} if brief else {"client"}
+        body = b"[" + b",".join(job.model_dump_json(exclude=hidden).encode() for job in jobs.list()) + b"]"
         return Response(body, media_type="application/json")
 
     @router.get("/jobs/{id}")
@@ -224,10 +230,14 @@ def _answer(make: Callable[[], Response]) -> Response:
 
 
 def _shown(job: Job, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(job.model_dump_json(), status, headers, "application/json")
+    return Response(_json(job), status, headers, "application/json")
+
+
+def _json(job: Job) -> bytes:
+    return job.model_dump_json(exclude={"client"}).encode()
 
 
 async def _events(jobs: Jobs, id: str) -> AsyncGenerator[bytes, None]:
     async for job in jobs.follow(id):
-        yield b"data: " + job.model_dump_json().encode() + b"\n\n"
+        yield b"data: " + _json(job) + b"\n\n"
     yield b"event: done\ndata: {}\n\n"

@@ -20,7 +20,10 @@ import socket
 import sys
 import threading
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from llmasos.apps import clients
 
 STACK_BYTES = 1 << 20
 """Of a thread: the limit on memory counts all of a stack, whatever of it is used."""
@@ -66,7 +69,7 @@ def _serve(reference: str, listener: socket.socket) -> None:
 
 
 class Mounted:
-    """ASGI middleware: the application is at `root` for those who ask for it."""
+    """ASGI middleware: the application is at `root` for those who ask for it, and the server says for whom it asks."""
 
     def __init__(self, app: ASGIApp, root: str) -> None:
         self._app, self._root = app, root
@@ -74,6 +77,7 @@ class Mounted:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan":
             scope = {**scope, "root_path": self._root, "path": self._root + scope["path"]}
+            clients.current.set(Headers(scope=scope).get(clients.CLIENT))
         await self._app(scope, receive, send)
 
 

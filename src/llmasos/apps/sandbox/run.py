@@ -99,15 +99,19 @@ def start(
     }
     ours, theirs = socket.socketpair()
     with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _LAUNCH, str(theirs.fileno()), _PACKAGE_ROOT],
-            env=variables,
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-        )
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _LAUNCH, str(theirs.fileno()), _PACKAGE_ROOT],
+                env=variables,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+            )
+        except OSError as e:
+            ours.close()
+            raise ServerError(f"{command[0]} could not be started in the sandbox: {e}.") from e
     try:
         return SandboxedProcess(process, policy, _begin(ours, order), ours)
     except BaseException:

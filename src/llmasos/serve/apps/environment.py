@@ -3,7 +3,8 @@ the package's own `wheels/`, or from the index where there is a network. Package
 read-only in the sandbox.
 
 It lies in the cache, `<home>/cache/app-environments/NAME/VERSION/`, and is made anew where it is missing or made for
-another Python. Only wheels are installed: nothing of the package runs.
+another Python. Only wheels are installed, and its Python is not started here once they are: what a package has
+written into a `.pth` would run then, outside the sandbox.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from llmasos.store.packages import Installed
 from llmasos.store.packages.requirements import LOCK_FILE, parse_requirements
 
 INSTALL_SECONDS = 600
+COMPILE_SECONDS = 300
 _READY = "llmasos.json"
 _INSTALLERS = (("uv", "pip"), (sys.executable, "-m", "uv", "pip"), (sys.executable, "-m", "pip"))
 
@@ -104,14 +106,24 @@ def _make(folder: Path, app: Installed, wanted: list[Requirement]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     venv.EnvBuilder(symlinks=os.name != "nt", with_pip=False).create(folder)
-    packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
     # behind the application's own packages
-    (packages / "llmasos-runtime.pth").write_text("".join(f"{path}\n" for path in runtime_paths()), encoding="utf-8")
+    (_packages(folder) / "llmasos-runtime.pth").write_text(
+        "".join(f"{path}\n" for path in runtime_paths()), encoding="utf-8"
+    )
     if wanted:
         _install(folder, app, wanted)
 
 
+def _packages(folder: Path) -> Path:
+    return Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+
+
 def _install(folder: Path, app: Installed, wanted: list[Requirement]) -> None:
+    if built := [str(one) for one in wanted if one.url]:
+        raise UnsupportedError(
+            f"{app.name} {app.version} needs {built[0]}, which has to be built, and building runs its code.",
+            hint=f"Its publisher puts a wheel into the package's wheels/ and its version into {LOCK_FILE}.",
+        )
     wheels = app.folder / "wheels"
     missing = [str(one) for one in wanted if not _has_wheel(wheels, one)]
     if missing and settings().offline:
@@ -126,13 +138,20 @@ def _install(folder: Path, app: Installed, wanted: list[Requirement]) -> None:
     with tempfile.TemporaryDirectory(prefix="llmasos-") as name:
         listed = Path(name, "requirements.txt")
         listed.write_text("".join(f"{one}\n" for one in wanted), encoding="utf-8")
-        found = subprocess.run(
-            _command(installer, folder, listed, wheels if wheels.is_dir() else None, offline=not missing),
-            capture_output=True,
-            text=True,
-            timeout=INSTALL_SECONDS,
-            stdin=subprocess.DEVNULL,
-        )
+        try:
+            found = subprocess.run(
+                _command(installer, folder, listed, wheels if wheels.is_dir() else None, offline=not missing),
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=INSTALL_SECONDS,
+                stdin=subprocess.DEVNULL,
+            )
+        except subprocess.TimeoutExpired as e:
+            raise UnsupportedError(
+                f"The packages of {app.name} {app.version} were not there after {INSTALL_SECONDS} s.",
+                hint="Try again, or ask its publisher for a package that has them in its wheels/.",
+            ) from e
     if found.returncode:
         said = (found.stderr or found.stdout).split()
         raise UnsupportedError(
@@ -140,6 +159,15 @@ def _install(folder: Path, app: Installed, wanted: list[Requirement]) -> None:
             f" {', '.join(missing or map(str, wanted))}. {' '.join(said)[-300:]}",
             hint="Without a network all of them have to be in the package's wheels/.",
         )
+    _compile(_packages(folder))
+
+
+def _compile(packages: Path) -> None:
+    """Byte code, which the application can't write itself. By this Python, without its environment's packages: uv and
+    pip would start the application's. Without it, starts are slower, and that is all."""
+    command = [sys.executable, "-I", "-S", "-m", "compileall", "-qq", str(packages)]
+    with suppress(OSError, subprocess.SubprocessError):
+        subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=COMPILE_SECONDS)
 
 
 def _command(
@@ -152,8 +180,8 @@ def _command(
     command += ["--no-index"] if offline else []
     command += ["--find-links", str(wheels)] if wheels else []
     if is_uv:
-        return [*command, "--compile-bytecode"]
-    return [*command, "--disable-pip-version-check", *(["--isolated"] if offline else [])]
+        return command
+    return [*command, "--no-compile", "--disable-pip-version-check", *(["--isolated"] if offline else [])]
 
 
 def _runs(command: tuple[str, ...]) -> bool:

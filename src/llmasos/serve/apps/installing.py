@@ -16,10 +16,10 @@ from llmasos.apps.sandbox import Policy, enforced
 from llmasos.client.types.apps import AppEnforcement, AppGrant, AppSheet
 from llmasos.errors import InvalidInputError, LLMasOSError
 from llmasos.serve.apps import environment
-from llmasos.serve.apps.supervisor import Slot, Supervisor
+from llmasos.serve.apps.supervisor import Slot, Supervisor, held
 from llmasos.serve.apps.terms import terms_of
 from llmasos.store.library import discard
-from llmasos.store.packages import Apps, Index, Installed, NotAcceptedError, Request, indexes
+from llmasos.store.packages import Apps, Index, Installed, NotAcceptedError, Request, check_app_name, indexes
 from llmasos.store.packages.manifest import Manifest, grants
 from llmasos.store.packages.unpack import open_package
 
@@ -96,7 +96,7 @@ class Installing:
             name = await asyncio.to_thread(_name_of, Path(reference))
             asked: Sequence[Index] = ()
         else:
-            name = reference.partition("==")[0].rpartition("/")[2]  # without its owner
+            name = check_app_name(reference.partition("==")[0].rpartition("/")[2])  # without its owner
             asked = await asyncio.to_thread(indexes, tuple(index))
         accept = accepting(answer)
         return await self._change(
@@ -120,25 +120,28 @@ class Installing:
         return gone
 
     async def _change(self, name: str, work: Callable[[Apps], Installed]) -> Installed:
-        before = await asyncio.to_thread(_current, self.apps, name)
-        there = set(await asyncio.to_thread(_versions, self.apps, name))
-        had_data = self.apps.data(name).exists() if before or there else False
-        try:
-            app = await asyncio.to_thread(work, self.apps)
-        except NotAcceptedError as e:
-            raise SheetError(await asyncio.to_thread(sheet_of, e.request), e.message) from e
-        async with self.supervisor.changing(app.name) as slot:
+        async with self.supervisor.alone(name) as slot:
+            before = await asyncio.to_thread(_current, self.apps, name)
+            there = set(await asyncio.to_thread(_versions, self.apps, name))
+            had_data = self.apps.data(name).exists() if before or there else False
+            was_stopped = slot.is_stopped
             try:
-                await self._check(slot, app)
-            except LLMasOSError as e:
-                is_new = app.version not in there
-                await asyncio.to_thread(put_back, self.apps, app, before, is_new, had_data)
-                if before is None:
-                    await self.supervisor.revoke(app.name, "server")
-                raise UnhealthyError(
-                    f"{app.name} {app.version} does not run, so it is not installed: {e.message}", hint=e.hint
-                ) from e
-        return app
+                app = await asyncio.to_thread(work, self.apps)
+            except NotAcceptedError as e:
+                raise SheetError(await asyncio.to_thread(sheet_of, e.request), e.message) from e
+            with held(slot):
+                try:
+                    await self._check(slot, app)
+                except LLMasOSError as e:
+                    is_new = app.version not in there
+                    await asyncio.to_thread(put_back, self.apps, app, before, is_new, had_data)
+                    if before is None:
+                        await self.supervisor.revoke(app.name, "server")
+                    slot.is_stopped, slot.num_crashes, slot.retry_at = was_stopped, 0, None  # not the old one's fault
+                    raise UnhealthyError(
+                        f"{app.name} {app.version} does not run, so it is not installed: {e.message}", hint=e.hint
+                    ) from e
+            return app
 
     async def _check(self, slot: Slot, app: Installed) -> None:
         await self.supervisor.stop(app.name)

@@ -1,6 +1,7 @@
 """Requests on their way to an application and back.
 
-Nothing of who asks goes with them: no key, no cookie, no address. What comes back is shown by browsers as a page of
+Nothing of who asks goes with them: no key, no cookie, no address; only a text that tells callers apart
+(`llmasos.apps.clients`). What comes back is shown by browsers as a page of
 nobody's: an application answers under the server's own address, and its scripts must not do there what its reader may.
 """
 
@@ -16,16 +17,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from llmasos.apps.clients import CLIENT, name_for
 from llmasos.errors import ServerError
 from llmasos.serve import inflight
 from llmasos.serve.apps.running import Running
 from llmasos.serve.apps.supervisor import Supervisor
+from llmasos.serve.caller import caller_of
 from llmasos.serve.problems import CLIENT_CLOSED_REQUEST
 
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 _HOP = {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding"}
 _HOP |= {"upgrade", "proxy-connection"}
 _NOT_SENT = _HOP | {"authorization", "x-api-key", "cookie", "host", "forwarded", "x-real-ip", "origin", "referer"}
+_NOT_SENT |= {CLIENT}
 _NOT_RETURNED = _HOP | {"set-cookie", "set-cookie2", "server", "date", "strict-transport-security", "clear-site-data"}
 _NOT_RETURNED |= {"content-security-policy", "x-content-type-options", "service-worker-allowed", "alt-svc", "link"}
 _NOT_RETURNED |= {"refresh", "www-authenticate", "x-request-id", "request-id"}
@@ -75,6 +79,8 @@ async def _head(
     """None: the client went away."""
     headers = [(k, v) for k, v in request.headers.raw if k.decode("latin-1").lower() not in _NOT_SENT]
     headers = [(k, v) for k, v in headers if not k.lower().startswith(b"x-forwarded-")]
+    if (client := name_for(found.order.app.name, caller_of(request).key_id)) is not None:
+        headers.append((CLIENT.encode(), client.encode()))
     if body is not None:
         headers = [(k, v) for k, v in headers if k.lower() != b"content-length"]
     if (id := inflight.current_id()) is not None:

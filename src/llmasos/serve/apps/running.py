@@ -27,8 +27,10 @@ from typing import Any
 from urllib.parse import unquote
 
 import httpx
+from pydantic_core import from_json
 from starlette.types import ASGIApp
 
+from llmasos.apps.clients import CLIENT, EVERYBODY
 from llmasos.apps.sandbox import Policy, SandboxedProcess, start
 from llmasos.apps.sandbox.report import enforcements
 from llmasos.client.types.apps import AppEnforcement, AppExit
@@ -42,6 +44,8 @@ from llmasos.store.packages import Installed
 
 START_SECONDS, HEALTH_SECONDS, STOP_SECONDS = 60.0, 5.0, 8.0
 MOST_DOCUMENT = 4 * 2**20
+"""Bytes that are read of what an application says of itself."""
+JOBS = "/jobs?brief=true"
 _BACKLOG = 128
 
 
@@ -126,6 +130,7 @@ class Running:
         self.documents = Documents()
         self.exit: AppExit | None = None
         self.why_ended: str | None = None
+        self._is_beginning = False
         self._folder = Path(tempfile.mkdtemp(prefix="llmasos-app-"))
         self._door = ServerDoor(server, order.tenant)
         self._network: NetworkDoor | None = None
@@ -160,13 +165,18 @@ class Running:
     async def begin(self) -> None:
         """Returns when it answers. Raises AppFailedError that says why it does not, DiskFullError, ServerError; nothing
         of it is left then."""
+        self._is_beginning = True
         try:
             await self._start()
+            if self.why_ended is not None:
+                raise AppFailedError(f"{self.order.app.name} was stopped before it had started.", retry_after=1)
             await self._first_answer()
             self.documents = documents_of(await self._document("/app.json"), await self._document("/openapi.json"))
         except BaseException:
+            self._is_beginning = False
             await self.end("start")
             raise
+        self._is_beginning = False
         self.log.add(f"{self.order.app.name} {self.order.app.version} runs as process {self.process.pid}")
 
     async def _start(self) -> None:
@@ -240,11 +250,11 @@ class Running:
 
     async def _first_answer(self) -> None:
         """The listening socket is there before the process, so that one request waits for it."""
-        asked = asyncio.create_task(self.client.get("/healthz"))
+        asked = asyncio.create_task(self._answers())
         over = asyncio.create_task(self._over.wait())
         try:
             await asyncio.wait({asked, over}, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            if asked.done() and not asked.exception() and asked.result().status_code == 200:
+            if asked.done() and not asked.exception() and asked.result():
                 return
         finally:
             for task in (asked, over):
@@ -270,23 +280,39 @@ class Running:
 
     async def _document(self, path: str) -> Mapping[str, Any]:
         """One that is too long or no JSON object counts as empty: it comes from the application."""
-        data = b""
         try:
-            async with asyncio.timeout(HEALTH_SECONDS), self.client.stream("GET", path) as answer:
-                async for piece in answer.aiter_bytes():
-                    data += piece
-                    if len(data) > MOST_DOCUMENT:
-                        raise ValueError("too long")
-            found = json.loads(data)
-        except (httpx.HTTPError, TimeoutError, ValueError, RecursionError) as e:
+            async with asyncio.timeout(HEALTH_SECONDS):
+                _, found = await self.ask("GET", path)
+        except (httpx.HTTPError, TimeoutError, ValueError) as e:
             self.log.add(f"{path} can't be read: {type(e).__name__}: {e}")
             return {}
         return found if isinstance(found, dict) else {}
 
+    async def ask(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, most: int = MOST_DOCUMENT
+    ) -> tuple[int, Any]:
+        """Status and JSON of an answer to the server itself. Nothing is believed of it: neither its length nor that it
+        is what it says. Raises ValueError for one that is longer than `most` bytes or no JSON that can be passed on,
+        httpx.HTTPError."""
+        data = bytearray()
+        async with self.client.stream(method, path, headers={"accept-encoding": "identity", **(headers or {})}) as told:
+            async for piece in told.aiter_raw():  # not unpacked: a few bytes could be gigabytes
+                data += piece
+                if len(data) > most:
+                    raise ValueError(f"longer than {most} bytes")
+        found = from_json(bytes(data), allow_inf_nan=False) if data else None
+        json.dumps(found, allow_nan=False)  # a number may still be too large for us
+        return told.status_code, found
+
+    async def _answers(self) -> bool:
+        """Of its health only the status counts."""
+        async with self.client.stream("GET", "/healthz") as told:
+            return told.status_code == 200
+
     async def is_healthy(self) -> bool:
         try:
             async with asyncio.timeout(HEALTH_SECONDS):
-                return (await self.client.get("/healthz")).status_code == 200
+                return await self._answers()
         except (httpx.HTTPError, TimeoutError):
             return False
 
@@ -294,10 +320,9 @@ class Running:
         """Whether it has jobs that go on."""
         try:
             async with asyncio.timeout(HEALTH_SECONDS):
-                found = (await self.client.get("/jobs")).json()
-            jobs = found.get("data", found) if isinstance(found, dict) else found
-            return any(job["state"] in ("running", "queued") for job in jobs)
-        except (httpx.HTTPError, TimeoutError, ValueError, TypeError, KeyError, AttributeError):
+                _, jobs = await self.ask("GET", JOBS, headers={CLIENT: EVERYBODY})
+            return any(job["state"] == "running" for job in jobs)
+        except (httpx.HTTPError, TimeoutError, ValueError, TypeError, KeyError):
             return False
 
     async def end(self, why: str | None = None) -> None:
@@ -314,7 +339,7 @@ class Running:
             process.kill()
         if self._watch is not None:
             await asyncio.shield(self._watch)
-        else:
+        elif not self._is_beginning:  # else `begin` sees why_ended
             await self._clear()
 
     async def _until_over(self) -> None:

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,16 @@ class Slot:
         self.lock = asyncio.Lock()
         self.running: Running | None = None
         self.starting: asyncio.Task[Running] | None = None
+        self.begun: Running | None = None
+        """What is being started."""
         self.is_stopped = False
         self.num_crashes = 0
         self.retry_at: float | None = None
         self.last_exit: AppExit | None = None
         self.documents: tuple[str, Documents] = ("", Documents())
         self.is_changing = False
+        self.num_waiting = 0
+        """Who holds the lock, or wants it."""
 
     @property
     def pause(self) -> float:
@@ -66,6 +70,16 @@ class Slot:
     def crashed(self, lived: float) -> None:
         self.num_crashes = self.num_crashes + 1 if lived < STEADY_SECONDS else 1
         self.retry_at = time.monotonic() + min(MOST_PAUSE, 2.0 ** (self.num_crashes - 1))
+
+
+@contextlib.contextmanager
+def held(slot: Slot) -> Iterator[None]:
+    """Nobody starts it meanwhile."""
+    slot.is_changing = True
+    try:
+        yield
+    finally:
+        slot.is_changing = False
 
 
 class Supervisor:
@@ -94,9 +108,7 @@ class Supervisor:
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)
-        starting = [slot.starting for slot in self._slots.values() if slot.starting is not None]
-        await asyncio.gather(*starting, return_exceptions=True)
-        await asyncio.gather(*(slot.running.end() for slot in self._slots.values() if slot.running is not None))
+        await asyncio.gather(*(self.stop(name) for name in list(self._slots)))
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _look_again_and_again(self) -> None:
@@ -114,7 +126,7 @@ class Supervisor:
         there = {app.name: app for app in await asyncio.to_thread(self.apps.list)}
         for slot in list(self._slots.values()):
             found, now = slot.running, time.monotonic()
-            if slot.is_changing:
+            if slot.lock.locked():
                 continue
             if slot.name not in there:
                 await self._forget(slot)
@@ -125,6 +137,8 @@ class Supervisor:
                     now - found.last_used > self.idle_seconds
                     and not found.documents.is_always_on
                     and not await found.is_working()
+                    and slot.running is found
+                    and found.last_used < now  # nobody has asked it meanwhile
                 ):
                     slot.log.add("it is idle and is stopped until it is asked again")
                     await self.stop(slot.name)
@@ -144,10 +158,14 @@ class Supervisor:
                 await self.revoke(name, _ACTOR)
 
     async def _forget(self, slot: Slot) -> None:
-        """It was uninstalled by somebody else."""
-        await self.stop(slot.name)
-        self._slots.pop(slot.name, None)
-        await self.revoke(slot.name, _ACTOR)
+        """It was uninstalled by somebody else, unless it has come back meanwhile."""
+        async with self.changing(slot.name):
+            if await asyncio.to_thread(self.apps.has, slot.name):
+                return
+            await self.stop(slot.name)
+            await self.revoke(slot.name, _ACTOR)
+            if not slot.num_waiting:
+                self._slots.pop(slot.name, None)
 
     # one application
 
@@ -195,8 +213,6 @@ class Supervisor:
             return slot.running
         app = await self.installed(name)
         slot = self.slot(name)
-        if self._closed:
-            raise AppFailedError("The server is stopping.", retry_after=5)
         if slot.is_changing:
             raise AppFailedError(f"{name} is being changed.", hint="Try again in a moment.", retry_after=2)
         if slot.is_stopped:
@@ -212,6 +228,8 @@ class Supervisor:
 
     async def begin(self, slot: Slot, app: Installed) -> Running:
         """Start it, or wait for who does; whoever stops waiting does not stop it."""
+        if self._closed:
+            raise AppFailedError("The server is stopping.", retry_after=5)
         if slot.running is not None:
             return slot.running
         if slot.starting is None:
@@ -225,16 +243,20 @@ class Supervisor:
         found: Running | None = None
         try:
             order = await self._order(slot, app)
-            found = Running(order, self.server, slot.log)
+            found = slot.begun = Running(order, self.server, slot.log)
+            if self._closed:
+                await found.end("stopped")
+                raise AppFailedError("The server is stopping.", retry_after=5)
             await found.begin()
         except BaseException as e:
-            slot.starting = None
+            slot.starting = slot.begun = None
             slot.last_exit = (found.exit if found is not None else None) or slot.last_exit
-            if not isinstance(e, (InvalidInputError, NotFoundError, DiskFullError)):
+            was_stopped = found is not None and found.why_ended == "stopped"
+            if not was_stopped and not isinstance(e, (InvalidInputError, NotFoundError, DiskFullError)):
                 slot.crashed(0.0)
             slot.log.add(f"it could not be started: {e}")
             raise
-        slot.starting, slot.running, slot.retry_at = None, found, None
+        slot.starting, slot.begun, slot.running, slot.retry_at = None, None, found, None
         slot.documents = app.version, found.documents
         await asyncio.to_thread(self._keep_documents, app, found.documents)
         self._keep(self._watch(slot, found))
@@ -283,6 +305,8 @@ class Supervisor:
         slot = self.slot(name)
         slot.is_stopped = slot.is_stopped or hold
         if slot.starting is not None:
+            if slot.begun is not None:  # else its packages are being fetched, which can't be broken off
+                await slot.begun.end("stopped")
             await asyncio.gather(slot.starting, return_exceptions=True)
         if slot.running is not None:
             found = slot.running
@@ -381,15 +405,22 @@ class Supervisor:
             os.replace(whole, path)
 
     @contextlib.asynccontextmanager
-    async def changing(self, name: str) -> AsyncIterator[Slot]:
-        """Nobody starts it meanwhile, and one at a time changes it."""
+    async def alone(self, name: str) -> AsyncIterator[Slot]:
+        """One at a time changes it, from the first look to the last. It answers calls meanwhile."""
         slot = self.slot(name)
-        async with slot.lock:
-            slot.is_changing = True
-            try:
+        slot.num_waiting += 1
+        try:
+            async with slot.lock:
                 yield slot
-            finally:
-                slot.is_changing = False
+        finally:
+            slot.num_waiting -= 1
+
+    @contextlib.asynccontextmanager
+    async def changing(self, name: str) -> AsyncIterator[Slot]:
+        """`alone`, and nobody starts it."""
+        async with self.alone(name) as slot:
+            with held(slot):
+                yield slot
 
     def retry_moment(self, slot: Slot) -> datetime | None:
         return datetime.now(UTC) + timedelta(seconds=slot.pause) if slot.pause else None

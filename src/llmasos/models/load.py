@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from llmasos.text import Tokenizer
 
 _log = logging.getLogger("llmasos")
+MakeLinear = Callable[[Tensor, Tensor | None], nn.Module]
+"""Weight [N, K] and bias [N] -> a layer that computes with them."""
 Quantization = Literal["auto", "none", "int8", "int4"]
 QUANTIZATIONS = ("auto", "none", "int8", "int4")
 LOAD_FORMATS = ("auto", "dummy")
@@ -69,7 +71,7 @@ class LoadedModel:
         Raises UnsupportedError for a model whose weights are low-bit in memory (load it with quantization="none"), and
         for one born from GGUF that its Hugging Face class can't express."""
         folder = Path(folder)
-        if any(isinstance(m, (Int4Linear, Int8Linear, PackedLinear, BlockEmbedding)) for m in self.module.modules()):
+        if any(hasattr(m, "dequantize") for m in self.module.modules()):
             raise UnsupportedError(
                 "This model's weights are low-bit in memory and can't be saved at full precision.",
                 hint='Load it with quantization="none" first.',
@@ -165,6 +167,7 @@ def load_model(
     with_tokenizer: bool = True,
     load_format: str = "auto",
     group: Group | None = None,
+    linear: MakeLinear | None = None,
 ) -> LoadedModel:
     """Load an HF folder (config.json + safetensors) or a GGUF file.
 
@@ -173,7 +176,8 @@ def load_model(
     leaves others alone; "none" computes with full weights; "int8" and "int4" round the linear layers but the head on
     loading (CPU, bfloat16; int4 falls back to int8, and int8 to none, for a layer whose size has no kernel).
     `load_format`: "dummy" takes a folder with a config.json alone and makes random weights, always the same ones on the
-    same kind of device. `group`: this process loads its share of a tensor-parallel model.
+    same kind of device. `group`: this process loads its share of a tensor-parallel model. `linear`: makes the blocks'
+    linear layers, out of weight and bias on the device, one after the other; for weights that are kept in another form.
     Raises NotFoundError, FormatError, UnknownArchitectureError, UnsupportedError, DeviceError, InvalidInputError.
     """
     path = Path(path)
@@ -182,11 +186,11 @@ def load_model(
     _check_choice("quantization", quantization, QUANTIZATIONS)
     _check_choice("load_format", load_format, LOAD_FORMATS)
     if load_format == "dummy":
-        return _load(path, read_config(path), None, device, dtype, quantization, with_tokenizer, group)
+        return _load(path, read_config(path), None, device, dtype, quantization, with_tokenizer, group, linear)
     path = gguf_in(path)
     config, checkpoint = _open(path)
     with closing(checkpoint):
-        return _load(path, config, checkpoint, device, dtype, quantization, with_tokenizer, group)
+        return _load(path, config, checkpoint, device, dtype, quantization, with_tokenizer, group, linear)
 
 
 def _in_passing_thread(work: Callable[[], None]) -> None:
@@ -210,6 +214,7 @@ def _load(
     quantization: str,
     with_tokenizer: bool,
     group: Group | None,
+    linear: MakeLinear | None,
 ) -> LoadedModel:
     placement = place(group.device if group is not None else device, dtype, encoder=config.is_encoder)
     if placement.device.type == "cpu":
@@ -226,8 +231,10 @@ def _load(
     def fill() -> None:
         if checkpoint is None:
             fill_with_noise(config, whole, module, shard, placement)
+            if linear is not None:
+                _made_anew(module, linear)
         else:
-            _Filler(config, checkpoint, placement, quantization, whole, shard).fill(module)
+            _Filler(config, checkpoint, placement, quantization, whole, shard, linear).fill(module)
 
     if placement.device.type == "cpu":
         _in_passing_thread(fill)
@@ -315,8 +322,9 @@ class _Filler:
         quantization: str,
         whole: nn.Module,
         shard: Shard | None,
+        linear: MakeLinear | None = None,
     ) -> None:
-        self.config, self.checkpoint, self.shard = config, checkpoint, shard
+        self.config, self.checkpoint, self.shard, self.linear = config, checkpoint, shard, linear
         self.device, self.dtype = placement.device, placement.dtype
         self.shapes = {name: p.shape for name, p in whole.named_parameters(remove_duplicate=False)}
         self.is_gguf = checkpoint.path.suffix == ".gguf"
@@ -326,6 +334,8 @@ class _Filler:
         self.upload = Upload(self.device) if self.device.type == "cuda" else None
 
     def fill(self, module: nn.Module) -> None:
+        if self.linear is not None and self.upload is not None:
+            self.upload.begin()
         wanted: list[tuple[nn.Module, str, str]] = []
         for name, child in list(module.named_modules()):
             if isinstance(child, nn.Linear) and self._replace_linear(module, name, child):
@@ -444,6 +454,12 @@ class _Filler:
     # low-bit
 
     def _replace_linear(self, root: nn.Module, name: str, linear: nn.Linear) -> bool:
+        if self.linear is not None and name.startswith("layers."):
+            weight = self._parameter(f"{name}.weight")
+            bias = self._parameter(f"{name}.bias") if linear.bias is not None else None
+            assert weight is not None
+            _set_module(root, name, self.linear(weight.data, None if bias is None else bias.data))
+            return True
         tied = name == "head" and self.config.tie_embeddings
         names, join = self._source("embed.weight" if tied else f"{name}.weight")
         layer = self._low_bit(names, join, linear, name)
@@ -491,6 +507,14 @@ class _Filler:
         self._check_shape(names, stored.shape, (self.config.vocab_size, width))
         _set_module(root, name, BlockEmbedding(self._blocks(names[0]), self.dtype))
         return True
+
+
+def _made_anew(module: nn.Module, linear: MakeLinear) -> None:
+    """`linear` in the place of the blocks' linear layers that are there already."""
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, nn.Linear) and name.startswith("layers."):
+            bias = None if layer.bias is None else layer.bias.data
+            _set_module(module, name, linear(layer.weight.data, bias))
 
 
 def round_q4(weight: Tensor) -> Blocks:

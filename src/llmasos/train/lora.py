@@ -16,6 +16,7 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from llmasos.errors import InvalidInputError, UnsupportedError
 from llmasos.models.load import LoadedModel, write_atomically
 from llmasos.models.lora import CONFIG, WEIGHTS, check_adaptable, linear_layers, part_rows
+from llmasos.train.lowbit import FrozenLinear
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,17 @@ class LoraOptions:
 
 
 class TrainedLora(nn.Module):
-    """y = base(x) + scaling · B A x; with DoRA, that times length / |W + scaling · B A| by row. `base` is frozen."""
+    """y = base(x) + scaling · B A x; with DoRA, that times length / |W + scaling · B A| by row. `base` is frozen,
+    and may be in few bits."""
 
-    def __init__(self, base: nn.Linear, parts: Sequence[Tensor], chosen: Sequence[bool], options: LoraOptions) -> None:
+    def __init__(
+        self, base: nn.Linear | FrozenLinear, parts: Sequence[Tensor], chosen: Sequence[bool], options: LoraOptions
+    ) -> None:
         super().__init__()
         self.base, self.options = base.requires_grad_(False), options
         self.in_features, self.out_features = base.in_features, base.out_features
         self.parts, self.chosen = list(parts), list(chosen)
-        device = base.weight.device
+        device = next(chain(base.parameters(), base.buffers())).device
         self.a = nn.Parameter(torch.empty(len(parts), options.r, base.in_features, device=device))
         self.b = nn.Parameter(torch.zeros(base.out_features, options.r, device=device))
         own = torch.zeros(base.out_features, len(parts), dtype=torch.bool)
@@ -70,10 +75,19 @@ class TrainedLora(nn.Module):
                 self.a.data[p] = 0.0
         self.register_buffer("own", own.to(device), persistent=False)
         if options.dora:
-            self.length = nn.Parameter(torch.linalg.vector_norm(base.weight.data.float(), dim=1))
+            self.length = nn.Parameter(torch.linalg.vector_norm(self.weight(), dim=1))
 
     own: Tensor
     """[N, P]: whether a row belongs to a module that has an adapter."""
+
+    def weight(self) -> Tensor:
+        """The base's, [N, K] float32, to compute with; nothing to change."""
+        return self.base.dequantize() if isinstance(self.base, FrozenLinear) else self.base.weight.detach().float()
+
+    def _product(self, x: Tensor) -> Tensor:
+        if isinstance(self.base, FrozenLinear):
+            return self.base.product(x)
+        return F.linear(x, self.base.weight.to(x.dtype))
 
     def spread_b(self, dtype: torch.dtype) -> Tensor:
         """[N, P · R]: each row's B beside the A of its own module, zeros beside the others."""
@@ -85,7 +99,7 @@ class TrainedLora(nn.Module):
         dropped = F.dropout(x, self.options.dropout, self.training)
         low = F.linear(dropped, self.a.reshape(-1, self.in_features).to(x.dtype))
         added = F.linear(low * self.options.scaling, self.spread_b(x.dtype))
-        y = F.linear(x, self.base.weight.to(x.dtype)) + added
+        y = self._product(x) + added
         if self.options.dora:
             y = y * (self.length / self._norms()).to(x.dtype)
         return y if self.base.bias is None else y + self.base.bias.to(x.dtype)
@@ -93,18 +107,18 @@ class TrainedLora(nn.Module):
     @torch.no_grad()
     def _norms(self) -> Tensor:
         """|W + scaling · B A| by row, [N], without that matrix; a constant to the gradient, as the paper proposes."""
-        weight, a, b = self.base.weight.float(), self.a.reshape(-1, self.in_features), self.spread_b(torch.float32)
+        weight, a, b = self.weight(), self.a.reshape(-1, self.in_features), self.spread_b(torch.float32)
         b = b * self.options.scaling
         squares = weight.square().sum(1) + 2 * ((weight @ a.t()) * b).sum(1) + ((b @ (a @ a.t())) * b).sum(1)
         return squares.clamp_min(1e-12).sqrt()
 
     def merged(self) -> Tensor:
-        """The weight that computes the same, [N, K], in the base's dtype."""
+        """The weight that computes the same, [N, K] float32."""
         wide = self.a.detach().reshape(-1, self.in_features)
-        weight = self.base.weight.float() + self.options.scaling * self.spread_b(torch.float32).detach() @ wide
+        weight = self.weight() + self.options.scaling * self.spread_b(torch.float32).detach() @ wide
         if self.options.dora:
             weight = weight * (self.length.detach() / self._norms())[:, None]
-        return weight.to(self.base.weight.dtype)
+        return weight
 
 
 def add_lora(model: LoadedModel, options: LoraOptions) -> list[str]:
@@ -122,10 +136,10 @@ def add_lora(model: LoadedModel, options: LoraOptions) -> list[str]:
         chosen = [not options.targets or end in options.targets for end in ends]
         if not any(chosen):
             continue
-        if type(layer) is not nn.Linear:
+        if type(layer) not in (nn.Linear, FrozenLinear):
             raise UnsupportedError(
-                f"{name} is a low-bit layer, beside which nothing can be trained yet.",
-                hint='Load the model with quantization="none".',
+                f"{name} is a {type(layer).__name__}, made for answering, beside which nothing can be trained.",
+                hint='Load the model with quantization="none", or train with tuning="qlora".',
             )
         model.module.set_submodule(name, TrainedLora(layer, parts, chosen, options))
         done.append(name)
@@ -145,10 +159,25 @@ def lora_layers(module: nn.Module) -> Iterator[tuple[str, TrainedLora]]:
 
 
 def merge_lora(model: LoadedModel) -> None:
-    """Fold every adapter into its layer, which is a plain one again."""
+    """Fold every adapter into its layer, which is a plain one again. Layers in few bits get full weights, in the dtype
+    of the rest, with an adapter or without: so the model can be saved."""
+    dtype = model.module.dtype
     for name, layer in list(lora_layers(model.module)):
-        layer.base.weight.data = layer.merged()
-        model.module.set_submodule(name, layer.base)
+        if isinstance(layer.base, FrozenLinear):
+            model.module.set_submodule(name, _plain(layer.merged().to(dtype), layer.base.bias))
+        else:
+            layer.base.weight.data = layer.merged().to(layer.base.weight.dtype)
+            model.module.set_submodule(name, layer.base)
+    for name, left in list(model.module.named_modules()):
+        if isinstance(left, FrozenLinear):
+            model.module.set_submodule(name, _plain(left.dequantize(dtype), left.bias))
+
+
+def _plain(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:
+    with torch.device("meta"):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight, layer.bias = nn.Parameter(weight, requires_grad=False), bias  # type: ignore[assignment]
+    return layer
 
 
 def save_adapter(model: LoadedModel, folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from llmasos.store import ensure
 from llmasos.text import Tokenizer, load_tokenizer
 from llmasos.train.config import TrainConfig
 from llmasos.train.lora import LoraOptions, add_lora
+from llmasos.train.lowbit import FrozenLinear
 from llmasos.train.model import Placed, Trainee
 
 
@@ -79,7 +80,8 @@ class Method(ABC):
         """The model with what is trained of it requiring gradients."""
         config = self.config
         stored = torch.float32 if config.tuning == "full" else dtype
-        model = load_model(self.path, device=device, dtype=stored, quantization="none")
+        linear = partial(FrozenLinear, kind=config.quantization) if config.tuning == "qlora" else None
+        model = load_model(self.path, device=device, dtype=stored, quantization="none", linear=linear)
         if config.tuning == "full":
             model.module.requires_grad_()
         else:

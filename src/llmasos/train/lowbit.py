@@ -1,0 +1,240 @@
+"""Frozen linear layers in few bits, for adapters to learn beside (QLoRA, arXiv:2305.14314).
+
+N = outputs, K = inputs, T = packed tokens. A weight is quantised once, on loading; each product decodes it to the
+dtype of the activations, and the backward pass decodes it again, so that nothing of full size outlives a layer.
+
+nf4     16 values at the quantiles of a normal distribution, one scale for 64 weights; the scales themselves in 8 bits
+        ("double quantisation"), 4.13 bits a weight in all: the same numbers as bitsandbytes' nf4 with nested scales
+int4    16 even steps between the least and the greatest of 32 weights, 5 bits in all
+int8    254 even steps of a row's largest weight, 8 bits
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmasos.errors import InvalidInputError
+
+Kind = Literal["nf4", "int8", "int4"]
+KINDS = ("nf4", "int8", "int4")
+BLOCK = 64
+"""Weights that share a scale in NF4."""
+SCALES = 256
+"""Scales of NF4 that share a scale of their own; also what a block of an optimizer's 8-bit states holds."""
+GROUP = 32
+"""Weights that share a step and a minimum in int4."""
+PIECE = 2**23
+"""Weights that are coded or decoded at once, so that what is between takes little."""
+NF4 = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+"""Appendix E of the paper."""
+
+
+@cache
+def dynamic_map(signed: bool) -> tuple[float, ...]:
+    """256 values from -1 (or 0) to 1 whose steps are fine near 0: seven decades, each with twice as many values as the
+    smaller one before it (dynamic tree quantisation, arXiv:2110.02861; bitsandbytes' map)."""
+    values = [0.0, 1.0]
+    for decade in range(7):
+        count = 2**decade if signed else 2 ** (decade + 1)
+        edges = torch.linspace(0.1, 1, count + 1)
+        middles = (10.0 ** (decade - 6) * ((edges[:-1] + edges[1:]) / 2)).tolist()
+        values += middles + ([-value for value in middles] if signed else [])
+    return tuple(sorted(values))
+
+
+def nearest(x: Tensor, code: Tensor) -> Tensor:
+    """The index of the nearest value of an ascending `code`, uint8; the lower one in the middle of two."""
+    return torch.bucketize(x, (code[:-1] + code[1:]) / 2, out_int32=True).to(torch.uint8)
+
+
+def largest(blocks: Tensor) -> Tensor:
+    """The largest magnitude of each block [B, n], float32 [B]; never 0, so that it can divide."""
+    return blocks.abs().amax(1).float().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def in_blocks(flat: Tensor, size: int) -> Tensor:
+    """[n] -> [n / size, size], filled up with zeros."""
+    return F.pad(flat, (0, -len(flat) % size)).view(-1, size)
+
+
+class FrozenLinear(nn.Module):
+    """y = x Wᵀ + b with W in few bits; gradients reach x only. Made of a full weight [N, K], on whose device it is."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, kind: Kind) -> None:
+        super().__init__()
+        if kind not in KINDS:
+            raise InvalidInputError(
+                f"quantization={kind!r} is not known.", hint=f"Use {', '.join(KINDS)}.", param="quantization"
+            )
+        self.out_features, self.in_features = weight.shape
+        self.kind: Kind = kind
+        with torch.no_grad():
+            for name, tensor in _CODERS[kind](weight).items():
+                self.register_buffer(name, tensor, persistent=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the weight."""
+        return sum(tensor.nbytes for tensor in self.buffers())
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight, [N, K]."""
+        return _decoded(self.kind, (self.out_features, self.in_features), dtype, *self.buffers())
+
+    def product(self, x: Tensor) -> Tensor:
+        """x [T, K] -> x Wᵀ [T, N], in x's dtype."""
+        shape = self.out_features, self.in_features
+        out: Tensor = _Product.apply(x, self.kind, shape, *self.buffers())  # type: ignore[no-untyped-call]
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.product(x)
+        return y if self.bias is None else y + self.bias.to(x.dtype)
+
+
+def frozen_bytes(kind: Kind, rows: int, columns: int) -> int:
+    """Of a weight [rows, columns] in a FrozenLinear."""
+    count = rows * columns
+    if kind == "int8":
+        return count + 4 * rows
+    if kind == "int4":
+        groups = -(-count // GROUP)
+        return groups * (GROUP // 2 + 2 + 2)
+    blocks = -(-count // BLOCK)
+    scales = -(-blocks // SCALES)
+    tables = 4 * (2 * 256 + 256)
+    return blocks * BLOCK // 2 + scales * (SCALES + 4) + 4 + tables
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kind: Kind, shape: tuple[int, int], *stored: Tensor) -> Tensor:
+        ctx.save_for_backward(*stored)
+        ctx.how = kind, shape
+        return F.linear(x, _decoded(kind, shape, x.dtype, *stored))
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        kind, shape = ctx.how
+        stored = ctx.saved_tensors
+        weight = _decoded(kind, shape, outer[0].dtype, *stored)
+        return (outer[0] @ weight, None, None, *(None for _ in stored))
+
+
+# Weights to codes. Each coder gives named tensors; its decoder gets them in the same order.
+
+
+def _nf4(weight: Tensor) -> dict[str, Tensor]:
+    blocks = in_blocks(weight.reshape(-1), BLOCK)
+    code = torch.tensor(NF4, device=weight.device)
+    packed = torch.empty(len(blocks), BLOCK // 2, dtype=torch.uint8, device=weight.device)
+    scales = torch.empty(len(blocks), device=weight.device)
+    for part in _parts(len(blocks), BLOCK):
+        values = blocks[part].float()
+        scales[part] = values.abs().amax(1)
+        index = nearest(values / largest(values)[:, None], code)
+        packed[part] = index[:, ::2] << 4 | index[:, 1::2]
+    mean = scales.mean()
+    outer = in_blocks(scales - mean, SCALES)
+    signed = torch.tensor(dynamic_map(True), device=weight.device)
+    tops = largest(outer)
+    return {
+        "packed": packed,
+        "scales": nearest(outer / tops[:, None], signed),
+        "tops": tops,
+        "mean": mean[None],
+        # tables are kept beside the weight: made anew for each product, a GPU would wait for them
+        "pairs": torch.tensor([[NF4[byte >> 4], NF4[byte & 15]] for byte in range(256)], device=weight.device),
+        "signed": signed,
+    }
+
+
+def _of_nf4(
+    part: slice,
+    dtype: torch.dtype,
+    packed: Tensor,
+    scales: Tensor,
+    tops: Tensor,
+    mean: Tensor,
+    pairs: Tensor,
+    signed: Tensor,
+) -> Tensor:
+    # a part begins with a block of scales: PIECE / BLOCK is a multiple of SCALES
+    outer = slice(part.start // SCALES, -(-part.stop // SCALES))
+    own = (signed[scales[outer].int()] * tops[outer, None]).view(-1)[: part.stop - part.start] + mean
+    index = packed[part].int()
+    if torch.compiler.is_compiling():
+        values = pairs[index].flatten(1)
+    else:  # two values as one word: ten times as fast on CPUs
+        words = pairs.view(torch.int64).view(-1).index_select(0, index.view(-1))
+        values = words.view(torch.float32).view(len(index), -1)
+    return (values * own[:, None]).to(dtype)
+
+
+def _int4(weight: Tensor) -> dict[str, Tensor]:
+    flat = weight.reshape(-1)
+    groups = F.pad(flat, (0, -len(flat) % GROUP), value=float(flat[-1])).view(-1, GROUP)
+    packed = torch.empty(len(groups), GROUP // 2, dtype=torch.uint8, device=weight.device)
+    steps = torch.empty(len(groups), dtype=torch.float16, device=weight.device)
+    lows = torch.empty_like(steps)
+    for part in _parts(len(groups), GROUP):
+        values = groups[part].float()
+        low, high = values.amin(1), values.amax(1)
+        steps[part], lows[part] = (high - low) / 15, low
+        step = steps[part].float().clamp_min(1e-12)  # as it is stored, so that its rounding costs least
+        index = ((values - lows[part].float()[:, None]) / step[:, None]).round_().clamp_(0, 15).to(torch.uint8)
+        packed[part] = index[:, ::2] << 4 | index[:, 1::2]
+    return {"packed": packed, "steps": steps, "lows": lows}
+
+
+def _of_int4(part: slice, dtype: torch.dtype, packed: Tensor, steps: Tensor, lows: Tensor) -> Tensor:
+    own = packed[part]
+    index = torch.stack([own >> 4, own & 15], -1).flatten(1)
+    return (index * steps[part].float()[:, None] + lows[part].float()[:, None]).to(dtype)
+
+
+def _int8(weight: Tensor) -> dict[str, Tensor]:
+    scales = largest(weight) / 127
+    q = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    for part in _parts(*weight.shape):
+        q[part] = (weight[part].float() / scales[part, None]).round_().clamp_(-127, 127).to(torch.int8)
+    return {"q": q, "scales": scales}
+
+
+def _of_int8(part: slice, dtype: torch.dtype, q: Tensor, scales: Tensor) -> Tensor:
+    return (q[part].float() * scales[part, None]).to(dtype)
+
+
+_CODERS: dict[Kind, Callable[[Tensor], dict[str, Tensor]]] = {"nf4": _nf4, "int4": _int4, "int8": _int8}
+_DECODERS: dict[Kind, Callable[..., Tensor]] = {"nf4": _of_nf4, "int4": _of_int4, "int8": _of_int8}
+
+
+def _decoded(kind: Kind, shape: tuple[int, int], dtype: torch.dtype, *stored: Tensor) -> Tensor:
+    """The weight [N, K] of what a coder gave. A compiler fuses the steps; without one they go piece by piece."""
+    rows = len(stored[0])
+    width = shape[1] if kind == "int8" else 2 * stored[0].shape[1]
+    count = math.prod(shape)
+    if torch.compiler.is_compiling():
+        return _DECODERS[kind](slice(0, rows), dtype, *stored).view(-1)[:count].view(shape)
+    out = torch.empty(rows * width, dtype=dtype, device=stored[0].device)
+    for part in _parts(rows, width):
+        out[part.start * width : part.stop * width] = _DECODERS[kind](part, dtype, *stored).view(-1)
+    return out[:count].view(shape)
+
+
+def _parts(rows: int, width: int) -> list[slice]:
+    step = max(1, PIECE // width)
+    return [slice(at, min(at + step, rows)) for at in range(0, rows, step)]

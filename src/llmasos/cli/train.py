@@ -129,8 +129,15 @@ def _ended(result: Result, *, as_json: bool) -> int:
     if as_json:
         emit(facts)
     else:
-        shown = [(t(f"train.{name}"), str(value)) for name, value in facts.items() if value is not None]
-        say(pairs(shown))
+        heads = {
+            "name": t("train.name"),
+            "folder": t("train.folder"),
+            "reason": t("train.reason"),
+            "step": t("train.step"),
+            "loss": t("train.loss"),
+            "installed": t("train.installed"),
+        }
+        say(pairs([(heads[name], str(value)) for name, value in facts.items() if value is not None]))
         if result.installed:
             say(t("train.serves", name=result.installed))
         elif result.reason in ("stopped", "time"):

@@ -1,7 +1,8 @@
 """Attention of training: inside each of several packed sequences, with gradients.
 
-Where torch has a kernel for sequences of any lengths it is used (FlashAttention, bfloat16 and float16 on GPUs);
-anywhere else, and for soft-caps and ALiBi, the plain `Varlen` of the models.
+On GPUs, in bfloat16 and float16: sequences of one length, as texts cut into windows are, are a plain batch to cuDNN,
+which has Hopper's own kernels; others go to torch's kernel for sequences of any lengths (FlashAttention 2). Anywhere
+else, and for soft-caps and ALiBi, the plain `Varlen` of the models.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llmasos.models.attention import Attend, AttentionSpec, Varlen
 
@@ -36,12 +39,34 @@ class PackedAttention:
         return out
 
 
+class EqualAttention:
+    """Causal attention inside sequences that all have `length` tokens."""
+
+    def __init__(self, specs: Sequence[AttentionSpec], length: int) -> None:
+        self.scales, self.length = [spec.scale for spec in specs], length
+        self._alike = len(set(self.scales)) == 1
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scale = self.scales[0] if self._alike else self.scales[layer]
+        batch = [x.unflatten(0, (-1, self.length)).transpose(1, 2) for x in (q, k, v)]
+        with sdpa_kernel(_BEST_FIRST, set_priority=True):
+            out = F.scaled_dot_product_attention(
+                *batch, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+            )
+        return out.transpose(1, 2).flatten(0, 1)
+
+
+_BEST_FIRST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
+
+
 def packed_attention(
     specs: Sequence[AttentionSpec], lengths: Sequence[int], device: torch.device, dtype: torch.dtype
 ) -> Attend:
     """The fastest attention that computes what `specs` ask for. Sum of `lengths` = T."""
     fits = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and _kernel() is not None
     if fits and all(spec.plain for spec in specs):
+        if len(set(lengths)) == 1 and all(spec.causal and not spec.window for spec in specs):
+            return EqualAttention(specs, lengths[0])
         return PackedAttention(specs, lengths, device)
     return Varlen(specs, lengths)
 

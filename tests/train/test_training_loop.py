@@ -94,7 +94,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "muon"])
 def test_a_killed_run_goes_on_bit_for_bit(lora: bool, optimizer: str, home: Path) -> None:
     """Dropout draws random numbers, so they are part of the place."""
     whole = loop(home, "whole", lora=lora, optimizer=optimizer)

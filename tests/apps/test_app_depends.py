@@ -5,13 +5,15 @@ import functools
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import fastapi
+import httpx
 import pytest
 from fastapi.security import HTTPBearer
 from served import served
@@ -19,7 +21,7 @@ from starlette.requests import Request
 
 from llmasos.apps import Application, Depends, Message, Session, report_progress
 from llmasos.apps.sessions import MAX_BYTES, SessionStore, local_id
-from llmasos.errors import InvalidInputError, ServerError, UnsupportedError
+from llmasos.errors import BusyError, InvalidInputError, ServerError, UnsupportedError
 
 log: list[str] = []
 
@@ -438,6 +440,79 @@ def test_calls_at_once_write_what_each_has_changed(tmp_path: Path) -> None:
         thread.join()
     with contextmanager(store.scope)("s") as session:
         assert sorted(session.values()) == list(range(12))
+
+
+@pytest.mark.parametrize("kind", ["plain", "generator", "coroutine", "stream"])
+async def test_calls_of_one_session_take_turns(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMASOS_HOME", str(tmp_path))
+    app = Application(title="Turns")
+
+    @app.route("/plain")
+    def plain(session: Session) -> int:
+        seen = session.get("n", 0)
+        time.sleep(0.005)
+        session["n"] = seen + 1
+        return seen
+
+    @app.route("/generator")
+    def generator(session: Session) -> Iterator[int]:
+        seen = session.get("n", 0)
+        yield seen
+        time.sleep(0.005)
+        session["n"] = seen + 1
+
+    @app.route("/coroutine")
+    async def coroutine(session: Session) -> int:
+        seen = session.get("n", 0)
+        await asyncio.sleep(0.005)
+        session["n"] = seen + 1
+        return seen
+
+    @app.route("/stream")
+    async def stream(session: Session) -> AsyncIterator[int]:
+        seen = session.get("n", 0)
+        yield seen
+        await asyncio.sleep(0.005)
+        session["n"] = seen + 1
+
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+        headers = {"llmasos-session": "s" * 20, "accept": "application/json"}
+        answers = await asyncio.gather(*(client.get(f"/{kind}", headers=headers) for _ in range(12)))
+        other = await client.get(f"/{kind}", headers=headers | {"llmasos-session": "t" * 20})
+    found = [one.json() for one in answers]
+    assert sorted(one[0] if isinstance(one, list) else one for one in found) == list(range(12))
+    assert other.json() in (0, [0])
+    assert not app.sessions._turns
+
+
+async def test_a_call_that_does_not_get_its_turn_is_refused(
+    counter: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmasos.apps.sessions.TURN_SECONDS", 0.02)
+    route, name = counter.find("count"), local_id("me")
+    async with asynccontextmanager(counter.sessions.turn)(name):
+        with pytest.raises(BusyError, match="Another call of this session"):
+            await counter.call(route, {}, session="me")
+    assert await counter.call(route, {}, session="me") == b"1"
+
+
+async def test_a_session_belongs_to_the_key_that_names_it(counter: Application) -> None:
+    from llmasos.apps.process import Mounted
+
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(Mounted(counter, "/apps/counter")), base_url="http://a"
+    ) as client:
+
+        async def count(key: str | None) -> int:
+            named = {} if key is None else {"llmasos-client": key}
+            found: int = (await client.get("/count", headers={"llmasos-session": "s" * 20, **named})).json()
+            return found
+
+        assert [await count(key) for key in ("a", "a", "b", None, "a", None)] == [1, 2, 1, 1, 3, 2]
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(counter), base_url="http://a") as client:
+        headers = {"llmasos-session": "s" * 20, "llmasos-client": "a"}
+        assert (await client.get("/count", headers=headers)).json() == 3, "only the server says who it is"
 
 
 # in the background

@@ -84,6 +84,19 @@ def test_the_sandbox_ends_with_the_process_that_made_it(data: Path) -> None:
     assert done.returncode == 0  # its output has come to an end: nothing holds it any more
 
 
+@posix
+def test_a_system_that_starts_no_process_is_named_and_nothing_is_left_open(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError("no more processes")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("llmasos.apps.sandbox.run.subprocess.Popen", full)
+        with pytest.raises(ServerError, match="no more processes"):  # an open socket would be a ResourceWarning
+            start(python(SLEEP), Policy(read=python_paths(), write=(data,)))
+
+
 def test_a_program_that_is_not_there_is_named(data: Path) -> None:
     with pytest.raises(NotFoundError, match="no-such-program"):
         start(["no-such-program"], policy_for(data))

@@ -51,7 +51,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as AsgiRoute
 from starlette.types import Receive, Scope, Send
 
-from llmasos.apps import chat, files, jobs, llm, mcp, page, problems, requests, sessions, streams
+from llmasos.apps import chat, clients, files, jobs, llm, mcp, page, problems, requests, sessions, streams
 from llmasos.apps.depends import Context, Node, bind, name_of
 from llmasos.apps.document import document
 from llmasos.apps.llm import Requirement
@@ -348,6 +348,7 @@ class Application:
     ) -> Callable[[], Any]:
         """The call of a function with its dependencies."""
         self._loop = asyncio.get_running_loop()
+        session_id = None if session_id is None else clients.scoped(session_id)
         context = Context(self.sessions, self.dependency_overrides, self._in_thread, session_id, request)
         return bind(node, values, context)
 

@@ -301,7 +301,7 @@ class _Solving:
                 raise UnsupportedError(f"{name_of(node.function)}() wants an HTTP request, which this call is not.")
             return context.request
         if Session not in self._made:
-            self._made[Session] = await make(context.sessions.scope, {"id": context.session_id})
+            self._made[Session] = await make(context.sessions.turn, {"id": context.session_id})
         return self._made[Session]
 
     def _in_loop(self, call: Coroutine[Any, Any, Any]) -> Any:

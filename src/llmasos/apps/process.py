@@ -75,10 +75,15 @@ class Mounted:
         self._app, self._root = app, root
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan":
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        asks = clients.current.set(Headers(scope=scope).get(clients.CLIENT))
+        try:
             scope = {**scope, "root_path": self._root, "path": self._root + scope["path"]}
-            clients.current.set(Headers(scope=scope).get(clients.CLIENT))
-        await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+        finally:
+            clients.current.reset(asks)
 
 
 def _offer_proxy(path: str) -> None:

@@ -7,7 +7,12 @@ Over HTTP the header `LLMasOS-Session` names a session (16 to 128 letters, digit
 client that has neither gets a new one by both. Command lines have `--session NAME`. Sessions lie in `sessions.sqlite3`
 in the application's folder and expire when they have not been used for a while.
 
-A call that fails changes nothing. Of two calls at once, each writes the keys that it has changed; the later one counts.
+A call that fails changes nothing. Calls of one session take turns, each from its beginning to its end, a stream's
+included, so none overwrites what another has written; one that does not get its turn in TURN_SECONDS is refused. Other
+processes of the same folder (a command line beside a server) know nothing of these turns: of two of those, each writes
+the keys that it has changed, and the later one counts.
+
+Behind a server with keys, a name stands for another session under each key (see `clients.py`).
 """
 
 from __future__ import annotations
@@ -19,21 +24,24 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import closing
+from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llmasos.errors import InvalidInputError
+from llmasos.errors import BusyError, InvalidInputError
 
 HEADER = "llmasos-session"
 LIFETIME = 30 * 24 * 3600.0
 """Seconds without use after which a session is forgotten."""
 MOST = 10_000
 """Sessions that are kept; those that were not used for longest go first."""
+TURN_SECONDS = 60.0
+"""How long a call waits for others of its session."""
 MAX_BYTES = 1024 * 1024
 """Of a session's values, as JSON."""
 _ID = re.compile(r"[A-Za-z0-9_-]{16,128}")
@@ -74,6 +82,12 @@ class Session(MutableMapping[str, Any]):
         return f"Session({', '.join(self._values)})"
 
 
+class _Turn:
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.num_wanted = 0
+
+
 class SessionStore:
     """The sessions in a folder, which is asked for when the first one is wanted."""
 
@@ -81,6 +95,48 @@ class SessionStore:
         self.lifetime, self._most = lifetime, most
         self._folder, self._lock = folder, threading.Lock()
         self._file: Path | None = None
+        self._turns: dict[tuple[int, str], _Turn] = {}
+
+    async def turn(self, id: str | None) -> AsyncIterator[Session]:
+        """`scope`, when no other call of this event loop has the session. Raises BusyError if that takes too long, and
+        what `scope` raises."""
+        scope = contextmanager(self.scope)(id)
+        async with self._alone(id):
+            session = await asyncio.to_thread(scope.__enter__)
+            try:
+                yield session
+            except BaseException as e:
+                with anyio.CancelScope(shield=True):
+                    await asyncio.to_thread(scope.__exit__, type(e), e, e.__traceback__)
+                raise
+            with anyio.CancelScope(shield=True):
+                await asyncio.to_thread(scope.__exit__, None, None, None)
+
+    @asynccontextmanager
+    async def _alone(self, name: str | None) -> AsyncIterator[None]:
+        if name is None:  # a new one, which nobody else knows
+            yield
+            return
+        key = id(asyncio.get_running_loop()), name
+        found = self._turns.setdefault(key, _Turn())
+        found.num_wanted += 1
+        try:
+            try:
+                async with asyncio.timeout(TURN_SECONDS):
+                    await found.lock.acquire()
+            except TimeoutError:
+                raise BusyError(
+                    f"Another call of this session has been at work for {TURN_SECONDS:g} s.",
+                    hint="Wait until it is over, or use another session.",
+                ) from None
+            try:
+                yield
+            finally:
+                found.lock.release()
+        finally:
+            found.num_wanted -= 1
+            if not found.num_wanted:
+                del self._turns[key]
 
     def scope(self, id: str | None) -> Iterator[Session]:
         """One session for one call; a new one without an id. Raises InvalidInputError for values that are no JSON or

@@ -16,6 +16,7 @@ from llmasos.serve import adapters as adapter_routes
 from llmasos.serve import anthropic, console, health, native, ollama, openapi, problems
 from llmasos.serve.access.install import install as install_access
 from llmasos.serve.apps import shelf
+from llmasos.serve.apps.jobs import AppJobs
 from llmasos.serve.apps.routes import create_router as app_routes
 from llmasos.serve.apps.supervisor import Supervisor
 from llmasos.serve.aside import Aside
@@ -96,6 +97,8 @@ def assemble(
         readiness.checks["database"] = partial(_unreachable, storage)
     apps = Supervisor(access, models) if access is not None else None  # an application is known by its key
     jobs = Jobs(storage)
+    if apps is not None:
+        jobs.sources.append(AppJobs(apps))
     pulls = Pulls(jobs)
     of_tasks = (jobs, models, Aside(access), background.files)
     agents = Agents(models, storage)

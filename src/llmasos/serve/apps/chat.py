@@ -10,6 +10,7 @@ from fastapi import Request, Response
 from llmasos.client.types import Model, ModelCapabilities
 from llmasos.serve import inflight
 from llmasos.serve.apps.proxy import forward
+from llmasos.serve.apps.rights import may_use
 from llmasos.serve.apps.supervisor import Supervisor
 from llmasos.serve.caller import Caller
 from llmasos.serve.models import ModelNotFoundError
@@ -25,8 +26,6 @@ def is_app(model: str) -> bool:
 
 async def app_models(apps: Supervisor, caller: Caller) -> list[Model]:
     """Those that the caller may use."""
-    from llmasos.serve.apps.routes import may_use
-
     found = []
     for app in await asyncio.to_thread(apps.apps.list):
         name = f"{PREFIX}{app.name}"

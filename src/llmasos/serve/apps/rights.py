@@ -1,4 +1,5 @@
-"""What an application may ask models: the ones that its manifest names, and those that meet what it requires."""
+"""What an application may ask models: the ones that its manifest names, and those that meet what it requires. And who
+may use an application."""
 
 from __future__ import annotations
 
@@ -8,8 +9,18 @@ from typing import Any
 
 from llmasos.client.types import Model
 from llmasos.errors import LLMasOSError
+from llmasos.serve.access.errors import ForbiddenError
+from llmasos.serve.caller import Caller
 from llmasos.serve.models import Models
 from llmasos.store.packages.manifest import Manifest, ModelNeed
+
+
+def may_use(caller: Caller, name: str) -> bool:
+    try:
+        caller.check_app(name)
+    except ForbiddenError:
+        return False
+    return True
 
 
 async def rights_of(manifest: Manifest, models: Models, home: Path) -> dict[str, Any]:

@@ -48,8 +48,9 @@ from llmasos.serve.apps import log, openapi
 from llmasos.serve.apps.info import info_of
 from llmasos.serve.apps.installing import Installing, SheetError
 from llmasos.serve.apps.proxy import METHODS, forward
+from llmasos.serve.apps.rights import may_use
 from llmasos.serve.apps.supervisor import Supervisor
-from llmasos.serve.caller import Caller, caller_of
+from llmasos.serve.caller import caller_of
 from llmasos.serve.documented import Responses
 from llmasos.serve.native.common import responses, sse
 from llmasos.serve.problems import error_body, problem_of
@@ -227,16 +228,6 @@ def _add_doors(router: APIRouter, supervisor: Supervisor) -> None:
             tags=["Applications"],
             responses=responses(404, 502, 503),
         )
-
-
-def may_use(caller: Caller, name: str) -> bool:
-    from llmasos.serve.access.errors import ForbiddenError
-
-    try:
-        caller.check_app(name)
-    except ForbiddenError:
-        return False
-    return True
 
 
 def line_of(line: AppLogLine) -> str:

@@ -174,6 +174,10 @@ class Supervisor:
             self._slots[name] = Slot(name, log.AppLog(log.path_of(self.home, name)))
         return self._slots[name]
 
+    def at_work(self) -> list[tuple[str, Running]]:
+        """Those that run, by name."""
+        return [(slot.name, slot.running) for slot in self._slots.values() if slot.running is not None]
+
     async def installed(self, name: str) -> Installed:
         """Raises NotFoundError, FormatError."""
         try:

@@ -295,7 +295,9 @@ class Jobs:
             for source in self.sources:
                 if (found := await source.cancel(caller, id)) is not None:
                     return found
-        await self.get(caller, id)
+        found = await self.get(caller, id)
+        if found.kind not in self._kinds:
+            raise BusyError(f"The job {id} ({found.kind} {found.name}) can't be {_DONE[action]}.")
         work = await self.find(id)
         done = await {"pause": self.pause, "resume": self.resume, "cancel": self.cancel}[action](work)
         return self._shown(done.job)
@@ -437,6 +439,7 @@ class Jobs:
         await self.storage.run(lambda session: session.execute(delete(JobRow).where(JobRow.id.in_(ids))))
 
 
+_DONE = {"pause": "paused", "resume": "resumed", "cancel": "cancelled"}
 _GONE = Kind()
 """Of a kind that this build has not."""
 

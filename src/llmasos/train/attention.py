@@ -48,11 +48,10 @@ class EqualAttention:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scale = self.scales[0] if self._alike else self.scales[layer]
-        batch = [x.unflatten(0, (-1, self.length)).transpose(1, 2) for x in (q, k, v)]
+        shared = q.shape[1] != k.shape[1]
+        q, k, v = (x.unflatten(0, (-1, self.length)).transpose(1, 2) for x in (q, k, v))
         with sdpa_kernel(_BEST_FIRST, set_priority=True):
-            out = F.scaled_dot_product_attention(
-                *batch, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-            )
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=shared)
         return out.transpose(1, 2).flatten(0, 1)
 
 

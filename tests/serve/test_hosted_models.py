@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import os
 import threading
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 from fake_llm import FakeLLM
 from prometheus_client.parser import text_string_to_metric_families
 
-from llmasos.errors import FormatError, InvalidInputError
+from llmasos.errors import FormatError, InvalidInputError, NotFoundError
 from llmasos.inference.host.forecast import Forecast
 from llmasos.inference.host.host import Host
 from llmasos.inference.host.memory import Budgets, Prediction, Seen
@@ -26,10 +27,12 @@ from llmasos.serve.models import ModelNotFoundError, Models
 from llmasos.serve.native import InHost
 from llmasos.serve.server import assemble
 from llmasos.store import Library, import_model
-from llmasos.store.card import read_card
+from llmasos.store.adapters import install_adapter, remove_adapter
+from llmasos.store.card import Card, read_card
 from llmasos.store.headers import read_facts
+from llmasos.store.trained import install_model
 from llmasos.store.transfer import Progress
-from tiny import write_tiny_model
+from tiny import write_tiny_adapter, write_tiny_model
 
 SHORT = SamplingParams(max_tokens=4)
 
@@ -213,6 +216,72 @@ async def test_a_model_whose_files_are_gone_is_no_longer_served(tmp_path) -> Non
             assert host.names == ["three"] and models.names == ["two"]
         with pytest.raises(ModelNotFoundError):
             await ask(models, "one")
+
+
+def shelve(tmp_path, name, base="one", **fields):
+    """An adapter in the library."""
+    source = write_tiny_adapter(tmp_path / f"adapter-{name}")
+    return install_adapter(source, Card(name=name, base=base, **fields))
+
+
+def adapters_of(models, name):
+    return [one.name for one in models.backing.host.loaded()[name][0].adapters]
+
+
+@pytest.mark.parametrize("given", [True, False])
+async def test_an_adapter_in_the_library_is_served_beside_its_model_from_the_moment_that_it_is_there(
+    tmp_path, given
+) -> None:
+    import_model(write_tiny_model(tmp_path / "m"), name="one")
+    only = [ModelSpec("one", "one")] if given else []
+    installed = None if given else lambda name, path: (ModelSpec(name, str(path)), {})
+    async with world(*only, installed=installed) as models:
+        assert await ask(models, "one") == "hell" and adapters_of(models, "one") == []
+        with pytest.raises(ModelNotFoundError):
+            await ask(models, "ft:one:x:1")
+        folder = shelve(tmp_path, "ft-one-x-1", serves_as="ft:one:x:1")
+        shelve(tmp_path, "of-another", base="nowhere")
+        assert await ask(models, "ft:one:x:1") == "hell" and adapters_of(models, "one") == ["ft:one:x:1"]
+        await models.look(facts=True)
+        assert models.names == ["one", "ft:one:x:1"] and models["ft:one:x:1"].base == "one"
+        assert len(models.started) == 1
+        os.utime(folder / "adapter_model.safetensors", ns=(5, 5))  # it was trained further
+        loads = []
+        llm = models.backing.host.loaded()["one"][0]
+        llm.load_adapter = lambda name, path: loads.append((name, path))
+        await ask(models, "ft:one:x:1")
+        await ask(models, "ft:one:x:1")
+        assert loads == [("ft:one:x:1", str(folder))]
+
+
+async def test_an_adapter_that_is_gone_keeps_no_model_from_loading(tmp_path) -> None:
+    import_model(write_tiny_model(tmp_path / "m"), name="one")
+    async with world(installed=lambda name, path: (ModelSpec(name, str(path)), {})) as models:
+        shelve(tmp_path, "a")
+        shelve(tmp_path, "b")
+        await ask(models, "a")
+        await ask(models, "b")
+        assert models.backing.host.spec("one").adapters.keys() == {"a", "b"}
+        await models.backing.host.unload("one")
+        remove_adapter("a")
+        assert await ask(models, "one") == "hell" and models.started[-1].spec.adapters == {}
+        with pytest.raises(NotFoundError, match="a is not installed any more"):
+            await ask(models, "a")
+        with pytest.raises(ModelNotFoundError):
+            await ask(models, "a")
+        assert await ask(models, "b") == "hell" and adapters_of(models, "one") == ["b"]
+        await models.look()
+        assert models.names == ["one", "b"]
+
+
+async def test_a_fine_tuned_model_is_served_under_its_own_name_with_colons(tmp_path) -> None:
+    card = Card(name="ft-one-1", serves_as="ft:one::1")
+    install_model(write_tiny_model(tmp_path / "m"), card)
+    async with world(installed=lambda name, path: (ModelSpec(name, str(path)), {})) as models:
+        await models.look()
+        assert models.names == ["ft:one::1"]
+        assert await ask(models, "ft:one::1") == await ask(models, "ft-one-1") == "hell" and len(models.started) == 1
+        assert Library().path("ft:one::1").name == "ft-one-1"
 
 
 async def test_over_http_a_load_tells_how_far_it_is_and_a_deleted_model_is_forgotten(tmp_path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import replace
@@ -18,6 +19,7 @@ from llmasos.inference.config import EngineConfig
 from llmasos.inference.state import AdapterInfo, EngineStats
 from llmasos.serve.installed import Facts, Installed, find_installed, installed, read_all_facts
 from llmasos.serve.served import ServedModel
+from llmasos.store.adapters import WEIGHTS, InstalledAdapter, installed_adapters
 
 if TYPE_CHECKING:
     from llmasos.inference.host.host import Host
@@ -61,6 +63,9 @@ class Backing(Protocol):
     def adapters(self) -> Iterator[tuple[str, str]]:
         """Every adapter, with the own name of its model."""
 
+    async def bring(self, name: str, adapter: str) -> None:
+        """Before a request for one of `adapters`: the model knows it, as it is on the disk now."""
+
     async def load_adapter(self, name: str, adapter: str, path: str | None) -> None: ...
     async def unload_adapter(self, name: str, adapter: str) -> None: ...
 
@@ -103,6 +108,9 @@ class InProcess:
     def adapters(self) -> Iterator[tuple[str, str]]:
         return ((info.name, name) for name in self._own.values() for info in self._llms[name].adapters)
 
+    async def bring(self, name: str, adapter: str) -> None:
+        pass
+
     async def load_adapter(self, name: str, adapter: str, path: str | None) -> None:
         await asyncio.to_thread(self._llms[name].load_adapter, adapter, path)
 
@@ -112,7 +120,8 @@ class InProcess:
 
 class Hosted:
     """A host's models. With `installed`, those of the library too: it makes a model's spec of its name and path, and
-    the options of `Host.add`."""
+    the options of `Host.add`. Adapters of the library whose model is among them are served beside it: a model gets
+    one with its first request."""
 
     def __init__(
         self, host: Host, *, installed: Callable[[str, Path], tuple[ModelSpec, Mapping[str, Any]]] | None = None
@@ -124,6 +133,11 @@ class Hosted:
         self._seen: dict[str, Installed] = {}
         """By every name that was looked for."""
         self._facts: dict[str, Facts] = {}
+        self._adapters: dict[str, InstalledAdapter] = {}
+        """Of the library, by name."""
+        self._brought: dict[str, int] = {}
+        """Those that a model was told of, each with its weights' time stamp then."""
+        self._bringing: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def look(self, name: str | None = None, *, facts: bool = False) -> None:
         if self._installed is not None and name is None:
@@ -134,10 +148,30 @@ class Hosted:
             await self._forget_removed()
         elif self._installed is not None and name is not None and not self._is_known(name):
             self._see(name, await asyncio.to_thread(find_installed, name))
+        if name is None or not (self._is_known(name) or name in self._seen):
+            await self._look_for_adapters(name)
         if facts:
-            names = self.names if name is None else [own] if (own := self.find(name)) else []
+            own = None if name is None else self.find(name) or dict(self.adapters()).get(name)
+            names = self.names if name is None else [own] if own else []
             wanted = [self._spec(one).reference for one in names if one not in self.host.loaded()]
             self._facts |= await asyncio.to_thread(read_all_facts, wanted)
+
+    async def _look_for_adapters(self, name: str | None) -> None:
+        found = {one.name: one for one in await asyncio.to_thread(installed_adapters)}
+        wanted = next((one for one in found.values() if name in (one.name, one.path.name)), None)
+        if wanted is not None and self._installed is not None and wanted.base not in self._seen:
+            self._see(wanted.base, await asyncio.to_thread(find_installed, wanted.base))
+        self._adapters = found
+
+    def _base_of(self, adapter: InstalledAdapter) -> str | None:
+        """Its model's own name, if that is served; the host need not know it yet."""
+        if adapter.base in self._given:
+            return adapter.base
+        for name in self._given:
+            if self.host.spec(name).reference == adapter.base:
+                return name
+        seen = self._seen.get(adapter.base) if self._installed is not None else None
+        return None if seen is None else seen.name
 
     def _is_known(self, name: str) -> bool:
         """Without a look at the disk: requests for what is in memory need none."""
@@ -203,10 +237,11 @@ class Hosted:
         options = EngineConfig.of(**self.host.spec(name).engine)
         return options.max_num_seqs * max(1, len(self.host.loaded().get(name, ())))
 
-    def lease(
-        self, name: str, *, keep_alive: float | None, sticky: Hashable
-    ) -> AbstractAsyncContextManager[ServedModel]:
-        return self.host.lease(name, keep_alive=keep_alive, sticky=sticky)
+    @asynccontextmanager
+    async def lease(self, name: str, *, keep_alive: float | None, sticky: Hashable) -> AsyncIterator[ServedModel]:
+        self._forget_brought(name)
+        async with self.host.lease(name, keep_alive=keep_alive, sticky=sticky) as model:
+            yield model
 
     def loaded(self) -> Mapping[str, Sequence[ServedModel]]:
         return self.host.loaded()
@@ -215,7 +250,39 @@ class Hosted:
         return self.host.status()
 
     def adapters(self) -> Iterator[tuple[str, str]]:
-        return ((adapter, name) for name in self.host.names for adapter in self.host.spec(name).adapters)
+        for name in self.host.names:
+            yield from ((adapter, name) for adapter in self.host.spec(name).adapters if adapter not in self._brought)
+        for one in self._adapters.values():
+            if (base := self._base_of(one)) is not None:
+                yield one.name, base
+
+    async def bring(self, name: str, adapter: str) -> None:
+        one = self._adapters.get(adapter)
+        if one is None:
+            return
+        async with self._bringing[name]:
+            self._forget_brought(name)
+            stamp = await asyncio.to_thread(_stamp, one.path)
+            if stamp is not None and self._brought.get(adapter) == stamp:
+                return
+            if adapter in self._brought:  # it was trained further, or removed
+                await self.unload_adapter(name, adapter)
+            if stamp is None:
+                del self._adapters[adapter]
+                raise NotFoundError(f"The adapter {adapter} is not installed any more.", hint="GET /v1/models lists.")
+            await self.load_adapter(name, adapter, str(one.path))
+            self._brought[adapter] = stamp
+
+    def _forget_brought(self, name: str) -> None:
+        """A model that is not in memory begins without the library's adapters: each comes again when it is asked for,
+        and one that is damaged or gone does not keep the model from loading."""
+        if not self._brought or self.host.loaded().get(name):
+            return
+        spec = self.host.spec(name)
+        if gone := [one for one in spec.adapters if one in self._brought]:
+            self.host.amend(replace(spec, adapters={k: v for k, v in spec.adapters.items() if k not in gone}))
+            for one in gone:
+                del self._brought[one]
 
     async def load_adapter(self, name: str, adapter: str, path: str | None) -> None:
         """Into every copy or none, and with every load from now on."""
@@ -237,6 +304,7 @@ class Hosted:
         await self._in_every_copy(name, unload, undo=lambda llm: llm.load_adapter(adapter, path))
         spec = self.host.spec(name)
         self.host.amend(replace(spec, adapters={k: v for k, v in spec.adapters.items() if k != adapter}))
+        self._brought.pop(adapter, None)
 
     async def _in_every_copy(
         self, name: str, work: Callable[[ServedModel], None], *, undo: Callable[[ServedModel], None]
@@ -254,6 +322,14 @@ class Hosted:
                 except LLMasOSError as e:
                     _log.warning("A copy of %s could not be put back: %s", name, e.message)
             raise
+
+
+def _stamp(adapter: Path) -> int | None:
+    """Of an adapter's weights; None: it is gone."""
+    try:
+        return (adapter / WEIGHTS).stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 class Absent:

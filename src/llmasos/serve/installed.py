@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from llmasos.errors import InvalidInputError, LLMasOSError, NotFoundError
-from llmasos.store.card import CARD_NAME
+from llmasos.store.card import CARD_NAME, read_card
 from llmasos.store.headers import opener, read_facts
 from llmasos.store.library import Library, files_at
 from llmasos.text import read_chat_template
@@ -47,7 +47,7 @@ def find_installed(name: str) -> Installed | None:
         folder = library.folder(name)
     except (NotFoundError, InvalidInputError):
         return None
-    return Installed(folder.name, library.path(folder.name))
+    return Installed(_served_name(folder), library.path(folder.name))
 
 
 def read_all_facts(references: Iterable[str]) -> dict[str, Facts]:
@@ -75,7 +75,15 @@ def _readable(folder: Path) -> Installed | None:
 @lru_cache(maxsize=1024)
 def _read_installed(folder: Path, changed: tuple[int, ...]) -> Installed:
     """`changed` makes replaced files new ones."""
-    return Installed(folder.name, Library(folder.parent.parent).path(folder.name))
+    return Installed(_served_name(folder), Library(folder.parent.parent).path(folder.name))
+
+
+def _served_name(folder: Path) -> str:
+    """The folder's, but for models of fine-tuning jobs."""
+    try:
+        return read_card(folder).serves_as or folder.name
+    except LLMasOSError:
+        return folder.name
 
 
 @lru_cache(maxsize=1024)

@@ -167,6 +167,8 @@ class Models:
         await self.look(name)
         base, adapter = self.check(name, caller)
         inflight.asks(adapter or base)  # an alias is none of the names that usage is told by
+        if adapter is not None:
+            await self.backing.bring(base, adapter)
         own = caller.key_id if sticky is None else sticky
         async with self.backing.lease(base, keep_alive=keep_alive, sticky=own) as model:
             yield self._served(base, model, adapter).for_caller(caller)
@@ -191,7 +193,7 @@ class Models:
             return base, None
         for adapter, base in self.backing.adapters():
             if adapter == name:
-                return base, adapter
+                return self.backing.find(base) or base, adapter
         served = ", ".join(filter(caller.may_use, self.names))
         raise ModelNotFoundError(f"The model {name!r} is not served here.", hint=f"Served: {served or 'none'}.")
 

@@ -71,7 +71,7 @@ class Lineage(BaseModel):
 
 
 class Card(BaseModel):
-    """What the library knows of one model, or of an adapter (`kind`), whose model is `base`. `serves_as`: the name under
+    """What the library knows of one model, or of an adapter (`kind`) of the model `base`. `serves_as`: the name under
     which it is served, where that can be no folder's. `error` is set instead of the facts when the card on disk is
     damaged."""
 

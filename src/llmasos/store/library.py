@@ -66,6 +66,10 @@ class ImportPlan:
         return sum(file.size for file in self.files if file.how == "copy")
 
 
+TRAINED = "ft:"
+"""How the served names of fine-tuned models begin; their folders have the same with hyphens."""
+
+
 class Library:
     """The models in `<home>/models`; `home` defaults to the one in the settings."""
 
@@ -125,6 +129,9 @@ class Library:
         )
 
     def _spellings(self, name: str) -> Iterator[str]:
+        if name.startswith(TRAINED):
+            yield tidy_name(name)
+            return
         try:
             yield check_name(name)
             folders = os.listdir(self.root) if self.root.is_dir() else []

@@ -33,7 +33,7 @@ _FACTS = ("name", "format", "architecture", "family", "use", "licence", "source"
 
 def library_model(card: Card, statuses: Mapping[str, ModelStatus]) -> LibraryModel:
     facts = {name: getattr(card, name) for name in _FACTS}
-    if (status := statuses.get(card.name)) is not None:
+    if (status := statuses.get(card.serves_as or card.name)) is not None:
         facts |= {"state": status.state, "loading": status.loading}
     return LibraryModel(**facts)
 
@@ -57,10 +57,13 @@ def create_router(residents: Residents) -> APIRouter:
     @router.delete("/models/{name}", summary="Delete a model from the disk", responses=responses(404, 409))
     async def remove(name: str) -> RemovedModel:
         card = await asyncio.to_thread(_card, name)
-        if (status := statuses().get(card.name)) is not None and status.state not in ("absent", "failed"):
-            await residents.unload(card.name, force=False)
+        if (status := statuses().get(card.serves_as or card.name)) is not None and status.state not in (
+            "absent",
+            "failed",
+        ):
+            await residents.unload(card.serves_as or card.name, force=False)
         freed = await asyncio.to_thread(Library().remove, card.name)
-        await residents.removed(card.name)
+        await residents.removed(card.serves_as or card.name)
         return RemovedModel(name=card.name, freed_bytes=freed)
 
     @router.get("/catalog", summary="Models that can be pulled by name")

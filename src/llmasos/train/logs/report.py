@@ -1,0 +1,320 @@
+"""report.html of a run: one file with curves, samples, options and data; light and dark, without scripts or requests.
+
+write_report(folder)         of one run, from what it left (see `files`)
+write_comparison(runs, path) curves of several runs in one picture
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from llmasos import __version__
+from llmasos.train.events import Evaluation
+from llmasos.train.logs.charts import Curve, Point, chart, smoothed
+from llmasos.train.logs.runs import REPORT, Run, compare, fact_of, open_folder
+from llmasos.train.logs.watch import Watcher
+from llmasos.train.logs.words import Words, amount, duration, number
+
+SUMMARY = tuple(
+    "state method model steps first_loss last_loss best_loss bits_per_byte train_loss tokens trained_tokens time speed "
+    "mfu memory weights trained_weights device reason".split()
+)
+_STYLE = """
+:root{color-scheme:light dark;--text:#1a1c20;--soft:#565c66;--page:#fff;--card:#f5f6f8;--edge:#d5d9e0;--line:#1f5fbf;
+--dots:#a3460a;--raw:#9dbbe6;--r2:#23794a;--r3:#8338a8;--r4:#b3224f;--r5:#52606d}
+@media(prefers-color-scheme:dark){:root{--text:#e7e9ee;--soft:#a5adba;--page:#15171b;--card:#1f2228;--edge:#3a404a;
+--line:#7db2ff;--dots:#ffab6b;--raw:#3d5c8a;--r2:#6cd39b;--r3:#d3a0ee;--r4:#ff8fae;--r5:#b4c0cc}}
+*{box-sizing:border-box}body{margin:0 auto;max-width:62rem;padding:1.5rem 1rem 3rem;background:var(--page);
+color:var(--text);font:16px/1.5 system-ui,sans-serif}h1{font-size:1.6rem;margin:0 0 1rem}
+h2{font-size:1.15rem;margin:2rem 0 .6rem}.wide{overflow-x:auto}table{border-collapse:collapse;width:100%}
+th,td{text-align:left;vertical-align:top;padding:.3rem .6rem;border-bottom:1px solid var(--edge);
+overflow-wrap:anywhere}th{font-weight:600;color:var(--soft)}td.n,th.n{text-align:right;
+font-variant-numeric:tabular-nums;white-space:nowrap}.cards{display:grid;gap:.6rem;
+grid-template-columns:repeat(auto-fill,minmax(13rem,1fr));margin:0}.cards div{background:var(--card);
+border:1px solid var(--edge);border-radius:.5rem;padding:.5rem .8rem}dt{color:var(--soft);font-size:.85rem}
+dd{margin:0;font-weight:600;overflow-wrap:anywhere}figure{margin:0 0 1.4rem}figcaption{font-weight:600}
+svg{width:100%;height:auto;background:var(--card);border:1px solid var(--edge);border-radius:.5rem}
+svg text{fill:var(--soft);font-size:12px}path{fill:none;stroke-width:2;vector-effect:non-scaling-stroke}
+.grid{stroke:var(--edge);stroke-width:1}.raw{stroke:var(--raw);stroke-width:1}.line,.run0{stroke:var(--line)}
+.dots,.run1{stroke:var(--dots);stroke-dasharray:6 3}.run2{stroke:var(--r2);stroke-dasharray:2 3}
+.run3{stroke:var(--r3);stroke-dasharray:10 3}.run4{stroke:var(--r4);stroke-dasharray:8 3 2 3}.run5{stroke:var(--r5)}
+circle{fill:var(--page);stroke-width:2;stroke-dasharray:none!important}.legend{display:flex;flex-wrap:wrap;gap:1.2rem;
+list-style:none;margin:.3rem 0 0;padding:0;color:var(--soft)}.key{display:inline-block;width:1.8rem;height:0;
+margin-right:.4rem;vertical-align:middle;border-top:3px solid var(--line)}.key.raw{border-color:var(--raw)}
+.key.dots,.key.run1{border-top:3px dashed var(--dots)}.key.run2{border-top:3px dotted var(--r2)}
+.key.run3{border-top:3px dashed var(--r3)}.key.run4{border-top:3px double var(--r4)}.key.run5{border-color:var(--r5)}
+details{border:1px solid var(--edge);border-radius:.5rem;padding:.4rem .8rem;margin:.5rem 0}
+summary{cursor:pointer;font-weight:600}pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--card);
+padding:.5rem .8rem;border-radius:.4rem;margin:.2rem 0 .8rem;font:14px/1.45 ui-monospace,monospace}
+footer{color:var(--soft);margin-top:2.5rem;font-size:.85rem}
+"""
+
+
+class Report(Watcher):
+    """Writes the report at evaluations, at the run's beginning and at its end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def began(self, step: int, num_steps: int) -> None:
+        write_report(self.folder)
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        write_report(self.folder)
+
+    def ended(self, step: int, reason: str) -> None:
+        write_report(self.folder)
+
+
+def write_report(folder: Path, *, language: str = "") -> Path:
+    """report.html in the run's folder; `language` "" is that of the settings."""
+    return _write(folder / REPORT, report_of(open_folder(folder), Words(language)))
+
+
+def write_comparison(runs: Sequence[Run], path: Path, *, language: str = "") -> Path:
+    return _write(path, comparison_of(runs, Words(language)))
+
+
+def _write(path: Path, text: str) -> Path:
+    from llmasos.models.load import write_atomically
+
+    write_atomically(path, text.encode("utf-8", "replace").decode())
+    return path
+
+
+def report_of(run: Run, words: Words) -> str:
+    title = words("report.title", name=run.name)
+    parts = [
+        _cards((words(word), shown_fact(run, word, words)) for word in SUMMARY if shown_fact(run, word, words)),
+        _section(words("report.curves"), _curves(run, words) or f"<p>{words('report.none')}</p>"),
+        _section(words("report.evaluations"), _evaluations(run, words) or f"<p>{words('report.none')}</p>"),
+        _section(words("report.samples"), _samples(run, words) or f"<p>{words('report.no_samples')}</p>"),
+        _section(words("report.skipped"), _skipped(run, words)),
+        _section(words("report.plan"), _mapping(run.fact("plan", {}), words)),
+        _section(words("report.data"), _data(run, words)),
+        _section(words("report.options"), _mapping(run.fact("config", {}), words)),
+        _section(words("report.machine"), _mapping(_machine(run), words)),
+    ]
+    return _page(title, parts, words)
+
+
+def comparison_of(runs: Sequence[Run], words: Words) -> str:
+    found = compare(runs)
+    heads = ["", *found.names]
+    facts = [[words(word), *(shown_fact(run, word, words) or "–" for run in runs)] for word in found.facts]
+    options = [[name, *(_text(value) for value in values)] for name, values in found.options.items()]
+    losses = [[str(step), *map(number, values)] for step, values in found.losses.items()]
+    curves = [
+        _chart_of(
+            f"c{i}",
+            words(f"report.{word}"),
+            [Curve(run.name, points(run), f"run{at % 6}") for at, run in enumerate(runs)],
+            words,
+        )
+        for i, (word, points) in enumerate((("loss", _held_out), ("training", _smooth_loss), ("bits", _bits)))
+    ]
+    parts = [
+        _section(words("report.summary"), _table(heads, facts)),
+        _section(words("report.curves"), "\n".join(curves)),
+        _section(words("report.evaluations"), _table([words("step"), *found.names], losses) if losses else ""),
+        _section(words("report.options"), _table([words("name"), *found.names], options) if options else ""),
+    ]
+    return _page(" – ".join(found.names), parts, words)
+
+
+def shown_fact(run: Run, word: str, words: Words) -> str:
+    """A fact in the words of people; "" where it is not known."""
+    if word in _FACTS:
+        return _text(run.fact(_FACTS[word], ""))
+    value = fact_of(run, word)
+    if value is None:
+        return ""
+    match word:
+        case "state":
+            return words(f"ended.{value}")
+        case "steps":
+            return f"{value:,} / {run.fact('steps', 0):,}"
+        case "time":
+            return duration(value)
+        case "memory":
+            return amount(value)
+        case "mfu":
+            return f"{value:.1%}"
+        case "tokens" | "weights" | "trained_weights":
+            return f"{value:,}"
+    return value if isinstance(value, str) else number(value)
+
+
+_FACTS = {
+    "method": "method",
+    "model": "model.name",
+    "trained_tokens": "measured.num_trained",
+    "reason": "reason",
+}
+
+
+def _curves(run: Run, words: Words) -> str:
+    loss = _points(run, "loss")
+    of_parts = [name for name in run.metrics.names if name.startswith("loss.")]
+    memory = [(x, y / 2**30) for x, y in _points(run, "memory")]
+    every: list[tuple[str, list[Curve]]] = [
+        (
+            words("report.loss"),
+            [
+                Curve(words("report.training"), loss, "raw"),
+                Curve(f"{words('report.training')} ({words('report.smooth')})", smoothed(loss)),
+                Curve(words("report.held_out"), _held_out(run), "dots"),
+            ],
+        ),
+        (words("report.bits"), [Curve(words("report.bits"), _bits(run), "dots")]),
+        *((name, [Curve(name, smoothed(_points(run, name)))]) for name in of_parts),
+        (words("report.rate"), [Curve(words("report.rate"), _points(run, "rate"))]),
+        (words("report.norm"), [Curve(words("report.norm"), _points(run, "gradient_norm"))]),
+        (words("report.speed"), [Curve(words("report.speed"), smoothed(_points(run, "tokens_per_second")))]),
+        ("MFU", [Curve("MFU", smoothed(_points(run, "mfu")))]),
+        (words("report.memory"), [Curve(words("report.memory"), memory)]),
+    ]
+    return "\n".join(_chart_of(f"c{i}", title, curves, words) for i, (title, curves) in enumerate(every))
+
+
+def _chart_of(id: str, title: str, curves: Sequence[Curve], words: Words) -> str:
+    told = "; ".join(f"{curve.name}: {_range(curve.points, words)}" for curve in curves if curve.points)
+    return chart(id, title, told, curves)
+
+
+def _range(points: Sequence[Point], words: Words) -> str:
+    known = [(x, y) for x, y in points if y == y] or [(0.0, float("nan"))]
+    (begin, first), (end, last) = known[0], known[-1]
+    values = [y for _, y in known]
+    ends = {"begin": f"{begin:.0f}", "first": number(first), "end": f"{end:.0f}", "last": number(last)}
+    return words("report.range", **ends, least=number(min(values)), most=number(max(values)))
+
+
+def _points(run: Run, name: str) -> list[Point]:
+    return list(zip(run.metrics.numbers("step"), run.metrics.numbers(name), strict=True))
+
+
+def _smooth_loss(run: Run) -> list[Point]:
+    return smoothed(_points(run, "loss"))
+
+
+def _held_out(run: Run) -> list[Point]:
+    return [(one["step"], one["loss"]) for one in run.evaluations if one["loss"] is not None]
+
+
+def _bits(run: Run) -> list[Point]:
+    found = [(one["step"], one.get("bits_per_byte")) for one in run.evaluations]
+    return [(step, bits) for step, bits in found if bits is not None]
+
+
+def _evaluations(run: Run, words: Words) -> str:
+    heads = [words("step"), words("loss"), words("bits_per_byte"), words("trained_tokens"), words("seconds")]
+    rows = [
+        (
+            str(one["step"]),
+            number(one["loss"]),
+            number(one.get("bits_per_byte")),
+            f"{one.get('num_tokens') or 0:,}",
+            f"{one.get('seconds') or 0:.1f}",
+        )
+        for one in run.evaluations
+    ]
+    return _table(heads, rows, numbers=True) if rows else ""
+
+
+def _samples(run: Run, words: Words) -> str:
+    """The last ones first, and open."""
+    out: list[str] = []
+    for one in reversed(run.evaluations):
+        if not (samples := one.get("samples")):
+            continue
+        said = "".join(
+            f"<h4>{words('report.prompt')}</h4><pre>{_html(each['prompt'])}</pre>"
+            f"<h4>{words('report.answer')}</h4><pre>{_html(each['text'])}</pre>"
+            for each in samples
+        )
+        after = words("report.after", step=f"{one['step']:,}")
+        out.append(f"<details{'' if out else ' open'}><summary>{after}</summary>{said}</details>")
+    return "\n".join(out)
+
+
+def _skipped(run: Run, words: Words) -> str:
+    rows = [[row["step"], row["skipped"]] for row in run.metrics.rows if row.get("skipped")]
+    return _table([words("step"), words("reason")], rows) if rows else ""
+
+
+def _data(run: Run, words: Words) -> str:
+    heads = [words("file"), words("rows"), words("tokens"), words("hash")]
+    rows = [
+        [_text(one.get(name)) for name in ("file", "num_samples", "num_tokens", "digest")]
+        for one in run.fact("data.files", [])
+    ]
+    return _table(heads, rows) if rows else ""
+
+
+def _machine(run: Run) -> dict[str, Any]:
+    return {**run.fact("device", {}), **run.fact("versions", {}), "git": run.fact("git.commit")}
+
+
+def _mapping(values: Mapping[str, Any], words: Words) -> str:
+    rows = [[name, _text(value)] for name, value in values.items() if value not in (None, "", [], {})]
+    return _table([words("name"), words("value")], rows) if rows else ""
+
+
+def _text(value: Any) -> str:
+    match value:
+        case None:
+            return "–"
+        case bool() | str():
+            return str(value)
+        case int():
+            return f"{value:,}"
+        case float():
+            return number(value)
+        case Mapping():
+            return ", ".join(f"{name} {_text(each)}" for name, each in value.items())
+    return ", ".join(map(_text, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _html(text: str) -> str:
+    """For a page: a text of a model may hold anything, and XML's characters only are allowed."""
+    return escape("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text))
+
+
+def _cards(facts: Iterable[tuple[str, str]]) -> str:
+    return (
+        '<dl class="cards">' + "".join(f"<div><dt>{_html(k)}</dt><dd>{_html(v)}</dd></div>" for k, v in facts) + "</dl>"
+    )
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{_html(title)}</h2>\n{body}</section>" if body else ""
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = False) -> str:
+    kind = ' class="n"' if numbers else ""
+    head = "".join(f'<th scope="col"{kind}>{_html(cell)}</th>' for cell in heads)
+    body = "".join(
+        f'<tr><th scope="row"{kind}>{_html(first)}</th>'
+        + "".join(f"<td{kind}>{_html(cell)}</td>" for cell in rest)
+        + "</tr>\n"
+        for first, *rest in rows
+    )
+    return f'<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
+
+
+def _page(title: str, parts: Sequence[str], words: Words) -> str:
+    made = words("report.made", version=__version__, time=datetime.now(UTC).isoformat(timespec="seconds"))
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    return (
+        f'<!doctype html>\n<html lang="{"zh-CN" if words.language == "zh" else "en"}">\n<head><meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{_html(title)}</title>\n'
+        f"<style>{_STYLE}</style></head>\n<body><main><h1>{_html(title)}</h1>\n"
+        + "\n".join(part for part in parts if part)
+        + f"\n</main><footer>{_html(made)}</footer></body></html>\n"
+    )

@@ -367,6 +367,21 @@ def test_a_session_is_a_clients_by_cookie_and_by_header(counter: Application) ->
         assert client.get("/count", headers={"LLMasOS-Session": id}).json() == 1
 
 
+def test_a_stream_tells_its_client_of_a_new_session(counter: Application) -> None:
+    turn = {"model": "counter", "messages": [{"role": "user", "content": "x"}], "stream": True}
+    with counter.test_client() as client:
+        for call in (
+            lambda: client.get("/stream"),
+            lambda: client.get("/stream", headers={"accept": "application/json"}),
+            lambda: client.post("/v1/chat/completions", json=turn),
+        ):
+            client.cookies.clear()
+            first = call()
+            assert first.status_code == 200 and len(first.headers["llmasos-session"]) >= 16
+            assert first.headers["set-cookie"].startswith("llmasos-session-counter=")
+            assert "llmasos-session" not in call().headers
+
+
 def test_a_call_that_fails_changes_nothing(counter: Application) -> None:
     with counter.test_client() as client:
         client.get("/count")

@@ -23,7 +23,7 @@ import anyio
 import anyio.from_thread
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from llmasos.apps import problems
 from llmasos.apps.jobs import reporting_to
@@ -56,6 +56,8 @@ class Streaming(Response):
 
     def __init__(self, name: str, items: Any, *, worker: Worker) -> None:
         self.status_code, self.background = 200, None
+        self.raw_headers = []
+        """On top of those that the answer has anyway, whichever it becomes."""
         self._function, self._items, self._in_thread = name, items, worker
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,8 +66,16 @@ class Streaming(Response):
             async with _running(
                 self._function, self._items, self._in_thread, tells_progress=self.tells_progress
             ) as source:
-                await self.send_from(source, scope, receive, send)
+                await self.send_from(source, scope, receive, self._with_headers(send))
             group.cancel_scope.cancel()
+
+    def _with_headers(self, send: Send) -> Send:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start" and self.raw_headers:
+                message = {**message, "headers": [*message["headers"], *self.raw_headers]}
+            await send(message)
+
+        return sending
 
     async def send_from(
         self, source: MemoryObjectReceiveStream[Any], scope: Scope, receive: Receive, send: Send

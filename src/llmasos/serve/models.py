@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import copy
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from llmasos.errors import InvalidInputError, NotFoundError, UnsupportedError
 from llmasos.inference.request import Chunk, RequestOutput, SamplingParams
@@ -32,7 +32,10 @@ class ModelNotFoundError(NotFoundError):
 
 
 class Served:
-    """What stands behind one name: a model, or one of its adapters. `base` is the model's own served name."""
+    """What stands behind one name: a model, or one of its adapters. `base` is the model's own served name. `answer`,
+    where there is one, answers a conversation as `turn.turn` does: an application chats by itself."""
+
+    answer: Callable[..., AsyncGenerator[Any, None]] | None = None
 
     def __init__(
         self, base: str, model: ServedModel, admission: Admission, metrics: Metrics, adapter: str | None = None
@@ -117,6 +120,15 @@ class Served:
         return sum(len(encode(text) if isinstance(text, str) else text) for text in texts)
 
 
+class Chatting(Protocol):
+    """Applications that chat, under names that no model has."""
+
+    def is_one(self, name: str) -> bool: ...
+    def check(self, name: str, caller: Caller) -> None: ...
+    async def names(self, caller: Caller) -> list[str]: ...
+    def lease(self, name: str, caller: Caller) -> AbstractAsyncContextManager[Served]: ...
+
+
 class Models:
     """The served models by name, and their adapters by theirs. An alias is a name that is not listed.
 
@@ -137,6 +149,17 @@ class Models:
         self._max_waiting = max_waiting
         self._admissions: dict[str, Admission] = {}
         self.created = int(time.time())
+        self.apps: Chatting | None = None
+        """Set by who has some, before the first request."""
+
+    def is_app(self, name: str) -> bool:
+        """Whether a name is that of an application, there or not."""
+        return self.apps is not None and self.apps.is_one(name)
+
+    async def names_for(self, caller: Caller) -> list[str]:
+        """What the caller may have a conversation with, applications last. After `look`."""
+        own = [name for name in self.names if caller.may_use(name)]
+        return own + (await self.apps.names(caller) if self.apps is not None else [])
 
     async def look(self, name: str | None = None, *, facts: bool = False) -> None:
         """Before `names`, `check` and `models[name]`, which tell what was seen: read the disk, without holding up the
@@ -164,6 +187,10 @@ class Models:
         `Host.lease` raises.
         """
         inflight.asks(name)
+        if self.apps is not None and self.apps.is_one(name):
+            async with self.apps.lease(name, caller) as app:
+                yield app
+            return
         await self.look(name)
         base, adapter = self.check(name, caller)
         inflight.asks(adapter or base)  # an alias is none of the names that usage is told by
@@ -176,6 +203,9 @@ class Models:
     def check(self, name: str, caller: Caller) -> tuple[str, str | None]:
         """The model's own name, and the adapter's if that is what was named; nothing is loaded. Raises
         ModelNotFoundError that lists what the caller may use, and ForbiddenError for a model that it may not."""
+        if self.apps is not None and self.apps.is_one(name):
+            self.apps.check(name, caller)
+            return name, None
         named = self._aliases.get(name, name)
         if not caller.may_use(named):
             found = self.backing.find(named)  # it may be another name of one that is allowed

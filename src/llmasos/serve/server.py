@@ -19,6 +19,7 @@ from llmasos.serve.apps import shelf
 from llmasos.serve.apps.jobs import AppJobs
 from llmasos.serve.apps.routes import create_router as app_routes
 from llmasos.serve.apps.supervisor import Supervisor
+from llmasos.serve.apps.turns import AppModels
 from llmasos.serve.aside import Aside
 from llmasos.serve.background import Background
 from llmasos.serve.files.store import MAX_STORED_BYTES
@@ -99,6 +100,7 @@ def assemble(
     jobs = Jobs(storage)
     if apps is not None:
         jobs.sources.append(AppJobs(apps))
+        models.apps = AppModels(apps)
     pulls = Pulls(jobs)
     of_tasks = (jobs, models, Aside(access), background.files)
     agents = Agents(models, storage)

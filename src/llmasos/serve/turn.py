@@ -66,6 +66,11 @@ TurnEvent = TurnStart | TurnDelta | TurnEnd | TurnUsage
 async def turn(served: Served, body: ChatCompletionRequest, *, fit: bool = False) -> AsyncGenerator[TurnEvent, None]:
     """Answer `body.messages`. Closing the generator stops the model at its next token. `fit`: `body.max_tokens` may be
     more than the context still holds; the answer then ends (`length`) where the context does."""
+    if served.answer is not None:
+        async with aclosing(served.answer(body)) as events:
+            async for event in events:
+                yield event
+        return
     asked = await asyncio.to_thread(prepare_conversation, served.model, body, fit=fit)
     params, options = asked.params, prepare.request_options(body)
     yield TurnStart(len(asked.ids))

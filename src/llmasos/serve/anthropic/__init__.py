@@ -99,11 +99,14 @@ def create_router(models: Models) -> APIRouter:
     ) -> Response:
         caller = caller_of(request)
         await models.look(facts=True)
-        names = [name for name in models.names if caller.may_use(name)]
+        names = await models.names_for(caller)
         return json_response(_page(models, names, limit, after_id, before_id))
 
     @theirs.get("/models/{model:path}", include_in_schema=False)
     async def retrieve_model(model: str, request: Request) -> Response:
+        if models.is_app(model):
+            async with models.lease(model, caller_of(request)):
+                return json_response(_describe(models, model))
         await models.look(model, facts=True)
         models.check(model, caller_of(request))
         return json_response(_describe(models, model))
@@ -166,7 +169,7 @@ async def _count(models: Models, caller: Caller, body: CountTokensRequest) -> To
 
 
 def _describe(models: Models, name: str) -> AnthropicModel:
-    context_length = models[name].model.context_length
+    context_length = None if models.is_app(name) else models[name].model.context_length
     return AnthropicModel(
         type="model",
         id=name,

@@ -36,19 +36,20 @@ async def app_models(apps: Supervisor, caller: Caller) -> list[Model]:
 
 async def app_model(apps: Supervisor, caller: Caller, model: str) -> Model:
     """Raises ModelNotFoundError, ForbiddenError."""
-    return _described(await _checked(apps, caller, model))
+    return _described(await checked(apps, caller, model))
 
 
 async def app_chat(apps: Supervisor, caller: Caller, model: str, request: Request) -> Response:
     """The application's own answer to the request as it came; what it asks of models counts as the application's.
 
     Raises ModelNotFoundError, ForbiddenError, and what `forward` raises."""
-    app = await _checked(apps, caller, model)
+    app = await checked(apps, caller, model)
     inflight.asks(model)
     return await forward(apps, request, app.name, PATH, body=await request.body())
 
 
-async def _checked(apps: Supervisor, caller: Caller, model: str) -> Installed:
+async def checked(apps: Supervisor, caller: Caller, model: str) -> Installed:
+    """Raises ModelNotFoundError, ForbiddenError."""
     name = model.removeprefix(PREFIX)
     caller.check_model(model)
     caller.check_app(name)

@@ -111,7 +111,7 @@ async def _head(
             hint="Long calls go with `Prefer: respond-async`.",
         )
     except httpx.HTTPError as e:
-        raise await _ended(found, e) from e
+        raise await ended(found, e) from e
     finally:
         for task in (asking, gone):
             task.cancel()
@@ -151,7 +151,7 @@ async def _gone(request: Request, sent: _Body | None) -> None:
         pass
 
 
-async def _ended(found: Running, e: Exception) -> AppEndedError:
+async def ended(found: Running, e: Exception) -> AppEndedError:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(2.0):  # it may be known in a moment why
             await found.wait()
@@ -207,7 +207,7 @@ class _Passing(Response):
                     self._supervisor.check_later(self._found)
                     raise AppTimeoutError(f"{self._found.order.app.name} was silent for {self._silence:g} s.") from None
                 except httpx.HTTPError as e:
-                    raise await _ended(self._found, e) from e
+                    raise await ended(self._found, e) from e
                 if piece is None:
                     break
                 await send({"type": "http.response.body", "body": piece, "more_body": True})

@@ -113,7 +113,7 @@ def create_router(models: Models, residents: Residents, jobs: Pulls) -> APIRoute
     async def tags(request: Request) -> OllamaModelList:
         caller = caller_of(request)
         await models.look()
-        names = [name for name in models.names if caller.may_use(name)]
+        names = await models.names_for(caller)
         return OllamaModelList(models=await asyncio.to_thread(shelf.list_models, names, models.created))
 
     @router.get("/api/ps", summary="List the loaded models")
@@ -126,6 +126,9 @@ def create_router(models: Models, residents: Residents, jobs: Pulls) -> APIRoute
     async def show(body: OllamaShowRequest, request: Request) -> OllamaShowResponse:
         caller = caller_of(request)
         name = await served_name(models, body.model, caller, facts=True)
+        if models.is_app(name):
+            async with models.lease(name, caller) as served:
+                return shelf.show(name, served.model, shelf.Facts(), models.created)
         base, _ = models.check(name, caller)
         facts = await asyncio.to_thread(shelf.facts_of, base)
         return shelf.show(name, models[name].model, facts, models.created)

@@ -38,6 +38,8 @@ async def served_name(models: Models, name: str, caller: Caller, *, facts: bool 
     """The served model that a client means; `facts`: as in `Models.look`. Raises ModelNotFoundError, and ForbiddenError
     for an unknown name that the caller may not use."""
     for spelling in spellings(name):
+        if models.is_app(spelling):
+            return spelling
         await models.look(spelling, facts=facts)
         try:
             models[spelling]

@@ -19,9 +19,9 @@ from llmasos.train.logs.runs import REPORT, Run, compare, fact_of, open_folder
 from llmasos.train.logs.watch import Watcher
 from llmasos.train.logs.words import Words, amount, duration, number
 
-SUMMARY = tuple(
-    "state method model steps first_loss last_loss best_loss bits_per_byte train_loss tokens trained_tokens time speed "
-    "mfu memory weights trained_weights device reason".split()
+SUMMARY = (
+    *("state", "method", "model", "steps", "first_loss", "last_loss", "best_loss", "bits_per_byte", "train_loss"),
+    *("tokens", "trained_tokens", "time", "speed", "mfu", "memory", "weights", "trained_weights", "device", "reason"),
 )
 _STYLE = """
 :root{color-scheme:light dark;--text:#1a1c20;--soft:#565c66;--page:#fff;--card:#f5f6f8;--edge:#d5d9e0;--line:#1f5fbf;

@@ -104,7 +104,7 @@ def _run(config: TrainConfig, *, as_json: bool) -> int:
             if tell is not None:
                 tell(t("train.tokenising", file=name, rows=f"{totals.num_rows:,}"))
 
-        result = train(config, on_progress=told)
+        result = train(config, on_progress=told, progress=not as_json)
     return _ended(result, as_json=as_json)
 
 
@@ -114,7 +114,7 @@ def _resume(words: tuple[str, ...], typed: dict[str, Any], *, as_json: bool) -> 
     if len(words) != 1:
         raise InvalidInputError(t("train.which_run"), hint="llmasos runs", param="run")
     changes = {name.replace(NESTED, "."): value for name, value in typed.items()}
-    return _ended(resume(words[0], **changes), as_json=as_json)
+    return _ended(resume(words[0], progress=not as_json, **changes), as_json=as_json)
 
 
 def _ended(result: Result, *, as_json: bool) -> int:

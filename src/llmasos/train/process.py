@@ -185,10 +185,10 @@ def _run(config: TrainConfig, job: JobOptions, teller: Teller, checkpointed: Lis
     assert config.output is not None
     listeners = [teller, checkpointed]
     if (config.output / CONFIG).is_file():
-        return resume(config.output, listeners=listeners, install=False)
+        return resume(config.output, listeners=listeners, export=False)
     config, facts = settle(config, job)
     teller.tell("settled", **facts)
-    return train(config.model_copy(update={"install": False}), listeners=listeners)
+    return train(config, listeners=listeners, export=False)
 
 
 def settle(config: TrainConfig, job: JobOptions) -> tuple[TrainConfig, dict[str, Any]]:

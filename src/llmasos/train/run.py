@@ -23,9 +23,13 @@ from llmasos.models.config import ModelConfig
 from llmasos.settings import settings
 from llmasos.store.card import check_name
 from llmasos.train.config import TrainConfig
+from llmasos.train.evaluate import Evaluator, evaluation_tokens
 from llmasos.train.events import Evaluation, Listener
+from llmasos.train.export import Exported, export_run
+from llmasos.train.logs import listeners_for
 from llmasos.train.loop import Loop, LoopOptions
 from llmasos.train.methods import METHODS, Method, method_of
+from llmasos.train.methods.base import NextToken
 from llmasos.train.optim import OptimizerOptions
 from llmasos.train.schedule import Schedule
 
@@ -59,8 +63,13 @@ class Result:
     step: int
     evaluation: Evaluation | None
     """The last one."""
-    installed: str | None
-    """The name in the library under which the result runs and serves."""
+    exported: Exported | None
+    """What was made of it; None of a run that was told to stop."""
+
+    @property
+    def installed(self) -> str | None:
+        """The name in the library under which the result runs and serves."""
+        return self.exported.installed if self.exported else None
 
 
 @dataclass(frozen=True)
@@ -95,16 +104,32 @@ def find_run(name: str | Path) -> Path:
     raise NotFoundError(f"There is no run {str(name)!r}.", hint="See `llmasos runs`.")
 
 
-def resume(name: str | Path, *, listeners: Sequence[Listener] = (), **changes: Any) -> Result:
+def resume(
+    name: str | Path,
+    *,
+    listeners: Sequence[Listener] = (),
+    on_progress: OnProgress | None = None,
+    progress: bool = False,
+    export: bool = True,
+    **changes: Any,
+) -> Result:
     """Go on with a run where its last checkpoint is. `changes`: options that do not change what is learnt, see
-    MAY_CHANGE."""
+    MAY_CHANGE; the others as in `train`."""
     folder = find_run(name)
     config = TrainConfig.of(folder / CONFIG, **changes, resume=True, output=folder)
-    return train(config, listeners=listeners)
+    return train(config, listeners=listeners, on_progress=on_progress, progress=progress, export=export)
 
 
-def train(config: TrainConfig, *, listeners: Sequence[Listener] = (), on_progress: OnProgress | None = None) -> Result:
-    """Carry out a run.
+def train(
+    config: TrainConfig,
+    *,
+    listeners: Sequence[Listener] = (),
+    on_progress: OnProgress | None = None,
+    progress: bool = False,
+    export: bool = True,
+) -> Result:
+    """Carry out a run. on_progress: is told how far the data are tokenised. progress: show the steps in the terminal.
+    export: write what was learnt as a model or adapter, and install it if the options say so.
 
     Raises InvalidInputError, NotFoundError, FormatError for what is wrong in options and data, InsufficientMemoryError
     before anything is loaded, BusyError for a run that another process has, DivergedError, DiskFullError."""
@@ -113,7 +138,10 @@ def train(config: TrainConfig, *, listeners: Sequence[Listener] = (), on_progres
     with _held(config):
         prepared = prepare(config, on_progress=on_progress)
         prepared.config.save(config.output / CONFIG)
-        return _carry_out(prepared, listeners)
+        reason, step, evaluation = _carry_out(prepared, listeners, progress=progress)
+        is_over = export and reason != "stopped"
+        exported = export_run(config.output, install=prepared.config.install) if is_over else None
+        return Result(str(config.name), config.output, reason, step, evaluation, exported)
 
 
 def named(config: TrainConfig) -> TrainConfig:
@@ -263,12 +291,26 @@ def _steps(config: TrainConfig, batches: Batches, accumulation: int) -> int:
     return max(1, math.ceil(per_epoch * config.epochs / accumulation))
 
 
-def _carry_out(prepared: Prepared, listeners: Sequence[Listener]) -> Result:
-    config = prepared.config
-    assert config.output is not None and config.name is not None
+def _carry_out(
+    prepared: Prepared, listeners: Sequence[Listener], *, progress: bool
+) -> tuple[str, int, Evaluation | None]:
+    config, method = prepared.config, prepared.method
+    assert config.output is not None
     torch.manual_seed(config.seed)
-    learner = prepared.method.build(prepared.device, prepared.dtype)
+    learner = method.build(prepared.device, prepared.dtype)
     seen = _Seen()
+    watching = listeners_for(
+        config,
+        config.output,
+        shape=prepared.shape,
+        batches=prepared.batches,
+        stats=prepared.stats,
+        device=prepared.device,
+        dtype=prepared.dtype,
+        path=method.path if config.model is not None else None,
+        num_trained=sum(p.numel() for p in learner.module.parameters() if p.requires_grad),
+        progress=progress,
+    )
     loop = Loop(
         learner,
         prepared.batches,
@@ -283,18 +325,35 @@ def _carry_out(prepared: Prepared, listeners: Sequence[Listener]) -> Result:
         ),
         config.output,
         prepared.device,
-        [seen, *listeners],
+        [seen, *watching, *listeners],
+        _evaluator(prepared, learner),
     )
     if config.resume:
         loop.resume()
     reason = loop.train()
-    return Result(config.name, config.output, reason, loop.step, seen.evaluation, None)
+    return reason, loop.step, seen.evaluation
+
+
+def _evaluator(prepared: Prepared, learner: NextToken) -> Evaluator | None:
+    config = prepared.config
+    if prepared.held_out is None and not config.prompts:
+        return None
+    assert config.batch_tokens is not None
+    return Evaluator(
+        learner.trainee,
+        prepared.held_out,
+        prepared.method.tokenizer,
+        prompts=config.prompts,
+        chat=config.method != "pretrain",
+        template=config.template,
+        max_tokens=evaluation_tokens(prepared.steps, config.batch_tokens, config.evaluate_every or 0),
+    )
 
 
 def optimizer_options(config: TrainConfig) -> OptimizerOptions:
     assert config.lr is not None and config.weight_decay is not None and config.optimizer is not None
     return OptimizerOptions(
-        name=config.optimizer,  # type: ignore[arg-type]
+        name=config.optimizer,
         lr=config.lr,
         weight_decay=config.weight_decay,
         max_norm=config.max_norm,

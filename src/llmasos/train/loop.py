@@ -82,6 +82,7 @@ class Loop:
         self.optimizers = Optimizers(self.learner.module, self.optimizer)
         self.checkpoints = Checkpoints(self.run / "checkpoints")
         self.step = 0
+        self._evaluated = -1
         self._bad = 0
         self._mean_norm = 0.0
         self._stop = threading.Event()
@@ -93,6 +94,7 @@ class Loop:
             return False
         state = self.checkpoints.load(latest, self.learner.module, self.optimizers)
         self.step, self._bad, self._mean_norm = state["step"], state["bad"], state["mean_norm"]
+        self._evaluated = state["evaluated"]
         self.batches.load_state_dict(state["batches"])
         self._forget_after(self.step)
         return True
@@ -128,7 +130,7 @@ class Loop:
         return reason
 
     def _steps(self) -> str:
-        saved = evaluated = self.step
+        saved = self.step
         started = time.monotonic()
         reason = "finished"
         if not self.step:
@@ -142,7 +144,6 @@ class Loop:
             self._tell(self._train_step(micro))
             if _is_time(self.step, self.options.evaluate_every):
                 self._evaluate()
-                evaluated = self.step
             if _is_time(self.step, self.options.save_every):
                 self.save()
                 saved = self.step
@@ -154,13 +155,14 @@ class Loop:
                 break
         if saved != self.step:
             self.save()
-        if evaluated != self.step and reason != "stopped":
-            self._evaluate()
+        if self._evaluated != self.step and reason != "stopped":
+            self._evaluate()  # also by a run that was killed between its last checkpoint and this
         return reason
 
     def _evaluate(self) -> None:
         if self.evaluate is not None:
             found = self.evaluate(self.step)
+            self._evaluated = self.step
             self._each(lambda listener: listener.evaluated(found))
 
     def _each(self, tell: Callable[[Listener], None]) -> None:
@@ -169,6 +171,7 @@ class Loop:
 
     def save(self) -> Path:
         state = {"batches": self.batches.state_dict(), "bad": self._bad, "mean_norm": self._mean_norm}
+        state["evaluated"] = self._evaluated
         path = self.checkpoints.save(self.step, self.learner.module, self.optimizers, state)
         self._each(lambda listener: listener.saved(self.step, path))
         return path

@@ -15,7 +15,7 @@ from llmasos.store import Library, import_model
 from llmasos.store.adapters import find_adapter, installed_adapters, remove_adapter
 from llmasos.train.checkpoint import read_weights
 from llmasos.train.config import TrainConfig
-from llmasos.train.export import Run, checkpoints_of, export_run, model_name
+from llmasos.train.export import Run, checkpoints_of, export_run
 from llmasos.train.run import train
 from llmasos.train.verify import verify_run
 from tiny import write_tiny_model
@@ -207,11 +207,6 @@ def test_a_checkpoint_of_other_weights_is_refused(run) -> None:
     (folder / "config.yaml").write_text(text.replace("r: 4", "r: 8"))
     with pytest.raises(FormatError, match="other weights"):
         export_run(folder)
-
-
-def test_the_name_of_a_job_s_model_and_of_its_folder() -> None:
-    assert model_name("tiny", "poems", "a1b2") == ("ft:tiny:poems:a1b2", "ft-tiny-poems-a1b2")
-    assert model_name("tiny", None, "a1b2") == ("ft:tiny::a1b2", "ft-tiny-a1b2")
 
 
 def test_a_run_without_checkpoints_has_nothing_to_export(run) -> None:

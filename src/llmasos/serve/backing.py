@@ -48,6 +48,9 @@ class Backing(Protocol):
     def describe(self, name: str) -> ServedModel:
         """For facts; only a leased one may be asked."""
 
+    def reference(self, name: str) -> str:
+        """What the model was loaded from, or would be: a path, or a name in the library."""
+
     def at_once(self, name: str) -> int:
         """Completions that the model computes at a time."""
 
@@ -91,6 +94,10 @@ class InProcess:
 
     def describe(self, name: str) -> ServedModel:
         return self._llms[name]
+
+    def reference(self, name: str) -> str:
+        model = getattr(self._llms[name], "model", None)
+        return name if model is None else str(model.path)
 
     def at_once(self, name: str) -> int:
         return self._llms[name].engine_config.max_num_seqs
@@ -232,6 +239,9 @@ class Hosted:
         spec = self.host.spec(name)
         found = there[0] if there else Absent(spec, self._facts.get(spec.reference) or Facts())
         return cast(ServedModel, found)
+
+    def reference(self, name: str) -> str:
+        return self._spec(name).reference
 
     def at_once(self, name: str) -> int:
         options = EngineConfig.of(**self.host.spec(name).engine)

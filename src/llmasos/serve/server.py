@@ -23,6 +23,8 @@ from llmasos.serve.apps.turns import AppModels
 from llmasos.serve.aside import Aside
 from llmasos.serve.background import Background
 from llmasos.serve.files.store import MAX_STORED_BYTES
+from llmasos.serve.finetuning.room import FineTuning
+from llmasos.serve.finetuning.routes import create_router as fine_tuning_routes
 from llmasos.serve.gate import Gate
 from llmasos.serve.health import Readiness
 from llmasos.serve.inflight import Requests, Watch
@@ -103,6 +105,7 @@ def assemble(
         models.apps = AppModels(apps)
     pulls = Pulls(jobs)
     of_tasks = (jobs, models, Aside(access), background.files)
+    fine_tuning = FineTuning(jobs, models, background.files)
     agents = Agents(models, storage)
     requests.on_end.append(log_access)
     if telemetry is not None:
@@ -149,6 +152,7 @@ def assemble(
     app.include_router(anthropic.create_router(models))  # before OpenAI's: /v1/models is both
     app.include_router(create_openai_router(models, apps))
     background.include(app)
+    app.include_router(fine_tuning_routes(fine_tuning, readiness.stopping))
     app.include_router(adapter_routes.create_router(models, enabled=enable_lora_loading))
     app.include_router(ollama.create_router(models, residents, pulls))
     app.include_router(health.create_router(models, readiness))

@@ -31,7 +31,7 @@ from llmasos.models.load import LoadedModel, read_json
 from llmasos.models.weights import tie
 from llmasos.store import Card, Library, ensure
 from llmasos.store.adapters import install_adapter
-from llmasos.store.card import DataHash, Lineage, tidy_name
+from llmasos.store.card import DataHash, Lineage
 from llmasos.store.library import discard
 from llmasos.store.trained import install_model
 from llmasos.store.transfer import disk_errors
@@ -264,12 +264,6 @@ def checkpoints_of(folder: Path) -> dict[int, Path]:
     if not found.is_dir():
         return {}
     return {int(one.name): one for one in found.iterdir() if one.name.isdecimal() and one.is_dir()}
-
-
-def model_name(base: str, suffix: str | None, id: str) -> tuple[str, str]:
-    """What a job's model is called: `ft:BASE:SUFFIX:ID`, and the name of its folder."""
-    served = f"ft:{base}:{suffix or ''}:{id}"
-    return served, tidy_name("-".join(part for part in ("ft", base, suffix, id) if part))
 
 
 def _dtype(wanted: str | None, config: TrainConfig) -> DType:

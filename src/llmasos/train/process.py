@@ -279,7 +279,7 @@ def read_job(path: Path) -> tuple[TrainConfig, JobOptions]:
 
 
 def _end_with_the_parent() -> None:
-    while sys.stdin.readline():
+    while os.read(0, 4096):  # sys.stdin has a lock, which a thread that waits would hold when Python ends
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 

@@ -104,6 +104,13 @@ RULES = (
     _own("GET", "/batches"),
     _own("GET", "/batches/{batch_id}"),
     _own("POST", "/batches/{batch_id}/cancel"),
+    # OpenAI's fine-tuning: it takes the machine for hours, and adds to what is served
+    Rule("POST", "/v1/fine_tuning/jobs", "manage"),
+    Rule("GET", "/v1/fine_tuning/jobs", "manage"),
+    Rule("GET", "/v1/fine_tuning/jobs/{fine_tuning_job_id}", "manage"),
+    Rule("GET", "/v1/fine_tuning/jobs/{fine_tuning_job_id}/events", "manage"),
+    Rule("GET", "/v1/fine_tuning/jobs/{fine_tuning_job_id}/checkpoints", "manage"),
+    Rule("POST", "/v1/fine_tuning/jobs/{fine_tuning_job_id}/{action}", "manage"),
     # Anthropic
     _asks("/v1/messages"),
     Rule("POST", "/v1/messages/count_tokens", "inference"),

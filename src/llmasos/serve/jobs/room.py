@@ -257,6 +257,13 @@ class Jobs:
             found += await source.list(caller)
         return sorted((job for job in found if kind in (None, job.kind)), key=lambda job: job.created, reverse=True)
 
+    async def kept(self, caller: Caller, kind: str) -> Sequence[Kept]:
+        """Those of a kind that the caller may see, the latest first, with all that is known of them: for the kind."""
+        await self.read()
+        rows = await self.storage.run(self._rows, read_only=True)
+        found = [self._newer(row) for row in rows if row.kind == kind and self._may_see(caller, row)]
+        return sorted(found, key=lambda job: job.created, reverse=True)
+
     async def get(self, caller: Caller, id: str) -> Job:
         """Raises JobNotFoundError, also for what the caller may not see."""
         await self.read()

@@ -204,6 +204,12 @@ def prepare(config: TrainConfig, *, on_progress: OnProgress | None = None) -> Pr
             hint=f"Use at most {method.shape.context_length}.",
             param="max_length",
         )
+    if config.micro_batch_tokens and config.micro_batch_tokens < longest:
+        raise InvalidInputError(
+            f"micro_batch_tokens={config.micro_batch_tokens:,} cannot hold samples of max_length={longest:,} tokens.",
+            hint=f"Use at least {longest}, or a smaller max_length.",
+            param="micro_batch_tokens",
+        )
     epochs = config.epochs or (None if config.steps else 1.0)
     config = config.model_copy(update={"max_length": longest, "epochs": epochs})
     held_out = _held_out(config, method, on_progress)
@@ -274,12 +280,6 @@ def _sized(config: TrainConfig, stats: Stats, *, is_free: bool) -> tuple[TrainCo
         wanted = config.steps or LEAST_STEPS
         batch = min(batch, max(config.max_length, round(stats.num_tokens * (config.epochs or 1) / wanted)))
     micro = config.micro_batch_tokens or config.max_length
-    if micro < config.max_length:
-        raise InvalidInputError(
-            f"micro_batch_tokens={micro:,} cannot hold samples of max_length={config.max_length:,} tokens.",
-            hint=f"Use at least {config.max_length}, or a smaller max_length.",
-            param="micro_batch_tokens",
-        )
     return config.model_copy(update={"batch_tokens": batch, "micro_batch_tokens": micro}), max(1, round(batch / micro))
 
 

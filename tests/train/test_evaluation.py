@@ -212,8 +212,10 @@ def test_a_limit_reads_some_of_the_batches_from_the_first_to_the_last(world: Pat
     assert 0 < some.num_tokens < 0.6 * whole.num_tokens
     assert evaluator(world, model, held_out, max_tokens=1)(0).num_tokens > 0
     assert evaluator(world, model, held_out, max_tokens=256)(0).loss == some.loss
-    # eleven evaluations at a third of the cost of a trained token
-    assert 11 * evaluation_tokens(100, 1000, 10) / 3 <= 0.1 * 100 * 1000
+    # ten evaluations at a third of the cost of a trained token
+    assert 10 * evaluation_tokens(100, 1000, 10) / 3 == pytest.approx(0.1 * 100 * 1000)
+    assert evaluation_tokens(300, 1000, 10) == evaluation_tokens(100, 1000, 10), "a longer run measures the same"
+    assert evaluation_tokens(100, 1000, 0) == 15_000 and evaluation_tokens(1, 1, 1) == 1
 
 
 def test_random_numbers_and_modes_are_as_they_were(world: Path) -> None:

@@ -35,6 +35,7 @@ _TABLE = (
     Command("memory", "memory", "memory", "use", is_bare=True),
     Command("data", "data", "data", "use"),
     Command("train", "train", "train", "use"),
+    Command("runs", "runs", "runs", "use", is_bare=True),
     Command("serve", "serve", "serve", "use"),
     Command("app", "application", "app", "use"),
     Command("ps", "ps", "ps", "server", is_bare=True),

@@ -62,7 +62,7 @@ def _list(found: list[Job], as_json: bool) -> None:
 
 
 def _row(one: Job) -> tuple[str, ...]:
-    return (one.id, one.kind, one.name, t(f"job.{one.state}"), _share(one), _age(one.created), _remark(one))
+    return (one.id, one.kind, one.name, t(f"job.{one.state}"), _share(one), age(one.created), _remark(one))
 
 
 def _share(one: Job) -> str:
@@ -73,7 +73,7 @@ def _remark(one: Job) -> str:
     return one.error.message if one.error else one.message
 
 
-def _age(moment: datetime) -> str:
+def age(moment: datetime) -> str:
     seconds = max(0, round((datetime.now(UTC) - moment).total_seconds()))
     for limit, divisor, unit in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
         if seconds < limit:

@@ -201,10 +201,9 @@ def _as_written(module: nn.Module) -> AbstractContextManager[object]:
 
 
 def evaluation_tokens(steps: int, batch_tokens: int, evaluate_every: int) -> int:
-    """How many held-out tokens each evaluation of a run may read so that all take SHARE of its time: reading one costs
-    a third of training on it."""
-    num = steps // evaluate_every + 1 if evaluate_every else 2
-    return max(1, int(3 * SHARE * steps * batch_tokens / num))
+    """How many held-out tokens an evaluation may read so that it takes SHARE of the time since the last one: reading
+    one costs a third of training on it. evaluate_every 0: there are two, before and after."""
+    return max(1, int(3 * SHARE * (evaluate_every or steps / 2) * batch_tokens))
 
 
 def prompts_of(batches: Batches, tokenizer: Tokenizer, num: int, room: int) -> list[tuple[str, list[int]]]:

@@ -70,9 +70,9 @@ class Report(Watcher):
         write_report(self.folder)
 
 
-def write_report(folder: Path, *, language: str = "") -> Path:
-    """report.html in the run's folder; `language` "" is that of the settings."""
-    return _write(folder / REPORT, report_of(open_folder(folder), Words(language)))
+def write_report(folder: Path, path: Path | None = None, *, language: str = "") -> Path:
+    """Of the run in `folder`, by default as report.html in it; `language` "" is that of the settings."""
+    return _write(path or folder / REPORT, report_of(open_folder(folder), Words(language)))
 
 
 def write_comparison(runs: Sequence[Run], path: Path, *, language: str = "") -> Path:

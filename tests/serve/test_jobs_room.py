@@ -251,6 +251,6 @@ async def test_jobs_of_other_origins_stand_in_the_list(storage: Storage) -> None
     assert [job.id async for job in jobs.follow(ANN, "app_1")] == ["app_1"]
     assert (await jobs.act(ANN, "app_1", "cancel")).state == "cancelled"
     assert (await jobs.get(ANN, "app_1")).state == "cancelled"
-    with pytest.raises(NotFoundError):
+    with pytest.raises(BusyError, match="can't be paused"):
         await jobs.act(ANN, "app_1", "pause")
     await jobs.close()

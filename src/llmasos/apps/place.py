@@ -2,8 +2,8 @@
 
 Who runs it says so (`settings.app_host`). Where nobody does, as in `python app.py`, the manifest beside its file counts
 (`llmasos.toml`), and its data lie in the home folder: of an installed one in `apps/NAME/data`, else in
-`apps-data/NAME`. Values of `[config]` come from a file of JSON, `config.json` in the folder of data unless the host
-names another.
+`apps-data/NAME`. Values of `[config]` come from a file of JSON: of an installed one `apps/NAME/config.json`, else `config.json` in the
+folder of data, unless the host names another.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Place:
     def config(self) -> Config:
         """Raises InvalidInputError for a value that is missing or not allowed, FormatError for a file that can't be
         read."""
-        file = Path(app_host().config or self._own_folder() / "config.json")
+        file = Path(app_host().config or self._config_file())
         values = _read(file)
         if self.manifest is None:
             return Config(values)
@@ -104,10 +104,18 @@ class Place:
         return Config(found, frozenset(name for name, entry in entries.items() if entry.type == "secret"))
 
     def _own_folder(self) -> Path:
-        home = settings().home
-        if self._file is not None and home / "apps" in self._file.parents[2:]:
-            return home / "apps" / self._file.relative_to(home / "apps").parts[0] / "data"
-        return home / "apps-data" / self.name
+        installed = self._installed()
+        return installed / "data" if installed else settings().home / "apps-data" / self.name
+
+    def _config_file(self) -> Path:
+        """Of an installed one beside its folder, where it can't write on a server."""
+        return (self._installed() or self._own_folder()) / "config.json"
+
+    def _installed(self) -> Path | None:
+        apps = settings().home / "apps"
+        if self._file is None or apps not in self._file.parents[2:]:
+            return None
+        return apps / self._file.relative_to(apps).parts[0]
 
 
 def _slug(words: str) -> str:

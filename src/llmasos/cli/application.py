@@ -9,6 +9,7 @@ import sys
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
+from llmasos.cli.app_config import config
 from llmasos.cli.messages import t
 from llmasos.cli.package import Options, check_flags, package
 from llmasos.cli.render import cell_width, emit, say, size, table, working
@@ -37,6 +38,7 @@ Action = Literal[
     "rollback",
     "uninstall",
     "ls",
+    "config",
     "dev",
     "test",
     "logs",
@@ -73,6 +75,11 @@ def app(
     """`llmasos app ACTION [FILE] [ROUTE] [INPUT...]`."""
     options = Options(index, out, yes, trust, reason, data, owner)
     where = Where(port, follow, limit, url, api_key)
+    if action == "config":
+        typed = {name for one in (options, where) for name, value in vars(one).items() if value}
+        check_flags(action, typed, ("url", "api_key"))
+        config([word for word in (file, route, *inputs) if word is not None], where, json)
+        return None
     if action in ACTIONS:
         check_flags(action, {name for name, value in vars(options).items() if value}, ())
         return run_action(action, [word for word in (file, route, *inputs) if word is not None], where, json)

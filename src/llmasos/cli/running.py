@@ -27,6 +27,11 @@ LOOK_S = 0.5
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
 
 
+def clean(text: str) -> str:
+    """What an application says, for a terminal."""
+    return text.translate(_CONTROL)
+
+
 @dataclass(frozen=True)
 class Where:
     """The flags of these actions. What nobody typed is empty."""
@@ -105,7 +110,7 @@ def _row(one: AppInfo) -> tuple[str, ...]:
         f"{size(use.memory)}/{size(one.limits.memory or 0)}" if use else "-",
         f"{use.cpu_seconds:.1f} s" if use else "-",
         f"{use.running_calls}/{use.calls}" if use else "-",
-        remark.translate(_CONTROL),
+        clean(remark),
     )
 
 
@@ -129,7 +134,7 @@ def _logs(name: str, where: Where, as_json: bool) -> None:
 
 
 def _shown(line: Any) -> str:
-    return f"{line.time:%Y-%m-%dT%H:%M:%SZ} {line.stream:<6} {line.text.translate(_CONTROL)}"
+    return f"{line.time:%Y-%m-%dT%H:%M:%SZ} {line.stream:<6} {clean(line.text)}"
 
 
 def _print_kept(name: str, limit: int, e: Exception) -> None:
@@ -142,7 +147,7 @@ def _print_kept(name: str, limit: int, e: Exception) -> None:
         raise NotFoundError(t("running.no_log", name=name), hint=str(e)) from e
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for line in lines[-limit:] if limit else ():
-        print(line.translate(_CONTROL))
+        print(clean(line))
 
 
 # while it is written

@@ -258,7 +258,7 @@ class Native(_Calls):
         """`given`: fields of AppAction."""
         return self._parsed(AppInfo, self._http.json("POST", _path("apps", name, action), given, once=True))
 
-    def configure_app(self, name: str, **config: Any) -> AppInfo:
+    def configure_app(self, name: str, /, **config: Any) -> AppInfo:
         """Set its values; None takes one away."""
         return self._parsed(AppInfo, self._http.json("PATCH", _path("apps", name), {"config": config}))
 
@@ -406,7 +406,7 @@ class AsyncNative(_Calls):
         """`given`: fields of AppAction."""
         return self._parsed(AppInfo, await self._http.json("POST", _path("apps", name, action), given, once=True))
 
-    async def configure_app(self, name: str, **config: Any) -> AppInfo:
+    async def configure_app(self, name: str, /, **config: Any) -> AppInfo:
         """Set its values; None takes one away."""
         return self._parsed(AppInfo, await self._http.json("PATCH", _path("apps", name), {"config": config}))
 

@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import Any
 
 from llmasos.apps.sandbox.watch import disk_of
-from llmasos.client.types.apps import AppConfigEntry, AppGrant, AppInfo, AppLimits, AppState, AppUse
+from llmasos.client.types.apps import AppGrant, AppInfo, AppLimits, AppState, AppUse
+from llmasos.serve.apps import values
 from llmasos.serve.apps.installing import rows_for
 from llmasos.serve.apps.running import Running
 from llmasos.serve.apps.supervisor import Slot, Supervisor
@@ -43,7 +44,7 @@ async def info_of(supervisor: Supervisor, app: Installed, *, whole: bool) -> App
         running = slot.running
         found.source = app.record.source if app.record else None
         found.last_exit, found.key_id = slot.last_exit, await asyncio.to_thread(supervisor.keys.id_of, app.name)
-        found.config = await asyncio.to_thread(_config, supervisor, app, manifest)
+        found.config = await asyncio.to_thread(values.shown, supervisor.apps, app)
         found.enforced = running.enforced() if running else await asyncio.to_thread(rows_for, manifest)
         found.use = await asyncio.to_thread(_use, running) if running else None
     return found
@@ -80,16 +81,3 @@ def _use(running: Running) -> AppUse:
         calls=running.num_calls,
         running_calls=running.num_running,
     )
-
-
-def _config(supervisor: Supervisor, app: Installed, manifest: Manifest) -> dict[str, AppConfigEntry]:
-    values = supervisor.config(app)
-    return {
-        name: AppConfigEntry(
-            **entry.model_dump(exclude={"default"}),
-            default=entry.default,
-            is_set=values.get(name) is not None,
-            value=None if entry.type == "secret" else values.get(name),
-        )
-        for name, entry in manifest.config.items()
-    }

@@ -44,7 +44,7 @@ from llmasos.client.types.apps import (
     InstallAppRequest,
     RemovedApp,
 )
-from llmasos.serve.apps import log, openapi
+from llmasos.serve.apps import log, openapi, values
 from llmasos.serve.apps.info import info_of
 from llmasos.serve.apps.installing import Installing, SheetError
 from llmasos.serve.apps.proxy import METHODS, forward
@@ -150,7 +150,7 @@ def _add_own(router: APIRouter, supervisor: Supervisor, stopping: asyncio.Event)
     @own.patch("/{name}", summary="Set its values", responses=responses(404))
     async def configure(name: str, body: ConfigureAppRequest, request: Request) -> AppInfo:
         app = await supervisor.installed(name)
-        await asyncio.to_thread(supervisor.configure, app, body.config)
+        await asyncio.to_thread(values.change, supervisor.apps, app, body.config)
         await supervisor.stop(name)  # it reads them when it starts
         return await told(app, request)
 

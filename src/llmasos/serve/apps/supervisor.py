@@ -17,15 +17,14 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from llmasos.client.types.apps import AppExit
-from llmasos.errors import DiskFullError, FormatError, InvalidInputError, LLMasOSError, NotFoundError, UnsupportedError
+from llmasos.errors import DiskFullError, InvalidInputError, LLMasOSError, NotFoundError, UnsupportedError
 from llmasos.serve.access.access import Access, Tenant
-from llmasos.serve.apps import environment, log, running
+from llmasos.serve.apps import environment, log, running, values
 from llmasos.serve.apps.keys import AppKeys
 from llmasos.serve.apps.rights import rights_of
 from llmasos.serve.apps.running import AppFailedError, Documents, Order, Running
 from llmasos.serve.models import Models
 from llmasos.settings import settings
-from llmasos.store.library import model_lock
 from llmasos.store.packages import Apps, Installed, check_app_name
 
 IDLE_SECONDS = 600.0
@@ -33,7 +32,7 @@ LOOK_SECONDS = 5.0
 STEADY_SECONDS = 60.0
 """A process that ends sooner than this after its start, again and again, is waited for longer each time."""
 MOST_PAUSE = 300.0
-CONFIG, DOCUMENTS = "config.json", "documents.json"
+DOCUMENTS = "documents.json"
 _ACTOR = "server"
 
 _log = logging.getLogger("llmasos.serve.apps")
@@ -131,8 +130,10 @@ class Supervisor:
             if slot.name not in there:
                 await self._forget(slot)
             elif found is not None and not found.num_running:
-                if found.order.app.version != there[slot.name].version:
-                    await self.stop(slot.name)
+                app = there[slot.name]
+                if found.order.app.version != app.version or await self._has_other_values(app, found):
+                    if not found.num_running and slot.running is found:
+                        await self.stop(slot.name)
                 elif (
                     now - found.last_used > self.idle_seconds
                     and not found.documents.is_always_on
@@ -149,6 +150,13 @@ class Supervisor:
             if (await self.documents(app)).is_always_on:
                 with contextlib.suppress(LLMasOSError):  # it is in its log, and tried again after its pause
                     await self.running(name)
+
+    async def _has_other_values(self, app: Installed, found: Running) -> bool:
+        """Whether somebody has set others beside the server: it reads them when it starts."""
+        try:
+            return await asyncio.to_thread(values.values_of, self.apps, app) != found.order.values
+        except LLMasOSError:  # it goes on with what it has
+            return False
 
     async def _revoke_of_gone(self) -> None:
         """Keys of applications that were uninstalled while no server ran."""
@@ -282,12 +290,12 @@ class Supervisor:
     async def _order(self, slot: Slot, app: Installed) -> Order:
         manifest = app.manifest
         assert manifest is not None
-        values = await asyncio.to_thread(self.config, app)
-        missing = [name for name, one in manifest.config.items() if one.required and values.get(name) is None]
+        kept = await asyncio.to_thread(values.values_of, self.apps, app)
+        missing = [name for name, one in manifest.config.items() if one.required and kept.get(name) is None]
         if missing:
             raise InvalidInputError(
                 f"{app.name} needs a value for {', '.join(missing)}.",
-                hint=f"PATCH /llmasos/v1/apps/{app.name} sets it.",
+                hint=f"llmasos app config {app.name} {missing[0]}=…",
                 param="config",
             )
         python = await asyncio.to_thread(environment.ensure, self.home, app)
@@ -300,8 +308,8 @@ class Supervisor:
             python=python,
             tenant=Tenant(app.name, key_id, tuple(manifest.permissions.knowledge)),
             key=text,
-            config=self._config_path(app.name) if values else None,
-            values=values,
+            config=values.path_of(self.apps, app.name) if kept else None,
+            values=kept,
         )
 
     async def stop(self, name: str, *, hold: bool = False) -> None:
@@ -347,42 +355,6 @@ class Supervisor:
         await self.access.directory.refresh()
 
     # what is kept beside its versions
-
-    def _config_path(self, name: str) -> Path:
-        return self.apps.root / name / CONFIG
-
-    def config(self, app: Installed) -> dict[str, Any]:
-        """The values that its user has set. Blocking. Raises FormatError."""
-        path = self._config_path(app.name)
-        try:
-            found = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as e:
-            raise FormatError(f"{path} can't be read: {e}.", hint="Correct or delete the file.") from e
-        known = app.manifest.config if app.manifest else {}
-        return {name: value for name, value in found.items() if name in known} if isinstance(found, dict) else {}
-
-    def configure(self, app: Installed, changes: Mapping[str, Any]) -> None:
-        """Blocking. Raises InvalidInputError for a value that is not allowed."""
-        known = app.manifest.config if app.manifest else {}
-        for name, value in changes.items():
-            if name not in known:
-                raise InvalidInputError(
-                    f"{app.name} has no setting {name!r}.", hint=f"Known: {', '.join(known) or 'none'}.", param="config"
-                )
-            try:
-                if value is not None and (known[name].type != "secret" or not isinstance(value, str)):
-                    known[name].check(value)
-            except ValueError as e:
-                raise InvalidInputError(f"{name}: {e}.", param="config") from None
-        with model_lock(self.home, f"app.{app.name}"):
-            values = {name: value for name, value in {**self.config(app), **changes}.items() if value is not None}
-            path = self._config_path(app.name)
-            whole = path.with_suffix(".new")
-            with open(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-                json.dump(values, file, ensure_ascii=False)
-            os.replace(whole, path)
 
     async def documents(self, app: Installed) -> Documents:
         """What this version said of itself when it was started last; nothing if it never was."""

@@ -7,8 +7,9 @@ import contextlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +23,7 @@ from llmasos.inference.llm import LLM
 from llmasos.models.load import load_model
 from llmasos.store.packages import Apps, NotAcceptedError, choose, grants, indexes, open_package, pack, search
 from llmasos.store.packages.bundled import FOLDER
+from llmasos.tasks.texts import num_words
 from tiny import write_tiny_model
 
 MODELS = ["models default"]
@@ -131,8 +133,72 @@ def test_an_example_passes_its_own_tests_with_a_tiny_model(name: str, models: di
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", NAMES)
 def test_an_example_passes_its_own_tests_with_smollm2(name: str, real: dict[str, LLM]) -> None:
-    with example(name, real) as (_, tests):
+    with example(name, real) as (app, tests):
         assert run_tests(tests) >= 1
+        with app.test_client() as client:
+            for path, body, is_right in REAL.get(name, ()):
+                said = client.post(path, json=body, headers={"Accept": "application/json"}).json()
+                assert is_right(said), f"{path}: {said!r}"
+
+
+def is_in(script: str) -> Callable[[Any], bool]:
+    """Whether a text is in this script, whatever it says: SmolLM2 has seen little but English."""
+    return lambda said: bool(re.search(r"\w", said)) and not re.search(r"[^\W\d_]", re.sub(script, "", said))
+
+
+LATIN, CHINESE, JAPANESE = r"[A-Za-z\u00c0-\u024f]", r"[\u3400-\u9fff]", r"[\u3040-\u30ff\u3400-\u9fff]"
+MORNING = "Good morning. How are you?"
+RAIN = "It rains in Bern. The trains are late. Ben takes the bus to work, and Anna stays at home."
+PEOPLE = ["Bread needs salt.", "The mayor is Anna Keller."]
+LABELS = ["sports", "politics", "weather"]
+REAL: dict[str, list[tuple[str, dict[str, Any], Callable[[Any], bool]]]] = {
+    "classifier": [
+        ("/classify", {"text": "The team won the final.", "labels": LABELS}, lambda said: said["label"] == "sports"),
+        ("/classify", {"text": "It will rain tomorrow.", "labels": LABELS}, lambda said: said["label"] == "weather"),
+    ],
+    "code-helper": [
+        (
+            "/write",
+            {"task": "A function add(a, b) that returns the sum of a and b", "tests": "assert add(2, 3) == 5"},
+            lambda said: "def add(a, b)" in said["code"] and (said["check"] is None or said["check"]["ok"]),
+        ),
+        ("/explain", {"code": "print(sum(range(10)))", "max_tokens": 40}, lambda said: num_words("".join(said)) > 8),
+    ],
+    "json-extractor": [
+        (
+            "/fields",
+            {"text": "John Smith from Boston turns 40 in May.", "fields": ["name", "city"]},
+            lambda said: said == {"name": "John Smith", "city": "Boston"},
+        ),
+    ],
+    "question-answering": [
+        (
+            "/look-up",
+            {"question": "Who is the mayor?", "passages": PEOPLE, "words": 20},
+            lambda said: "Anna Keller" in said["answer"] and said["passages"] == [2],
+        ),
+    ],
+    "story-writer": [
+        ("/title", {"about": "a fox who learns to read"}, lambda said: 1 <= num_words(said) <= 8),
+        ("/story", {"about": "a fox", "words": 40, "seed": 7}, lambda said: 15 <= num_words("".join(said)) <= 80),
+    ],
+    "summariser": [
+        ("/summarise", {"text": RAIN, "words": 12}, lambda said: 3 <= num_words(said) <= 16 and said.endswith(".")),
+    ],
+    "tool-agent": [
+        ("/ask", {"question": "What is 12 * 30?"}, lambda said: "360" in said["text"]),
+        ("/ask", {"question": "Which day of the week is 2026-12-24?"}, lambda said: "Thursday" in said["text"]),
+        ("/ask", {"question": "How many words has this text: one two three"}, lambda said: "3" in said["text"]),
+    ],
+    "translator": [
+        ("/translate", {"text": MORNING, "to": "French"}, lambda said: is_in(LATIN)(said) and "morning" not in said),
+        ("/translate", {"text": MORNING, "to": "Spanish"}, lambda said: is_in(LATIN)(said) and "morning" not in said),
+        ("/translate", {"text": MORNING, "to": "Chinese"}, is_in(CHINESE)),
+        ("/translate", {"text": MORNING, "to": "Japanese", "source": "English"}, is_in(JAPANESE)),
+        ("/translate", {"text": "早上好。", "to": "English"}, is_in(LATIN)),
+    ],
+}
+"""What SmolLM2 can do: path, body, and what must hold of the answer. The temperature is 0, or there is a seed."""
 
 
 @pytest.fixture(scope="module")

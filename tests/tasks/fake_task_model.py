@@ -37,6 +37,7 @@ class FakeModel:
         self.name, self.context_length, self.labels = name, context_length, labels
         self.answers, self.likely, self.delay, self.obeys = answers, likely, delay, obeys
         self.asked: list[str] = []
+        self.messages: list[Messages] = []
         self.num_running = self.most_running = 0
         self.lock = threading.Lock()
 
@@ -51,6 +52,7 @@ class FakeModel:
             raise ContextOverflowError(self.count(messages), max_tokens, self.context_length)
         question = messages[-1]["content"]
         self.asked.append(question)
+        self.messages.append(messages)
         self.num_running += 1
         self.most_running = max(self.most_running, self.num_running)
         try:

@@ -133,6 +133,15 @@ def test_a_translation_keeps_the_paragraphs() -> None:
     assert long.text == "ONE SENTENCE MORE. " * 300 and long.is_whole
 
 
+def test_translations_that_are_shown_come_before_the_text() -> None:
+    model = FakeModel(lambda question, _: {"text": question.rsplit("\n\n", 1)[1].upper()})
+    shown = [{"text": "Thank you.", "translation": "Merci."}]
+    assert tasks.translate("One.", to="French", examples=shown, model=model).text == "ONE."
+    first, answer, last = model.messages[0]
+    assert first["content"].endswith("Thank you.") and answer["content"] == '{"text":"Merci."}'
+    assert last["content"].endswith("One.")
+
+
 def test_a_translation_that_the_limit_ends_says_so() -> None:
     found = tasks.translate("One.", to="French", model=FakeModel(lambda *_: {"text": "x" * 999}))
     assert not found.is_whole and 0 < len(found.text) < 999
@@ -146,10 +155,38 @@ def test_a_rewriting_says_what_to_do() -> None:
 
 
 def test_an_answer_cites_the_passages_it_is_from() -> None:
-    model = FakeModel(lambda *_: {"citations": [2, 2, 1], "answer": "Anna Keller. And"})
-    found = tasks.answer("Who?", context=["Bananas are yellow.", TEXT], model=model)
-    assert found.text == "Anna Keller." and found.citations == [1, 2] and str(found) == "Anna Keller. [1] [2]"
+    model = FakeModel(lambda *_: {"answer": "Anna Keller. And", "citations": [3, 3, 2]})
+    found = tasks.answer(
+        "Who?", context=["Bananas are yellow.", TEXT, "Anna Keller is tall.", "It rains."], model=model
+    )
+    assert found.text == "Anna Keller." and found.citations == [2, 3] and str(found) == "Anna Keller. [2] [3]"
     assert "[1] Bananas" in model.asked[0] and "[2] The harbour" in model.asked[0]
+
+
+@pytest.mark.parametrize(
+    ("said", "cited", "kept"),
+    [
+        ("Anna Keller", [1], [2]),  # the first has no word of it
+        ("Anna Keller", [1, 2], [2]),
+        ("Yellow", [1], [1]),
+        ("Nobody knows", [1], [1]),  # other words than any passage has
+        ("安娜", [1], [3]),
+    ],
+)
+def test_a_citation_of_a_passage_that_says_nothing_of_the_answer_is_mended(
+    said: str, cited: list[int], kept: list[int]
+) -> None:
+    context = ["Bananas are yellow.", "The mayor is Anna Keller.", "市长是安娜。"]
+    model = FakeModel(lambda *_: {"answer": said, "citations": cited})
+    assert tasks.answer("Who?", context=context, model=model).citations == kept
+
+
+def test_an_answer_that_is_cut_before_its_citations_is_asked_for_them() -> None:
+    def answers(_: str, schema: Any) -> Any:
+        return {"answer": "z" * 999} if "answer" in schema["properties"] else {"citations": [2]}
+
+    found = tasks.answer("Who?", context=["Bananas are yellow.", TEXT], words=5, model=FakeModel(answers))
+    assert found.citations == [2] and set(found.text) == {"z"}
 
 
 def test_more_passages_than_the_context_holds_are_read_in_groups() -> None:
@@ -157,7 +194,8 @@ def test_more_passages_than_the_context_holds_are_read_in_groups() -> None:
 
     def answers(question: str, schema: Any) -> Any:
         numbers = schema["properties"]["citations"]["items"]["enum"]
-        return {"citations": [17 if 17 in numbers else numbers[0]], "answer": f"It is {numbers[0]}."}
+        cited = 17 if 17 in numbers else numbers[0]
+        return {"answer": f"It is {cited}.", "citations": [cited]}
 
     model = FakeModel(answers, context_length=300)
     found = tasks.answer("Which?", context=passages, words=20, model=model)

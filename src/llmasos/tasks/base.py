@@ -301,6 +301,8 @@ def _plain(schema: Any) -> Any:
 
 
 def _read(text: str, is_cut: bool, reply: type[R], name: str) -> R:
+    if is_cut:
+        text = text.rstrip("\ufffd")  # a character of which some tokens were left
     try:
         if not is_cut:
             return reply.model_validate(from_json(text))

@@ -45,8 +45,12 @@ class _Plain(BaseModel):
 
 
 class _Cited(BaseModel):
-    citations: list[int]
     answer: str = Field(min_length=1)
+    citations: list[int] = []
+
+
+class _Numbers(BaseModel):
+    citations: list[int]
 
 
 @task("answer", "The answer to a question, from passages that it cites, or without")
@@ -76,9 +80,28 @@ Passages = list[tuple[int, str]]
 
 
 def _about_passages(question: str, passages: Passages) -> Messages:
+    """With two answers before it: small models that have seen none write on and on."""
+    return [*shots(*_SHOWN), user(_asked(question, passages))]
+
+
+def _asked(question: str, passages: Passages) -> str:
     listed = "\n".join(f"[{number}] {text.strip()}" for number, text in passages)
     wish = "Answer the question from the passages and cite their numbers."
-    return [user(f"Passages:\n{listed}\n\n{wish}\nQuestion: {question}")]
+    return f"Passages:\n{listed}\n\n{wish}\nQuestion: {question}"
+
+
+_SHOWN = (
+    (
+        _asked("How long is the bridge?", [(1, "Cats sleep a lot."), (2, "The bridge is 90 m long.")]),
+        _Cited(answer="90 m", citations=[2]),
+    ),
+    (
+        _asked(
+            "Who wrote the letter?", [(1, "Mr Hill wrote the letter."), (2, "The door is green."), (3, "It rains.")]
+        ),
+        _Cited(answer="Mr Hill", citations=[1]),
+    ),
+)
 
 
 def _about_passage(question: str, number: int, text: str) -> Messages:
@@ -104,13 +127,31 @@ async def _groups(run: Run, given: AnswerInput, passages: Passages, max_tokens: 
 
 
 async def _from_passages(run: Run, given: AnswerInput, group: Passages, max_tokens: int) -> _Cited:
-    """The numbers come first: the limit of tokens can only cut the answer."""
     numbers = sorted({number for number, _ in group})
     cites = {"type": "array", "items": {"enum": numbers}, "minItems": 1, "maxItems": min(3, len(numbers))}
-    schema = object_schema({"citations": cites, "answer": {"type": "string", "minLength": 1}})
+    schema = object_schema({"answer": {"type": "string", "minLength": 1}, "citations": cites})
     messages = _about_passages(given.question, group)
     reply = await run.ask(messages, _Cited, max_tokens=max_tokens + 16, schema=schema)
-    return _Cited(citations=sorted(set(reply.citations)), answer=reply.answer)
+    if not (citations := _checked(reply, group)):  # the limit of tokens ended the answer before them
+        asked = await run.ask(messages, _Numbers, max_tokens=64, schema=object_schema({"citations": cites}))
+        citations = sorted(set(asked.citations))
+    return _Cited(answer=reply.answer, citations=citations)
+
+
+def _checked(reply: _Cited, group: Passages) -> list[int]:
+    """The passages that were cited and have a word of the answer that most passages lack. Where none of them has one:
+    the passage with most of those words, as small models cite hardly better than by chance. Where no passage has one,
+    the answer is in other words, and what was cited counts."""
+    words = [texts.words(text) for _, text in group]
+    most = max(1, len(group) // 2)
+    telling = {word for word in texts.words(reply.answer) if sum(word in one for one in words) <= most}
+    shared = {number: 0 for number, _ in group}
+    for (number, _), one in zip(group, words, strict=True):
+        shared[number] = max(shared[number], len(telling & one))
+    if held := sorted({number for number in reply.citations if shared.get(number)}):
+        return held
+    best = max(shared, key=shared.__getitem__)
+    return [best] if shared[best] else sorted(set(reply.citations))
 
 
 def _tidy(text: str, words: int) -> str:

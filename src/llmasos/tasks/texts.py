@@ -78,6 +78,11 @@ def num_words(text: str) -> int:
     return len(_WORD.findall(text))
 
 
+def words(text: str) -> set[str]:
+    """Those of `num_words`, whatever their case."""
+    return {word.casefold() for word in _WORD.findall(text)}
+
+
 def shortened(text: str, words: int) -> str:
     """As many whole sentences as have no more than `words` words, the first one in any case."""
     kept = ""

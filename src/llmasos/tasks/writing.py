@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from llmasos.errors import ContextOverflowError, InvalidInputError, UnsupportedError
 from llmasos.tasks import texts
-from llmasos.tasks.base import MARGIN, Inputs, Run, object_schema, task, user
+from llmasos.tasks.base import MARGIN, Inputs, Run, object_schema, shots, task, user
 from llmasos.tasks.model import Messages
 
 Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
@@ -119,10 +119,18 @@ def _lines(points: list[str], words: int) -> str:
 # translate and rewrite: piece by piece, so that the whole is as long as it has to be
 
 
+class Translated(BaseModel):
+    text: str
+    translation: str
+
+
 class TranslateInput(Inputs):
     text: Text = Field(description="any length")
     to: str = Field(description="the language to translate to, e.g. French", min_length=2, max_length=40)
     source: str | None = Field(None, description="the text's language; default: the model sees", max_length=40)
+    examples: list[Translated] = Field(
+        [], max_length=20, description="texts with their translation: a small model then keeps to the language"
+    )
 
 
 class Rewriting(Written):
@@ -138,8 +146,13 @@ async def translate(run: Run, given: TranslateInput) -> Translation:
     """Paragraph by paragraph; the white space between them stays."""
     source = f" from {given.source}" if given.source else ""
 
+    def wish(text: str) -> str:
+        return f"Translate this text{source} to {given.to}. Give only the translation.\n\n{text}"
+
+    shown = shots(*((wish(one.text), _Text(text=one.translation)) for one in given.examples))
+
     def build(text: str) -> Messages:
-        return [user(f"Translate this text{source} to {given.to}. Give only the translation.\n\n{text}")]
+        return [*shown, user(wish(text))]
 
     return Translation(**dict(await _piecewise(run, given.text, build)), to=given.to)
 

@@ -15,31 +15,29 @@ from llmasos.errors import InvalidInputError
 app = Application(title="Tool agent")
 
 SIGNS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-SYSTEM = "Call a tool first. When it has answered, say the result in one short sentence."
+HOW: dict[str, Any] = {"tool_choice": "required", "parallel_calls": False, "keep": False, "temperature": 0.0}
 
 
 class Answer(BaseModel):
-    """`steps`: the calls that it made, with their results."""
-
     text: str
-    steps: list[str]
+    steps: list[str] = Field(description="the calls that it made, with their results")
 
 
 @app.route("/calculate", tool=True, read_only=True, examples=[{"expression": "(12 + 30) * 2"}])
-def calculate(expression: Annotated[str, Field(min_length=1, max_length=200)]) -> float:
+def calculate(expression: Annotated[str, Field(max_length=200, pattern=r"^[0-9(][-+*/() .0-9]*$")]) -> int | float:
     """Calculate a sum, difference, product or quotient of numbers, such as (12 + 30) * 2."""
-
-    def value(node: ast.AST) -> float:
-        if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-            return node.value
-        if isinstance(node, ast.BinOp) and type(node.op) in SIGNS:
-            return float(SIGNS[type(node.op)](value(node.left), value(node.right)))
-        raise ValueError("only numbers, + - * / and brackets are known")
-
     try:
         return value(ast.parse(expression.strip(), mode="eval").body)
-    except (ValueError, SyntaxError, ArithmeticError) as e:
+    except (ValueError, SyntaxError, ArithmeticError, MemoryError) as e:  # the last: too many brackets
         raise InvalidInputError(f"{expression!r} can't be calculated: {e}.", param="expression") from e
+
+
+def value(node: ast.AST) -> int | float:
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        return node.value
+    if isinstance(node, ast.BinOp) and type(node.op) in SIGNS:
+        return SIGNS[type(node.op)](value(node.left), value(node.right))
+    raise ValueError("only numbers, + - * / and brackets are known")
 
 
 @app.route("/count-words", tool=True, read_only=True, examples=[{"text": "one two three"}])
@@ -68,11 +66,13 @@ def chat(messages: list[Message]) -> str:
 
 def run(messages: list[Message]) -> Answer:
     limits = AgentLimits(steps=3, answer_tokens=100)
-    how: dict[str, Any] = {"tool_choice": "required", "limits": limits, "keep": False, "temperature": 0.0}
-    agent = Agent(app.llm, tools=(calculate, count_words, weekday), system=SYSTEM, **how)
-    done = agent.run(messages)
-    calls = [f"{call.name}({call.arguments}) = {call.result}" for step in done.steps for call in step.calls]
-    return Answer(text=done.text or (done.stop.message if done.stop else ""), steps=calls)
+    done = Agent(app.llm, tools=(calculate, count_words, weekday), limits=limits, **HOW).run(messages)
+    calls = [call for step in done.steps for call in step.calls]
+    results = [call.result for call in calls if call.result and not call.is_error]
+    text = done.text.replace("<tool_response>", "").replace("</tool_response>", "").strip()
+    if results and not any(one in text for one in results):
+        text = results[-1]  # small models say the call again instead of what came of it
+    return Answer(text=text or "I don't know.", steps=[f"{one.name}({one.arguments}) = {one.result}" for one in calls])
 
 
 if __name__ == "__main__":

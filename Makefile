@@ -8,7 +8,7 @@ MODEL ?= smollm2-135m-instruct
 PROMPT ?= What is the capital of France?
 SOURCES := src tests bench
 
-.PHONY: help run chat serve test test-all check format bench clean
+.PHONY: help run chat serve demo-train test test-all check format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -21,6 +21,12 @@ chat: $(VENV)/.base ## talk to MODEL=...
 
 serve: $(VENV)/.base ## serve MODEL=... on http://127.0.0.1:8000/v1
 	@$(BIN)/llmasos serve "$(MODEL)"
+
+demo-train: NAME := units-$(shell date +%m%d-%H%M%S)
+demo-train: $(VENV)/.base ## teach MODEL=... a way to answer: LoRA, 50 steps on a CPU; then ask the result
+	@$(BIN)/llmasos train sft --model "$(MODEL)" --data docs/data/units.jsonl --name $(NAME) \
+		--steps 50 --max-length 64 --batch-tokens 512 --lr 1e-3
+	@$(BIN)/llmasos run $(NAME) "How many m are 7 km?" --temperature 0
 
 # Two processes of one thread each: a test waits for others more than it computes. A file's tests share what they load.
 test: $(VENV)/.dev ## set up and run the tests (offline, a few minutes)

@@ -53,7 +53,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if of_hidden else None
         grad_weight = torch.zeros_like(head) if of_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and of_bias else None
-        for part in _pieces(len(labels), len(head)):
+        for part in pieces(len(labels), len(head)):
             x = hidden[part]
             logits = F.linear(x, head)
             words = logits[:, :size]
@@ -77,7 +77,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (*(None if g is None else g.mul_(outer[0].to(g.dtype)) for g in gradients), None, None, None)
 
 
-def _pieces(num_rows: int, vocab_size: int) -> list[slice]:
+def pieces(num_rows: int, vocab_size: int) -> list[slice]:
+    """Rows whose logits over `vocab_size` words exist at once."""
     rows = max(1, PIECE // vocab_size)
     rows = rows if rows < 256 else rows // 256 * 256  # matrix kernels want whole tiles
     return [slice(at, min(at + rows, num_rows)) for at in range(0, num_rows, rows)]

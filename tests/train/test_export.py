@@ -45,7 +45,7 @@ def run(tmp_path: Path, home: Path):
     def carry_out(name: str = "mine", **options: object) -> Path:
         options = {"model": "tiny", "steps": 3, "save_every": 1, "lr": 1e-2} | options
         options |= {"max_length": 64, "batch_tokens": 64, "validation": 0.0, "device": "cpu", "install": False}
-        return train(TrainConfig.of(name=name, data=[str(data)], **options)).folder
+        return train(TrainConfig.of(name=name, data=[str(data)], **options), export=False).folder
 
     return carry_out
 

@@ -84,6 +84,21 @@ def test_tools_that_the_template_ignores_are_refused(tiny_llm: LLM) -> None:
         tiny_llm.chat(MESSAGES, tools=[tool])
 
 
+def test_nothing_is_made_for_who_has_left(tiny_llm: LLM) -> None:
+    from llmasos.client.leaving import CallCancelledError, Token
+
+    token = Token()
+    with token.active():
+        assert tiny_llm.generate("a", max_tokens=2) == tiny_llm.generate("a", max_tokens=2)
+        stream = tiny_llm.stream("a", max_tokens=9, ignore_eos=True)
+        next(stream)
+        token.cancel()
+        for call in (lambda: tiny_llm.generate("a", max_tokens=9), lambda: next(stream)):
+            with pytest.raises(CallCancelledError):
+                call()
+    assert tiny_llm.generate("a", max_tokens=2) != ""
+
+
 def test_several_completions_are_sampled(tiny_llm: LLM) -> None:
     assert tiny_llm.params(n=3).temperature == 1
     assert tiny_llm.params(n=3, num_beams=4).temperature == 0

@@ -1,6 +1,7 @@
 """What goes wrong around installed applications: at the same time, too slowly, on purpose."""
 
 import asyncio
+import socket
 import subprocess
 import sys
 import tarfile
@@ -13,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 from app_world import ASK, World, package_of, running
+from fake_llm import FakeLLM
 
 from llmasos.errors import LLMasOSError, UnsupportedError
 from llmasos.serve.apps import environment, supervisor
@@ -254,3 +256,27 @@ async def test_one_that_is_stopped_before_its_process_is_there_leaves_nothing(
     with pytest.raises(LLMasOSError, match="was stopped before it had started"):
         await begin
     assert found.is_over and not found.process.running and not found._folder.exists()
+
+
+ASKS = '\n@app.route("/long")\ndef long() -> str:\n    """Ask for long."""\n'
+ASKS += "    return app.llm.chat('x' * 200, max_tokens=500)\n"
+
+
+def test_who_leaves_a_plain_function_frees_the_model_that_it_asked(tmp_path: Path) -> None:
+    llm = FakeLLM("fake", delay=0.05)
+    more = '[models]\ndefault = "fake"\n[permissions]\nmodels = ["default"]\n'
+    with running(tmp_path, llms=llm) as world:
+        world.install(package_of(tmp_path, ASK + ASKS, more=more))
+        url = world.client.base_url
+        with socket.create_connection((url.host, url.port)) as connection:
+            connection.sendall(f"GET /apps/ask/long HTTP/1.1\r\nhost: {url.host}\r\n\r\n".encode())
+            for _ in range(1000):
+                if llm.num_running:
+                    break
+                time.sleep(0.01)
+        for _ in range(1000):
+            if llm.num_cancelled:
+                break
+            time.sleep(0.01)
+        assert llm.num_cancelled == 1 and llm.num_tokens < 150
+        assert world.client.post("/apps/ask/echo", json={"value": {}}).json() == {}

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from llmasos.apps.routes import Input as Input
     from llmasos.apps.routes import Route as Route
     from llmasos.apps.sessions import Session as Session
+    from llmasos.client.leaving import check_cancelled as check_cancelled
+    from llmasos.client.leaving import is_cancelled as is_cancelled
 
 __all__ = [
     "Application",
@@ -38,6 +40,8 @@ __all__ = [
     "Route",
     "Session",
     "Upload",
+    "check_cancelled",
+    "is_cancelled",
     "report_progress",
 ]
 
@@ -55,11 +59,16 @@ _HOMES = {
     "Route": "routes",
     "Session": "sessions",
     "Upload": "files",
+    "check_cancelled": "leaving",
+    "is_cancelled": "leaving",
     "report_progress": "jobs",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        home = _HOMES[name]
+        return getattr(
+            importlib.import_module("llmasos.client.leaving" if home == "leaving" else f"{__name__}.{home}"), name
+        )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

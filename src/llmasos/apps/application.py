@@ -60,6 +60,7 @@ from llmasos.apps.place import Config, Place
 from llmasos.apps.routes import Hints, Output, Route, describe
 from llmasos.apps.schedule import PATH as SCHEDULES
 from llmasos.apps.schedule import Schedule, describe_schedule
+from llmasos.client import leaving
 from llmasos.errors import InvalidInputError, NotFoundError, ServerError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -70,6 +71,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _NUM_THREADS = 64
 """Functions and streams that run at once; more wait. Models order their own work, so this bounds only the waiting."""
 _RESERVED = ("/healthz", "/docs", "/openapi.json", "/app.json", "/mcp", "/jobs", "/jobs/{}", "/jobs/{}/events")
+
+
+class _Left(Response):
+    """For a client that has left, so nobody reads it; the status is nginx's."""
 
 
 class Application:
@@ -470,7 +475,7 @@ class Application:
         if jobs.is_wanted(request.headers):
             job = self._jobs.start(route.name, functools.partial(self._collect, route, call))
             return jobs.accepted(job, request.scope.get("root_path", ""))
-        result = await self._call(call)
+        result = await self._call_while_there(call, request, route.node)
         if isinstance(result, Response):
             return result
         accept = request.headers.get("accept", "")
@@ -488,7 +493,10 @@ class Application:
             answer = chat.Answer(asked, described.stops(asked), self._count_tokens)
             uses_session = described.node.uses("session")
             id, is_new = sessions.find_id(request, self.name) if uses_session else (None, False)
-            result = await self._call(self._bind(described.node, described.read(asked), id, request))
+            call = self._bind(described.node, described.read(asked), id, request)
+            result = await self._call_while_there(call, request, described.node)
+            if isinstance(result, _Left):
+                return result
             if not (streams.is_stream(result) or asked.stream):
                 response = await chat.whole_response(answer, result)
             else:
@@ -555,6 +563,42 @@ class Application:
         else:
             result = await self._in_thread(call)
         return await result if inspect.isawaitable(result) else result
+
+    async def _call_while_there(self, call: Callable[[], Any], request: Request, node: Node) -> Any:
+        """`_call`; an empty response if the client leaves meanwhile. An async function is cancelled then; one in a
+        thread is told (`is_cancelled`), and so are the models that it waits for. Who takes the request reads of it
+        what it likes, so nobody else may."""
+        if node.uses("request") or (inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call)):
+            return await self._call(call)
+        token = leaving.Token()
+        with token.active():
+            work = asyncio.ensure_future(self._outcome(call))
+        left = asyncio.ensure_future(streams.until_left(request.receive))
+        try:
+            await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
+            is_there = work.done()
+            if not is_there:
+                token.cancel()
+                if inspect.iscoroutinefunction(call):
+                    work.cancel()
+                await asyncio.wait({work})  # a thread can't be interrupted
+            result, error = (None, None) if work.cancelled() else work.result()
+            if is_there and error is not None:
+                raise error
+            if error is not None:
+                problems.of_exception(error, name_of(node.function))  # nobody reads it: the log is all there is
+            return result if is_there else _Left(status_code=499)
+        finally:
+            for task in (work, left):
+                task.cancel()
+            await asyncio.gather(work, left, return_exceptions=True)
+
+    async def _outcome(self, call: Callable[[], Any]) -> tuple[Any, Exception | SystemExit | None]:
+        """A task that raised SystemExit would end the server."""
+        try:
+            return await self._call(call), None
+        except (Exception, SystemExit) as e:
+            return None, e
 
     async def _in_thread(self, call: Callable[[], Any]) -> Any:
         return await anyio.to_thread.run_sync(self._counted, call, limiter=self._limiter)

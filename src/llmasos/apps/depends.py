@@ -20,6 +20,7 @@ threads, as in FastAPI.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import functools
 import inspect
 import typing
@@ -34,6 +35,7 @@ from fastapi.params import Depends as DependsMark
 from starlette.requests import HTTPConnection, Request
 
 from llmasos.apps.sessions import Session, SessionStore
+from llmasos.client import leaving
 from llmasos.errors import InvalidInputError, ServerError, UnsupportedError
 
 Special = Literal["request", "session"]
@@ -243,10 +245,10 @@ class _Solving:
                 return stack.enter_context(contextmanager(function)(**arguments))
             if kind == "async generator":
                 manager = asynccontextmanager(function)(**arguments)
-                value = self._in_loop(manager.__aenter__())
+                value = self._in_loop(manager.__aenter__(), may_end=True)
                 stack.push(lambda *raised: self._in_loop(manager.__aexit__(*raised)))
                 return value
-            return self._in_loop(function(**arguments)) if kind == "coroutine" else function(**arguments)
+            return self._in_loop(function(**arguments), may_end=True) if kind == "coroutine" else function(**arguments)
 
         found: dict[str, Any] = _driven(self._arguments(node, make))
         return found
@@ -304,8 +306,31 @@ class _Solving:
             self._made[Session] = await make(context.sessions.turn, {"id": context.session_id})
         return self._made[Session]
 
-    def _in_loop(self, call: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+    def _in_loop(self, call: Coroutine[Any, Any, Any], *, may_end: bool = False) -> Any:
+        """`may_end`: it is cancelled when the client leaves (CallCancelledError). What it has made by then is given, so
+        that it can be cleaned up."""
+        if not may_end or (token := leaving.current()) is None:
+            return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+        work: asyncio.Task[Any] | None = None
+
+        async def begin() -> Any:
+            nonlocal work
+            if token.is_cancelled:
+                call.close()
+                raise asyncio.CancelledError
+            work = asyncio.current_task()
+            return await call
+
+        def end() -> None:
+            if work is not None:
+                work.cancel()
+
+        future = asyncio.run_coroutine_threadsafe(begin(), self._loop)
+        try:
+            with token.calling(functools.partial(self._loop.call_soon_threadsafe, end)):
+                return future.result()
+        except concurrent.futures.CancelledError:
+            raise leaving.CallCancelledError from None
 
 
 def _driven(call: Coroutine[Any, Any, Any]) -> Any:

@@ -28,6 +28,7 @@ from starlette.responses import Response, StreamingResponse
 
 from llmasos.apps import clients, problems
 from llmasos.apps.live import Live
+from llmasos.client import leaving
 from llmasos.errors import BusyError, InvalidInputError, LLMasOSError, NotFoundError
 
 KEPT = 200
@@ -89,6 +90,7 @@ class Jobs:
 
     def __init__(self) -> None:
         self._jobs: dict[str, Live[Job]] = {}
+        self._tokens: dict[str, leaving.Token] = {}
 
     def start(self, route: str, call: Callable[[Callable[[Any], Awaitable[None]]], Awaitable[bytes]]) -> Job:
         """Begin `call`, whose argument wants to hear of each element of a stream. Raises BusyError for too many."""
@@ -100,7 +102,9 @@ class Jobs:
         live = Live(Job(id=id, route=route, state="running", created=now, updated=now, client=client))
         self._forget()
         self._jobs[live.job.id] = live
-        live.task = asyncio.create_task(self._carry_out(live, call))
+        token = self._tokens[live.job.id] = leaving.Token()
+        with token.active():
+            live.task = asyncio.create_task(self._carry_out(live, call))
         return live.job
 
     def list(self) -> list[Job]:
@@ -111,10 +115,12 @@ class Jobs:
         return self._find(id).job
 
     async def cancel(self, id: str) -> Job:
-        """A function in a thread can't be interrupted: what it gives is thrown away."""
+        """A function in a thread can't be interrupted: it is told (`is_cancelled`), and what it gives is thrown
+        away."""
         live = self._find(id)
         if live.job.state == "running":
             live.change(state="cancelled")
+            self._tokens[id].cancel()
             await live.stop(timeout=1)
         return live.job
 
@@ -127,6 +133,7 @@ class Jobs:
         for live in self._jobs.values():
             if live.job.state == "running":
                 live.change(state="cancelled")
+                self._tokens[live.job.id].cancel()
         for task in tasks:
             task.cancel()
         if tasks:
@@ -146,7 +153,7 @@ class Jobs:
     def _forget(self) -> None:
         over = [id for id, live in self._jobs.items() if live.job.state != "running"]
         for id in over[: max(0, len(self._jobs) - KEPT + 1)]:
-            del self._jobs[id]
+            del self._jobs[id], self._tokens[id]
 
     async def _carry_out(
         self, live: Live[Job], call: Callable[[Callable[[Any], Awaitable[None]]], Awaitable[bytes]]

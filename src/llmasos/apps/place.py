@@ -2,8 +2,8 @@
 
 Who runs it says so (`settings.app_host`). Where nobody does, as in `python app.py`, the manifest beside its file counts
 (`llmasos.toml`), and its data lie in the home folder: of an installed one in `apps/NAME/data`, else in
-`apps-data/NAME`. Values of `[config]` come from a file of JSON: of an installed one `apps/NAME/config.json`, else `config.json` in the
-folder of data, unless the host names another.
+`apps-data/NAME`. Values of `[config]` come from a file of JSON: of an installed one `apps/NAME/config.json`, else
+`config.json` in the folder of data, unless the host names another.
 """
 
 from __future__ import annotations

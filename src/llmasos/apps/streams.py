@@ -28,6 +28,7 @@ from starlette.types import Message, Receive, Scope, Send
 from llmasos.apps import problems
 from llmasos.apps.jobs import reporting_to
 from llmasos.apps.routes import Route
+from llmasos.client import leaving
 
 PING_SECONDS = 15.0
 """A comment is sent after this much silence, so that proxies keep the connection while a model reads a long prompt."""
@@ -61,12 +62,14 @@ class Streaming(Response):
         self._function, self._items, self._in_thread = name, items, worker
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        token = leaving.Token()
         async with anyio.create_task_group() as group:
-            group.start_soon(self._stop_when_gone, receive, group.cancel_scope)
-            async with _running(
-                self._function, self._items, self._in_thread, tells_progress=self.tells_progress
-            ) as source:
-                await self.send_from(source, scope, receive, self._with_headers(send))
+            group.start_soon(self._stop_when_gone, receive, group.cancel_scope, token)
+            with token.active():
+                async with _running(
+                    self._function, self._items, self._in_thread, tells_progress=self.tells_progress
+                ) as source:
+                    await self.send_from(source, scope, receive, self._with_headers(send))
             group.cancel_scope.cancel()
 
     def _with_headers(self, send: Send) -> Send:
@@ -83,10 +86,16 @@ class Streaming(Response):
         raise NotImplementedError
 
     @staticmethod
-    async def _stop_when_gone(receive: Receive, scope: anyio.CancelScope) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+    async def _stop_when_gone(receive: Receive, scope: anyio.CancelScope, token: leaving.Token) -> None:
+        await until_left(receive)
+        token.cancel()
         scope.cancel()
+
+
+async def until_left(receive: Receive) -> None:
+    """Until the client goes away. The request's body must have been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 class StreamResponse(Streaming):

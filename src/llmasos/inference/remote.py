@@ -20,6 +20,7 @@ from dataclasses import MISSING, Field, dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
+from llmasos.client import leaving
 from llmasos.client.client import AsyncClient, Client
 from llmasos.client.providers import PROVIDERS, Endpoint, is_remote, parse, shown
 from llmasos.client.types import (
@@ -28,6 +29,7 @@ from llmasos.client.types import (
     ChatLogprobs,
     CompletionLogprobs,
     Embedding,
+    EmbeddingList,
     TextCompletion,
     ToolCall,
     ToolCallDelta,
@@ -91,7 +93,7 @@ class RemoteLLM:
         self.endpoint: Endpoint = parse(name, api_key=api_key)
         self.model = self.endpoint.model
         self._options: dict[str, Any] = {"timeout": timeout, "max_retries": max_retries}
-        self._async_transport = async_transport
+        self._async_transport, self._has_transport = async_transport, transport is not None
         self._client = Client(self.endpoint, transport=transport, **self._options)
 
     @classmethod
@@ -134,7 +136,7 @@ class RemoteLLM:
 
     def stream(self, prompt: str | Sequence[Message], **options: Any) -> Generator[Chunk, None, None]:
         """A text is continued, a conversation answered."""
-        return self._stream(prompt, self._given(options))
+        return leaving.heeding(self._stream(prompt, self._given(options)))
 
     @overload
     def embed(
@@ -154,7 +156,10 @@ class RemoteLLM:
     ) -> list[float] | list[list[float]]:
         """One vector per text, of length 1 unless `normalize` is False."""
         self._check_embeds(pooling, truncate)
-        answer = self._client.embed(_prompts(texts), model=self.model, encoding_format="float")
+        if self._may_leave():
+            answer = leaving.run(lambda: self._aembed(_prompts(texts)))
+        else:
+            answer = self._client.embed(_prompts(texts), model=self.model, encoding_format="float")
         return _vectors(texts, answer.data, normalize is not False)
 
     # -- full results
@@ -170,7 +175,7 @@ class RemoteLLM:
     def stream_complete(
         self, prompt: str | Sequence[int], params: SamplingParams | None = None
     ) -> Generator[Chunk, None, None]:
-        return self._stream(prompt if isinstance(prompt, str) else list(prompt), self._fields(params))
+        return leaving.heeding(self._stream(prompt if isinstance(prompt, str) else list(prompt), self._fields(params)))
 
     # -- the same for asyncio: cancelling ends the request
 
@@ -207,9 +212,12 @@ class RemoteLLM:
         truncate: bool = False,
     ) -> list[float] | list[list[float]]:
         self._check_embeds(pooling, truncate)
-        async with self.async_client() as client:
-            answer = await client.embed(_prompts(texts), model=self.model, encoding_format="float")
+        answer = await self._aembed(_prompts(texts))
         return _vectors(texts, answer.data, normalize is not False)
+
+    async def _aembed(self, texts: list[Any]) -> EmbeddingList:
+        async with self.async_client() as client:
+            return await client.embed(texts, model=self.model, encoding_format="float")
 
     async def acomplete(self, prompts: Prompts, params: SamplingParams | None = None) -> list[RequestOutput]:
         return await self._acomplete(_prompts(prompts), self._fields(params))
@@ -368,7 +376,13 @@ class RemoteLLM:
         if not all(isinstance(prompt, str) for prompt in prompts):
             raise self._lacks("prompt", "a way to continue token ids")
 
+    def _may_leave(self) -> bool:
+        """Whether a call has to end when nobody waits for it any more: only the asynchronous one can."""
+        return leaving.can_run() and (self._async_transport is not None or not self._has_transport)
+
     def _chat(self, messages: Any, request: Mapping[str, Any], tools: Any = None) -> RequestOutput:
+        if self._may_leave():
+            return leaving.run(lambda: self._achat(messages, request, tools))
         start = time.perf_counter()
         answer = self._client.chat(**self._chat_call(messages, request, tools))
         return _chat_output(messages, answer, time.perf_counter() - start)
@@ -380,6 +394,8 @@ class RemoteLLM:
         return _chat_output(messages, answer, time.perf_counter() - start)
 
     def _complete(self, prompts: list[Any], request: Mapping[str, Any]) -> list[RequestOutput]:
+        if self._may_leave():
+            return leaving.run(lambda: self._acomplete(prompts, request))
         if self.endpoint.provider.completions:
             start = time.perf_counter()
             answer = self._client.complete(**self._prompt_call(prompts, request))

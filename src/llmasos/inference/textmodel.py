@@ -12,8 +12,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, overload
 
+from llmasos.client import leaving
 from llmasos.errors import UnsupportedError
 from llmasos.inference.answer import Answer, Loop
 from llmasos.inference.prompts import (
@@ -410,10 +412,11 @@ class TextModel(ABC):
         try:
             for (_, ids), p in zip(jobs, params, strict=True):
                 answers.append(self._answer(ids, p, **request))
-            return [
-                self._result(job, p, answer, answer.wait(cancelled))
-                for job, p, answer in zip(jobs, params, answers, strict=True)
-            ]
+            with leaving.ending(partial(_cancel, answers)):
+                return [
+                    self._result(job, p, answer, answer.wait(cancelled))
+                    for job, p, answer in zip(jobs, params, answers, strict=True)
+                ]
         finally:
             for answer in answers:
                 answer.cancel()
@@ -436,7 +439,7 @@ class TextModel(ABC):
 
     def _stream(self, job: Encoded, params: SamplingParams, **request: Any) -> Iterator[Chunk]:
         self.prompts.check_stream(params)
-        return iter(self._answer(job[1], params, stream=True, **request))
+        return leaving.heeding(self._answer(job[1], params, stream=True, **request).__iter__())
 
     def _astream(self, job: Encoded, params: SamplingParams, **request: Any) -> AsyncGenerator[Chunk, None]:
         self.prompts.check_stream(params)
@@ -478,3 +481,8 @@ def _from_chunks(params: SamplingParams, chunks: list[Chunk], logprobs: bool) ->
             stop_reason=last.stop_reason,
             logprobs=tuple(p for c in own for p in c.logprobs) if logprobs else None,
         )
+
+
+def _cancel(answers: Sequence[Answer]) -> None:
+    for answer in answers:
+        answer.cancel()

@@ -16,6 +16,10 @@ import pytest
 from cli_runner import Cli
 from store_web import COMMIT, Web, tiny_repo, wheel_of
 
+from llmasos.store.adapters import install_adapter
+from llmasos.store.card import Card
+from tiny import write_tiny_adapter
+
 WEIGHTS = f"/acme/tiny/resolve/{COMMIT}/model.safetensors"
 
 
@@ -132,6 +136,21 @@ def test_ls_show_and_rm(cli: Cli, tiny_model: Path, home: Path) -> None:
     assert not (home / "models" / "tiny").exists()
     cli("import", str(tiny_model), "--name", "tiny", "--copy")
     assert cli("rm", "tiny", "--yes", "--json").json == {"removed": "tiny", "freed_bytes": card["disk_size"]}
+
+
+def test_adapters_that_were_trained_here_are_listed_run_and_removed(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    cli("import", str(tiny_model), "--name", "tiny", "--copy")
+    card = Card(name="ft-tiny-1", base="tiny", serves_as="ft:tiny::1")
+    folder = install_adapter(write_tiny_adapter(tmp_path / "adapter"), card)
+    listed = cli("ls").out
+    assert "ft:tiny::1" in listed and "adapter" in listed and "of tiny" in listed
+    assert [one["kind"] for one in cli("ls", "--json").json] == ["model", "adapter"]
+    said = {name: cli("run", name, "hi", "--raw", "--max-tokens", "8", "--device", "cpu").out
+            for name in ("tiny", "ft:tiny::1", "ft-tiny-1")}  # fmt: skip
+    assert said["ft:tiny::1"] == said["ft-tiny-1"] != said["tiny"]
+    assert cli("rm", "ft:tiny::1", stdin="\n", terminal=True).code == 1 and folder.exists()
+    assert cli("rm", "ft:tiny::1", "--yes", "--json").json["removed"] == "ft-tiny-1" and not folder.exists()
+    assert cli("rm", "ft:tiny::1", "--yes").code == 3 and (tiny_model / "config.json").exists()
 
 
 def test_a_damaged_model_is_listed_with_its_error_and_can_be_removed(cli: Cli, home: Path) -> None:

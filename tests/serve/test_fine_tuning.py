@@ -1,5 +1,8 @@
 """/v1/fine_tuning/jobs through the official `openai` client: what is asked is checked, and jobs outlive everything."""
 
+import asyncio
+import contextlib
+import inspect
 import json
 import os
 import signal
@@ -15,12 +18,22 @@ import pytest
 from fake_llm import FakeLLM, live_server
 from openai.types.fine_tuning import FineTuningJob
 
+from llmasos.client import AsyncClient, Client
+from llmasos.errors import ProviderError
 from llmasos.serve.finetuning import child, options
 from llmasos.store import import_model
 from tiny import write_tiny_model
 
 FAKE_RUN = (sys.executable, str(Path(__file__).with_name("fake_run.py")))
 OVER = ("succeeded", "failed", "cancelled", "paused")
+
+
+async def got(value):
+    return await value if inspect.isawaitable(value) else value
+
+
+async def items(stream):
+    return [item async for item in stream] if hasattr(stream, "__aiter__") else list(stream)
 
 
 def chat(text="hi", answer="ho"):
@@ -185,6 +198,44 @@ def test_a_run_that_fails_says_why_and_one_that_died_can_go_on(client: openai.Op
     assert died.status == "failed" and "code -9: out of luck" in died.error.message
     client.fine_tuning.jobs.resume(died.id)
     assert wait(client, died.id).status == "succeeded"
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_our_own_clients_do_all_of_it(url: str, home: Path, kind) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        client = Client(url) if kind == "sync" else await stack.enter_async_context(AsyncClient(url))
+        if kind == "sync":
+            stack.callback(client.close)
+        data = json.dumps(chat("slow")).encode()
+        file = await got(client.files.upload(data, purpose="fine-tune", filename="chats.jsonl"))
+        room = client.fine_tuning
+        job = await got(
+            room.create(
+                "tiny",
+                file.id,
+                validation_file=file.id,
+                suffix="mine",
+                seed=3,
+                hyperparameters={"batch_size": 2},
+                metadata={"a": "b"},
+                options={"lora": {"r": 4}},
+            )
+        )
+        assert job.fine_tuned_model is None and job.hyperparameters.batch_size == 2 and job.llmasos["lora"] == {"r": 4}
+        while not (await got(room.retrieve(job.id))).llmasos.get("step"):
+            await asyncio.sleep(0.02)
+        assert (await got(room.pause(job.id))).status == "paused"
+        assert (await got(room.wait(job.id))).status == "paused"
+        await got(room.resume(job.id))
+        hurry(home, job)
+        words = [one.message for one in await items(room.follow(job.id))]
+        done = await got(room.wait(job.id, interval=0.01))
+        assert done.status == "succeeded" and words[-1].endswith(done.fine_tuned_model)
+        assert (await got(room.list(limit=1))).data[0].id == job.id
+        assert (await got(room.events(job.id, limit=1))).data[0].message == words[-1]
+        assert (await got(room.checkpoints(job.id))).data[0].step_number == 10
+        with pytest.raises(ProviderError, match="can't be cancelled"):
+            await got(room.cancel(job.id))
 
 
 def test_the_jobs_stand_in_the_list_of_all_jobs(client: openai.OpenAI, url: str) -> None:

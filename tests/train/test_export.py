@@ -216,3 +216,16 @@ def test_a_run_without_checkpoints_has_nothing_to_export(run) -> None:
     shutil.rmtree(folder / "checkpoints")
     with pytest.raises(NotFoundError, match="no checkpoint yet"):
         Run.open(folder)
+
+
+def test_an_adapter_in_the_library_runs_by_its_name(run, tmp_path: Path) -> None:
+    from llmasos.inference.llm import LLM
+
+    export_run(run(tuning="lora", lr=0.3), install=True)
+    with LLM.from_pretrained("mine", device="cpu", dtype="float32") as tuned:
+        with LLM.from_pretrained("tiny", device="cpu", dtype="float32") as base:
+            base.load_adapter("a", tmp_path / "home" / "adapters" / "mine")
+            said = {name: base.generate("What is", max_tokens=8, **options)
+                    for name, options in (("base", {}), ("tuned", {"adapter": "a"}))}  # fmt: skip
+        assert tuned.name == "mine" and tuned.generate("What is", max_tokens=8) == said["tuned"] != said["base"]
+        assert tuned.score("What is it?").logprob != 0

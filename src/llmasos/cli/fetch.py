@@ -182,9 +182,14 @@ def _check_placement(device: str, dtype: str, quantization: str) -> None:
 def needs_fetching(ref: str) -> bool:
     """Whether `ref` is neither installed nor on this machine. Raises NotFoundError for an unknown name."""
     from llmasos.store import Library
+    from llmasos.store.adapters import find_adapter
     from llmasos.store.catalog import local_path, looks_like_model
 
     library = Library()
     if library.has(ref) or looks_like_model(local_path(ref)):
         return False
+    if (adapter := find_adapter(ref)) is not None:
+        ref = adapter.base
+        if library.has(ref) or looks_like_model(local_path(ref)):
+            return False
     return library.resolve(ref).sources[0].kind != "file"

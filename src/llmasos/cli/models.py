@@ -32,22 +32,31 @@ def search(*query: str, json: bool = False) -> None:
 
 
 def ls(*, json: bool = False) -> None:
-    """`llmasos ls`: installed models."""
+    """`llmasos ls`: installed models, and the adapters that were trained here."""
     from llmasos.store import Library
+    from llmasos.store.adapters import adapter_cards
 
     library = Library()
-    cards = library.list()
+    cards, adapters = library.list(), adapter_cards()
     if json:
-        emit([card_facts(card, library) for card in cards])
-    elif not cards:
+        emit([card_facts(card, library) for card in cards] + [jsonlib.loads(c.model_dump_json()) for c in adapters])
+    elif not cards and not adapters:
         say(t("ls.none", home=library.root))
     else:
         heads = [t(f"head.{name}") for name in ("name", "format", "family", "size", "licence", "source")]
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (c.name, c.format or "-", c.family or "-", size(c.size), c.licence or "-", c.error or c.source or "-")
             for c in cards
         ]
+        rows += [
+            (c.serves_as or c.name, t("ls.adapter"), t("ls.of", model=c.base), size(c.size), c.licence or "-", _run(c))
+            for c in adapters
+        ]
         print(table(heads, rows))
+
+
+def _run(card: Card) -> str:
+    return card.lineage.run if card.lineage is not None else "-"
 
 
 def card_facts(card: Card, library: Library) -> dict[str, Any]:
@@ -210,17 +219,25 @@ def _show_verified(result: dict[str, Any]) -> None:
 def rm(model: str, /, *, yes: bool = False, json: bool = False) -> int | None:
     """`llmasos rm`: asks on a terminal, wants --yes elsewhere."""
     from llmasos.store import Library
+    from llmasos.store.adapters import find_adapter, remove_adapter
+    from llmasos.store.library import disk_size
 
-    library = Library()
-    name = library.folder(model).name
+    library, adapter = Library(), None
+    try:
+        folder = library.folder(model)
+    except NotFoundError:
+        if (adapter := find_adapter(model)) is None:
+            raise
+        folder = adapter.path
+    name = folder.name
     if not yes:
         if not sys.stdin.isatty():
             raise InvalidInputError(t("rm.no_terminal", name=name), hint=t("rm.no_terminal.hint", name=name))
-        print(t("rm.ask", name=name, size=size(library.disk_size(name))), end=" ", file=sys.stderr, flush=True)
+        print(t("rm.ask", name=name, size=size(disk_size(folder))), end=" ", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes", "是"):
             say(t("rm.kept", name=name))
             return 1
-    freed = library.remove(name)
+    freed = library.remove(name) if adapter is None else remove_adapter(name)
     if json:
         emit({"removed": name, "freed_bytes": freed})
     else:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from llmasos.client.access import AccessControl, AsyncAccessControl
     from llmasos.client.agents import Agents, AsyncAgents
     from llmasos.client.files import AsyncBatches, AsyncFiles, Batches, Files
+    from llmasos.client.finetuning import AsyncFineTuning, FineTuning
     from llmasos.client.jobs import AsyncJobs, Jobs
     from llmasos.client.knowledge import AsyncKnowledge, Knowledge
     from llmasos.client.native import AsyncNative, Native
@@ -251,7 +252,7 @@ class Client(_Calls):
 
     @cached_property
     def files(self) -> Files:
-        """Files on the server, for batches."""
+        """Files on the server, for batches and fine-tuning."""
         from llmasos.client.files import Files
 
         return Files(self._http)
@@ -262,6 +263,13 @@ class Client(_Calls):
         from llmasos.client.files import Batches
 
         return Batches(self._http)
+
+    @cached_property
+    def fine_tuning(self) -> FineTuning:
+        """Models trained on uploaded files."""
+        from llmasos.client.finetuning import FineTuning
+
+        return FineTuning(self._http)
 
     @cached_property
     def access(self) -> AccessControl:
@@ -450,6 +458,12 @@ class AsyncClient(_Calls):
         from llmasos.client.files import AsyncBatches
 
         return AsyncBatches(self._http)
+
+    @cached_property
+    def fine_tuning(self) -> AsyncFineTuning:
+        from llmasos.client.finetuning import AsyncFineTuning
+
+        return AsyncFineTuning(self._http)
 
     @cached_property
     def access(self) -> AsyncAccessControl:

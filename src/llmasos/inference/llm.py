@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     import torch
 
     from llmasos.inference.adapters import Adapters
+    from llmasos.inference.answer import Answer
     from llmasos.inference.config import EngineConfig
     from llmasos.inference.engine import Engine
     from llmasos.inference.parallel import ParallelRanks
     from llmasos.inference.remote import RemoteLLM
+    from llmasos.inference.request import SamplingParams
     from llmasos.inference.state import AdapterInfo, EngineStats
     from llmasos.models.load import LoadedModel
     from llmasos.store import Progress
@@ -43,6 +45,8 @@ class LLM(TextModel):
         self.model = model
         self._ranks = ranks
         self._adapters: Adapters | None = None
+        self.default_adapter: str | None = None
+        """Of requests that name none."""
         self.takes_functions = ranks is None
         self._loop: EngineLoop = EngineLoop(self._build, name=f"llmasos-{name}")
         super().__init__(name, model, EngineConfig.of(**options), self._loop)
@@ -72,7 +76,8 @@ class LLM(TextModel):
     ) -> LLM | RemoteLLM:
         """A model by catalogue name (`smollm2-135m-instruct`), hub name (`owner/name`), path, source reference
         (`hf:`, `pypi:`, `https:`, `file:`) or `provider:model`. Fetched when it is not here yet; where that stands goes
-        to `on_progress`, or to stderr in words.
+        to `on_progress`, or to stderr in words. The name of an adapter in the library that was trained here means its
+        model with it.
 
         `device`: auto, cpu, cuda, cuda:1, mps, xpu. `dtype`: auto, float32, bfloat16, float16. `quantization`: auto,
         none, int8, int4. `load_format="dummy"` makes random weights of a folder with a config.json. `options` are the
@@ -89,10 +94,14 @@ class LLM(TextModel):
             return RemoteLLM.from_pretrained(name_or_path, **local)
         config = EngineConfig.of(**options)  # what is wrong with them is said before anything is fetched
         from llmasos.store import ensure
+        from llmasos.store.adapters import find_adapter
         from llmasos.store.progress import PrintProgress
 
-        path = ensure(str(name_or_path), on_progress=on_progress or PrintProgress())
-        return cls.load(
+        adapter = None if Path(name_or_path).exists() else find_adapter(str(name_or_path))
+        path = ensure(
+            str(name_or_path) if adapter is None else adapter.base, on_progress=on_progress or PrintProgress()
+        )
+        llm = cls.load(
             path,
             name=str(name_or_path),
             device=device,
@@ -101,6 +110,14 @@ class LLM(TextModel):
             load_format=load_format,
             config=config,
         )
+        if adapter is not None:
+            try:
+                llm.load_adapter(adapter.name, adapter.path)
+            except BaseException:
+                llm.close()
+                raise
+            llm.default_adapter = adapter.name
+        return llm
 
     @classmethod
     def load(
@@ -141,6 +158,11 @@ class LLM(TextModel):
         return EngineStats() if engine is None else engine.snapshot()
 
     # adapters
+
+    def _answer(self, ids: tuple[int, ...], params: SamplingParams, **request: Any) -> Answer:
+        if self.default_adapter is not None and request.get("adapter") is None:
+            request["adapter"] = self.default_adapter
+        return super()._answer(ids, params, **request)
 
     def load_adapter(self, name: str, path: Path | str | None = None) -> None:
         """Load a LoRA adapter that PEFT wrote; requests then choose it with `adapter=name`, several in one pass.

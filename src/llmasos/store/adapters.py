@@ -44,6 +44,11 @@ def installed_adapters(home: Path | None = None) -> list[InstalledAdapter]:
     return [found for folder in folders if (found := _read(folder)) is not None]
 
 
+def adapter_cards(home: Path | None = None) -> list[Card]:
+    """Of the adapters that `installed_adapters` tells of."""
+    return [read_card(one.path) for one in installed_adapters(home)]
+
+
 def find_adapter(name: str, home: Path | None = None) -> InstalledAdapter | None:
     """By the name under which it is served, or its folder's."""
     for one in installed_adapters(home):

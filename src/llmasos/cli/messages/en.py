@@ -534,6 +534,8 @@ MESSAGES = {
     "config.num_kv_heads": "key-value heads",
     "config.vocab_size": "vocabulary",
     "search.none": "Nothing found for {query!r}. hf:owner/name takes any repository on the hub.",
+    "ls.adapter": "adapter",
+    "ls.of": "of {model}",
     "ls.none": "No model is installed in {home}. `llmasos pull smollm2-135m-instruct` installs a small one.",
     "show.size": "{size} ({disk} on this disk)",
     "show.not_installed": "no; `llmasos pull {name}` installs it",

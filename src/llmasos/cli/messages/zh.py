@@ -524,6 +524,8 @@ MESSAGES = {
     "config.num_kv_heads": "键值头",
     "config.vocab_size": "词表",
     "search.none": "没有找到 {query!r}。hf:owner/name 可用任何仓库。",
+    "ls.adapter": "适配器",
+    "ls.of": "属于 {model}",
     "ls.none": "{home} 中没有已安装的模型。`llmasos pull smollm2-135m-instruct` 安装一个小模型。",
     "show.size": "{size}（本磁盘上 {disk}）",
     "show.not_installed": "否；`llmasos pull {name}` 可安装",

@@ -19,8 +19,9 @@ class JobError(WireResponse):
 
 
 class Job(WireResponse):
-    """`kind`: pull, task_batch, pipeline, package_check, app. `name`: what it is about. `progress`: from 0 to 1; null
-    where the kind does not tell. `result` is the kind's own. `can_pause`: whether it can be paused and go on."""
+    """`kind`: pull, task_batch, pipeline, package_check, fine_tuning, app. `name`: what it is about. `progress`: from 0
+    to 1; null where the kind does not tell. `result` is the kind's own. `can_pause`: whether it can be paused and go
+    on."""
 
     id: str
     kind: str

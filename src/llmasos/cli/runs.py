@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -157,7 +157,9 @@ def _compare(found: Sequence[Run], output: str | None, as_json: bool) -> None:
     rows += [[name, *("-" if v is None else str(v) for v in values)] for name, values in compared.options.items()]
     print(table(["", *compared.names], rows))
     if compared.losses:
-        steps = [[str(step), *map(number, values)] for step, values in compared.losses.items()]
+        common = {step: values for step, values in compared.losses.items() if None not in values}
+        every = common if len(common) > 1 else compared.losses
+        steps = [[str(step), *map(number, values)] for step, values in every.items()]
         print(f"\n{words('report.held_out')}: {words('report.loss')}")
         print(table([words("step"), *compared.names], steps))
     if path:

@@ -26,14 +26,14 @@ class Curve:
     kind: str = "line"
 
 
-def chart(id: str, title: str, about: str, curves: Sequence[Curve]) -> str:
+def chart(id: str, title: str, about: str, curves: Sequence[Curve], *, from_zero: bool = False) -> str:
     """A figure; "" where no curve has a point. `about`: what is seen, for those who do not see it."""
     curves = [Curve(c.name, [p for p in c.points if all(map(math.isfinite, p))], c.kind) for c in curves]
     curves = [curve for curve in curves if curve.points]
     if not curves:
         return ""
     x_of, x_ticks = _axis([x for c in curves for x, _ in c.points], _LEFT, WIDTH - _RIGHT, whole=True)
-    y_of, y_ticks = _axis([y for c in curves for _, y in c.points], HEIGHT - _BOTTOM, _TOP)
+    y_of, y_ticks = _axis([y for c in curves for _, y in c.points] + [0.0] * from_zero, HEIGHT - _BOTTOM, _TOP)
     lines = [
         f'<figure><figcaption id="{id}-title">{escape(title)}</figcaption>',
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{id}-title" aria-describedby="{id}-about">',

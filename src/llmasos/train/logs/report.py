@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from llmasos import __version__
 from llmasos.train.events import Evaluation
@@ -19,6 +19,8 @@ from llmasos.train.logs.runs import REPORT, Run, compare, fact_of, open_folder
 from llmasos.train.logs.watch import Watcher
 from llmasos.train.logs.words import Words, amount, duration, number
 
+Drawn: TypeAlias = tuple[str, list[Curve], bool]
+"""A figure's title and curves, and whether its values begin at zero."""
 SUMMARY = (
     *("state", "method", "model", "steps", "first_loss", "last_loss", "best_loss", "bits_per_byte", "train_loss"),
     *("tokens", "trained_tokens", "time", "speed", "mfu", "memory", "weights", "trained_weights", "device", "reason"),
@@ -108,18 +110,17 @@ def comparison_of(runs: Sequence[Run], words: Words) -> str:
     facts = [[words(word), *(shown_fact(run, word, words) or "–" for run in runs)] for word in found.facts]
     options = [[name, *(_text(value) for value in values)] for name, values in found.options.items()]
     losses = [[str(step), *map(number, values)] for step, values in found.losses.items()]
-    curves = [
-        _chart_of(
-            f"c{i}",
-            words(f"report.{word}"),
-            [Curve(run.name, points(run), f"run{at % 6}") for at, run in enumerate(runs)],
-            words,
+    drawn: list[Drawn] = [
+        (title, [Curve(run.name, points(run), f"run{at % 6}") for at, run in enumerate(runs)], False)
+        for title, points in (
+            (f"{words('report.held_out')}: {words('report.loss')}", _held_out),
+            (f"{words('report.training')}: {words('report.loss')}", _smooth_loss),
+            (words("report.bits"), _bits),
         )
-        for i, (word, points) in enumerate((("loss", _held_out), ("training", _smooth_loss), ("bits", _bits)))
     ]
     parts = [
         _section(words("report.summary"), _table(heads, facts)),
-        _section(words("report.curves"), "\n".join(curves)),
+        _section(words("report.curves"), _charts(drawn, words)),
         _section(words("report.evaluations"), _table([words("step"), *found.names], losses) if losses else ""),
         _section(words("report.options"), _table([words("name"), *found.names], options) if options else ""),
     ]
@@ -128,6 +129,8 @@ def comparison_of(runs: Sequence[Run], words: Words) -> str:
 
 def shown_fact(run: Run, word: str, words: Words) -> str:
     """A fact in the words of people; "" where it is not known."""
+    if word == "reason":  # where the state does not say it
+        return str(run.fact(word, "")) if run.state == "failed" else ""
     if word in _FACTS:
         return _text(run.fact(_FACTS[word], ""))
     value = fact_of(run, word)
@@ -153,7 +156,6 @@ _FACTS = {
     "method": "method",
     "model": "model.name",
     "trained_tokens": "measured.num_trained",
-    "reason": "reason",
 }
 
 
@@ -161,29 +163,35 @@ def _curves(run: Run, words: Words) -> str:
     loss = _points(run, "loss")
     of_parts = [name for name in run.metrics.names if name.startswith("loss.")]
     memory = [(x, y / 2**30) for x, y in _points(run, "memory")]
-    every: list[tuple[str, list[Curve]]] = [
-        (
-            words("report.loss"),
-            [
-                Curve(words("report.training"), loss, "raw"),
-                Curve(f"{words('report.training')} ({words('report.smooth')})", smoothed(loss)),
-                Curve(words("report.held_out"), _held_out(run), "dots"),
-            ],
-        ),
-        (words("report.bits"), [Curve(words("report.bits"), _bits(run), "dots")]),
-        *((name, [Curve(name, smoothed(_points(run, name)))]) for name in of_parts),
-        (words("report.rate"), [Curve(words("report.rate"), _points(run, "rate"))]),
-        (words("report.norm"), [Curve(words("report.norm"), _points(run, "gradient_norm"))]),
-        (words("report.speed"), [Curve(words("report.speed"), smoothed(_points(run, "tokens_per_second")))]),
-        ("MFU", [Curve("MFU", smoothed(_points(run, "mfu")))]),
-        (words("report.memory"), [Curve(words("report.memory"), memory)]),
+    training, held_out = words("report.training"), words("report.held_out")
+    losses = [
+        Curve(training, loss, "raw"),
+        Curve(f"{training} ({words('report.smooth')})", smoothed(loss)),
+        Curve(held_out, _held_out(run), "dots"),
     ]
-    return "\n".join(_chart_of(f"c{i}", title, curves, words) for i, (title, curves) in enumerate(every))
+
+    def one(title: str, points: Sequence[Point], kind: str = "line", *, from_zero: bool = False) -> Drawn:
+        return title, [Curve(title, points, kind)], from_zero
+
+    drawn: list[Drawn] = [
+        (words("report.loss"), losses, False),
+        one(words("report.bits"), _bits(run), "dots"),
+        *(one(name, smoothed(_points(run, name))) for name in of_parts),
+        one(words("report.rate"), _points(run, "rate"), from_zero=True),
+        one(words("report.norm"), _points(run, "gradient_norm"), from_zero=True),
+        one(words("report.speed"), smoothed(_points(run, "tokens_per_second")), from_zero=True),
+        one("MFU", smoothed(_points(run, "mfu")), from_zero=True),
+        one(words("report.memory"), memory, from_zero=True),
+    ]
+    return _charts(drawn, words)
 
 
-def _chart_of(id: str, title: str, curves: Sequence[Curve], words: Words) -> str:
-    told = "; ".join(f"{curve.name}: {_range(curve.points, words)}" for curve in curves if curve.points)
-    return chart(id, title, told, curves)
+def _charts(drawn: Sequence[Drawn], words: Words) -> str:
+    found = []
+    for i, (title, curves, from_zero) in enumerate(drawn):
+        told = "; ".join(f"{curve.name}: {_range(curve.points, words)}" for curve in curves if curve.points)
+        found.append(chart(f"c{i}", title, told, curves, from_zero=from_zero))
+    return "\n".join(found)
 
 
 def _range(points: Sequence[Point], words: Words) -> str:

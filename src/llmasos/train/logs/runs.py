@@ -26,6 +26,7 @@ ENDS = ("finished", "stopped", "data", "time", "failed")
 LAST = 10
 """Steps whose mean loss stands for a run's last loss."""
 _TAIL = 1 << 16
+_NO_DIFFERENCE = ("name", "output", "resume")
 _MEASURED = ("loss", "num_tokens", "num_trained", "memory", "tokens_per_second", "mfu")
 
 
@@ -233,7 +234,7 @@ FACTS = {
 def compare(runs: Sequence[Run]) -> Comparison:
     configs = [_flat(run.fact("config", {})) for run in runs]
     names = list(dict.fromkeys(name for config in configs for name in config))
-    options = {name: [config.get(name) for config in configs] for name in names if name not in ("name", "output")}
+    options = {name: [config.get(name) for config in configs] for name in names if name not in _NO_DIFFERENCE}
     differ = {name: values for name, values in options.items() if any(value != values[0] for value in values)}
     facts = {word: [fact_of(run, word) for run in runs] for word in FACTS}
     return Comparison(

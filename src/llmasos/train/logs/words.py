@@ -166,7 +166,7 @@ class Words:
 
 def duration(seconds: float) -> str:
     """`2.1 s`, `3:20`, `1:03:20`."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -183,7 +183,7 @@ def number(value: float | None, digits: int = 4) -> str:
         return "–"
     if abs(value) in (0.0, float("inf")):
         return "0" if not value else "∞" if value > 0 else "-∞"
-    if abs(value) >= 10**digits:
+    if abs(value) >= 10 ** (digits - 1):
         return f"{value:,.0f}"
     if abs(value) < 1e-3:
         return f"{value:.{digits - 2}e}"

@@ -80,7 +80,7 @@ class LoadedModel:
             raise UnsupportedError(
                 "This process holds only a part of the model's weights.", hint="Load it with tensor_parallel_size=1."
             )
-        _check_expressible(self.config)
+        check_expressible(self.config)
         folder.mkdir(parents=True, exist_ok=True)
         state = dict(self.module.state_dict())
         config = config_to_hf(self.config) | {"dtype": str(self.module.dtype).removeprefix("torch.")}
@@ -98,7 +98,7 @@ class LoadedModel:
             self.tokenizer.save_pretrained(folder)
 
 
-def _check_expressible(config: ModelConfig) -> None:
+def check_expressible(config: ModelConfig) -> None:
     """What the config.json says, read again, is the same model. Free: layout (the weights' names undo it) and a pooler
     that a class has and the checkpoint had not."""
     again = replace(
@@ -232,7 +232,7 @@ def _load(
         if checkpoint is None:
             fill_with_noise(config, whole, module, shard, placement)
             if linear is not None:
-                _made_anew(module, linear)
+                made_anew(module, linear)
         else:
             _Filler(config, checkpoint, placement, quantization, whole, shard, linear).fill(module)
 
@@ -509,7 +509,7 @@ class _Filler:
         return True
 
 
-def _made_anew(module: nn.Module, linear: MakeLinear) -> None:
+def made_anew(module: nn.Module, linear: MakeLinear) -> None:
     """`linear` in the place of the blocks' linear layers that are there already."""
     for name, layer in list(module.named_modules()):
         if isinstance(layer, nn.Linear) and name.startswith("layers."):

@@ -193,8 +193,8 @@ class _Pair:
         return mixed * self.options.temperature**2
 
     def turn(self) -> None:
-        """The student's logits become d loss / d logits. With a = log q up to a constant of the row, d KL(p ‖ q) / da is
-        q - p, and d f(q) / da is q (f' - Σ q f')."""
+        """The student's logits become d loss / d logits. With a = log q up to a constant of the row, d KL(p ‖ q) / da
+        is q - p, and d f(q) / da is q (f' - Σ q f')."""
         weight, t = self.options.weight, self.options.temperature
         for block in self._blocks(self.shared, self.size):
             ours, slope = _bent(self.ours[:, block], self.student)

@@ -148,7 +148,7 @@ def named(config: TrainConfig) -> TrainConfig:
     """With a name and a folder. Raises InvalidInputError for a run that is there already and should not go on, or
     should with other options."""
     _check(config)
-    stem = Path(str(config.model or f"d{config.depth or ''}")).name.split(":")[-1]
+    stem = Path(str(config.model or config.distillation.teacher or f"d{config.depth or ''}")).name.split(":")[-1]
     name = check_name(config.name or (config.output.name if config.output else f"{stem}-{config.method}"))
     folder = (config.output or runs_folder() / name).absolute()
     config = config.model_copy(update={"name": name, "output": folder})
@@ -234,6 +234,8 @@ def prepare(config: TrainConfig, *, on_progress: OnProgress | None = None) -> Pr
 
 def _batches(config: TrainConfig, method: Method, *, split: str) -> Batches:
     is_train = split == "train"
+    if is_train or not config.validation_data:
+        config = method.reading(config)
     data = config.data if is_train or not config.validation_data else config.validation_data
     share = 0.0 if config.validation_data else config.validation
     assert config.max_length is not None

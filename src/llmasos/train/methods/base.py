@@ -72,6 +72,10 @@ class Method(ABC):
         """Of what is trained; no weights are loaded for it."""
         return decoder_config(self.path)
 
+    def reading(self, config: TrainConfig) -> TrainConfig:
+        """The options by which the data is read, where they are not those of the run; `config` has them settled."""
+        return config
+
     @abstractmethod
     def build(self, device: torch.device, dtype: torch.dtype) -> NextToken:
         """Load or make the weights and say how they learn. dtype: of the computation."""

@@ -1,0 +1,111 @@
+"""Students: smaller models that begin as some of the layers of a larger one (DistilBERT's way, arXiv:1910.01108)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from llmasos.errors import InvalidInputError, UnsupportedError
+from llmasos.models.config import ModelConfig
+from llmasos.models.decoder import Decoder
+from llmasos.models.load import LoadedModel, check_expressible
+from llmasos.models.weights import is_tied, tie
+from llmasos.text import Tokenizer
+
+
+def kept_layers(num_layers: int, keep: int | Sequence[int]) -> tuple[int, ...]:
+    """Numbers of the layers that a student has, from 0. A number spreads them evenly, the first and the last included.
+
+    Raises InvalidInputError."""
+    name = "distillation.keep_layers"
+    if isinstance(keep, int):
+        if not 1 <= keep <= num_layers:
+            raise InvalidInputError(
+                f"{keep} layers cannot be kept of {num_layers}.", hint=f"Use 1 to {num_layers}.", param=name
+            )
+        return tuple(round(i * (num_layers - 1) / max(1, keep - 1)) for i in range(keep))
+    layers = tuple(keep)
+    if not layers or any(not 0 <= layer < num_layers for layer in layers):
+        raise InvalidInputError(
+            f"keep_layers={list(layers)} are not all layers of a model that has {num_layers}.",
+            hint=f"Name some of 0 to {num_layers - 1}, or how many to keep.",
+            param=name,
+        )
+    if list(layers) != sorted(set(layers)):
+        raise InvalidInputError(
+            f"keep_layers={list(layers)} are not in their order, each once.", hint="Write e.g. 0,2,4.", param=name
+        )
+    return layers
+
+
+def student_config(teacher: ModelConfig, layers: Sequence[int]) -> ModelConfig:
+    """The teacher's config with these of its layers. Raises UnsupportedError where a config.json of its class cannot
+    say which layers differ (a fixed pattern of windows), so that the student could not be saved."""
+    config = replace(
+        teacher,
+        num_layers=len(layers),
+        layer_types=tuple(teacher.layer_types[i] for i in layers) if teacher.layer_types else (),
+        nope_layers=tuple(new for new, old in enumerate(layers) if old in teacher.nope_layers),
+    )
+    try:
+        check_expressible(config)
+    except UnsupportedError as e:
+        raise UnsupportedError(
+            e.message, hint="Keep other layers, so that their kinds take turns as in the teacher.", param="keep_layers"
+        ) from e
+    return config
+
+
+def student_of(teacher: LoadedModel, layers: Sequence[int], dtype: torch.dtype) -> LoadedModel:
+    """A model with copies of these layers of a decoder, and of what stands before and behind them."""
+    config = student_config(teacher.config, layers)
+    with torch.device("meta"):
+        module = Decoder(config)
+    theirs = dict(teacher.module.named_parameters(remove_duplicate=False))
+    for name, parameter in list(module.named_parameters(remove_duplicate=False)):
+        if is_tied(config, name):
+            continue
+        owner, _, leaf = name.rpartition(".")
+        copy = theirs[_their_name(name, layers)].detach().to(dtype, copy=True)
+        assert copy.shape == parameter.shape
+        module.get_submodule(owner)._parameters[leaf] = nn.Parameter(copy, requires_grad=False)
+    tie(config, module, None)
+    module.eval()
+    return replace(teacher, module=module, config=config)
+
+
+def _their_name(name: str, layers: Sequence[int]) -> str:
+    if not name.startswith("layers."):
+        return name
+    _, number, rest = name.split(".", 2)
+    return f"layers.{layers[int(number)]}.{rest}"
+
+
+def check_vocabulary(student: Tokenizer, teacher: Tokenizer, config: ModelConfig) -> None:
+    """Every token of the student is the same one to the teacher, whose config is given.
+
+    Raises UnsupportedError with the first that is not."""
+    theirs = teacher.backend.get_vocab(with_added_tokens=True)
+    different = sorted(
+        (id, token)
+        for token, id in student.backend.get_vocab(with_added_tokens=True).items()
+        if theirs.get(token) != id
+    )
+    if not different and student.vocab_size <= config.vocab_size:
+        return
+    if different:
+        id, token = different[0]
+        other = teacher.token(id) if id < teacher.vocab_size else None
+        what = (
+            f"token {id} is {token!r} to the student and {'nothing' if other is None else repr(other)} to the teacher"
+        )
+    else:
+        what = f"the teacher knows {config.vocab_size:,} tokens, and the student's tokenizer has {student.vocab_size:,}"
+    raise UnsupportedError(
+        f"Teacher and student have different vocabularies: {what} ({len(different):,} differ).",
+        hint="Take a teacher of the student's family, or let it write the answers: --distillation.sequence.",
+        param="distillation.teacher",
+    )

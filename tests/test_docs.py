@@ -347,8 +347,9 @@ def test_every_environment_variable_exists(path: Path) -> None:
     keys = {f"{name.upper()}_API_KEY" for name in (*PROVIDERS, "llmasos")}
     others = {"HF_ENDPOINT"}  # huggingface_hub's own
     clients = {"ANTHROPIC_BASE_URL", "ANTHROPIC_AUTH_TOKEN", "OLLAMA_HOST", "OLLAMA_API_KEY"}
+    trackers = {"MLFLOW_TRACKING_URI", "WANDB_MODE", "WANDB_PROJECT"}
     words = {"INVALID_JSON", "LLMASOS_SERVE", "START_THINKING", "TOOL_CALLS"}
-    others |= (clients | words | set(APP_HOST_VARIABLES.values())) & found
+    others |= (clients | trackers | words | set(APP_HOST_VARIABLES.values())) & found
     others |= {f"LLMASOS_SERVE_{option.name.upper()}" for option in dataclasses.fields(ServeConfig)} & found
     assert found <= variables() | keys | others
     if path.name == "configuration.md":

@@ -116,3 +116,12 @@ def test_wandb_writes_offline_and_goes_on_as_the_same_run(tmp_path: Path, monkey
     assert len({folder.name.rsplit("-", 1)[1] for folder in folders}) == 1
     written = b"".join(next(folder.glob("*.wandb")).read_bytes() for folder in folders)
     assert written.count(b"train/gradient_norm") >= 8 and b"0.375" in written
+
+
+def test_a_run_is_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmasos.train.config import TrainConfig
+    from llmasos.train.run import train
+
+    monkeypatch.setitem(trackers.MODULES, "wandb", "no_such_module")
+    with pytest.raises(UnsupportedError, match="wandb"):
+        train(TrainConfig(model="no-such-model", data=("none.jsonl",), trackers=("wandb",)))

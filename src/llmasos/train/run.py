@@ -27,6 +27,7 @@ from llmasos.train.evaluate import Evaluator, evaluation_tokens
 from llmasos.train.events import Evaluation, Listener
 from llmasos.train.export import Exported, export_run
 from llmasos.train.logs import listeners_for
+from llmasos.train.logs.trackers import check_tracker
 from llmasos.train.loop import Loop, LoopOptions
 from llmasos.train.methods import METHODS, Method, method_of
 from llmasos.train.methods.base import NextToken
@@ -188,6 +189,8 @@ def _check(config: TrainConfig) -> None:
     """What can be known to be wrong before anything is read."""
     if not config.data:
         raise InvalidInputError("No data is named.", hint=f"llmasos train {config.method} --data FILE", param="data")
+    for name in config.trackers:
+        check_tracker(name)
 
 
 def prepare(config: TrainConfig, *, on_progress: OnProgress | None = None) -> Prepared:

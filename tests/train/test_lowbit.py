@@ -16,7 +16,7 @@ from llmasos.errors import InvalidInputError, UnsupportedError
 from llmasos.models.load import LoadedModel, load_model
 from llmasos.models.lora import linear_layers
 from llmasos.train.lora import LoraOptions, add_lora, lora_layers, merge_lora, save_adapter
-from llmasos.train.lowbit import KINDS, NF4, PIECE, FrozenLinear, Kind, dynamic_map, frozen_bytes, nearest
+from llmasos.train.lowbit import DYNAMIC, KINDS, NF4, PIECE, FrozenLinear, Kind, frozen_bytes, nearest
 from llmasos.train.model import Placed, Trainee
 from tiny import write_tiny_model
 
@@ -60,7 +60,7 @@ def test_the_nf4_code_book_is_the_papers_quantiles() -> None:
 
 
 def test_dynamic_maps_have_seven_decades_and_both_ends() -> None:
-    signed, unsigned = torch.tensor(dynamic_map(True)), torch.tensor(dynamic_map(False))
+    signed, unsigned = torch.tensor(DYNAMIC[True]), torch.tensor(DYNAMIC[False])
     assert len(signed) == len(unsigned) == 256 and signed.unique().numel() == 256
     assert signed.max() == unsigned.max() == 1.0 and 0.0 in signed and unsigned.min() == 0.0
     assert float(signed[signed > 0].min()) == pytest.approx(5.5e-7, rel=1e-4)
@@ -81,7 +81,7 @@ def plain_nf4(weight: Tensor) -> Tensor:
     flat = weight.flatten()
     blocks = [flat[at : at + 64] for at in range(0, len(flat), 64)]
     scales = torch.stack([block.abs().max() for block in blocks])
-    code = torch.tensor(dynamic_map(True))
+    code = torch.tensor(DYNAMIC[True])
     mean = scales.mean()
     coded = []
     for at in range(0, len(scales), 256):

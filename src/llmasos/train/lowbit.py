@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -41,10 +40,7 @@ NF4 = (
 """Appendix E of the paper."""
 
 
-@cache
-def dynamic_map(signed: bool) -> tuple[float, ...]:
-    """256 values from -1 (or 0) to 1 whose steps are fine near 0: seven decades, each with twice as many values as the
-    smaller one before it (dynamic tree quantisation, arXiv:2110.02861; bitsandbytes' map)."""
+def _dynamic_map(signed: bool) -> tuple[float, ...]:
     values = [0.0, 1.0]
     for decade in range(7):
         count = 2**decade if signed else 2 ** (decade + 1)
@@ -52,6 +48,11 @@ def dynamic_map(signed: bool) -> tuple[float, ...]:
         middles = (10.0 ** (decade - 6) * ((edges[:-1] + edges[1:]) / 2)).tolist()
         values += middles + ([-value for value in middles] if signed else [])
     return tuple(sorted(values))
+
+
+DYNAMIC = {signed: _dynamic_map(signed) for signed in (True, False)}
+"""256 values from -1 (True) or 0 (False) to 1 whose steps are fine near 0: seven decades, each with twice as many as
+the smaller one before it (dynamic tree quantisation, arXiv:2110.02861; bitsandbytes' map)."""
 
 
 def nearest(x: Tensor, code: Tensor) -> Tensor:
@@ -149,7 +150,7 @@ def _nf4(weight: Tensor) -> dict[str, Tensor]:
         packed[part] = index[:, ::2] << 4 | index[:, 1::2]
     mean = scales.mean()
     outer = in_blocks(scales - mean, SCALES)
-    signed = torch.tensor(dynamic_map(True), device=weight.device)
+    signed = torch.tensor(DYNAMIC[True], device=weight.device)
     tops = largest(outer)
     return {
         "packed": packed,
@@ -186,7 +187,7 @@ def _of_nf4(
 
 def _int4(weight: Tensor) -> dict[str, Tensor]:
     flat = weight.reshape(-1)
-    groups = F.pad(flat, (0, -len(flat) % GROUP), value=float(flat[-1])).view(-1, GROUP)
+    groups = torch.cat([flat, flat[-1:].expand(-len(flat) % GROUP)]).view(-1, GROUP)
     packed = torch.empty(len(groups), GROUP // 2, dtype=torch.uint8, device=weight.device)
     steps = torch.empty(len(groups), dtype=torch.float16, device=weight.device)
     lows = torch.empty_like(steps)

@@ -3,7 +3,6 @@ inside of blocks and AdamW for the rest."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from llmasos.errors import InvalidInputError
-from llmasos.train.lowbit import PIECE, SCALES, dynamic_map, in_blocks, largest, nearest
+from llmasos.train.lowbit import DYNAMIC, PIECE, SCALES, in_blocks, largest, nearest
 
 Name = Literal["adamw", "adamw8bit", "muon"]
 NAMES = ("adamw", "adamw8bit", "muon")
@@ -135,9 +134,8 @@ class AdamW8bit(torch.optim.Optimizer):
             state["step"] = torch.zeros(())
             state.update(self._fresh(parameter))
         state["step"] += 1
-        count = float(state["step"])
         beta1, beta2 = group["betas"]
-        biases = 1 - beta1**count, math.sqrt(1 - beta2**count)
+        biases = 1 - beta1 ** state["step"], (1 - beta2 ** state["step"]).sqrt()
         if "mean" in state:
             update = _moved(state["mean"], state["root"], gradient.float(), group["betas"], group["eps"], biases)
             parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=group["lr"])
@@ -157,10 +155,9 @@ class AdamW8bit(torch.optim.Optimizer):
             zeros = torch.zeros_like(parameter, dtype=torch.float32)
             return {"mean": zeros, "root": zeros.clone()}
         blocks, device = -(-parameter.numel() // SCALES), parameter.device
-        signed, unsigned = self._code(device)
         state = {}
-        for name, code in (("mean", signed), ("root", unsigned)):
-            zero = int((code == 0).nonzero()[0, 0])
+        for name, signed in (("mean", True), ("root", False)):
+            zero = DYNAMIC[signed].index(0.0)
             state[f"{name}_code"] = torch.full((blocks, SCALES), zero, dtype=torch.uint8, device=device)
             state[f"{name}_scale"] = torch.zeros(blocks, device=device)
         return state
@@ -187,7 +184,7 @@ class AdamW8bit(torch.optim.Optimizer):
 
     def _code(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if device not in self._codes:
-            self._codes[device] = tuple(torch.tensor(dynamic_map(signed), device=device) for signed in (True, False))  # type: ignore[assignment]
+            self._codes[device] = tuple(torch.tensor(DYNAMIC[signed], device=device) for signed in (True, False))  # type: ignore[assignment]
         return self._codes[device]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -208,7 +205,7 @@ def _moved(
     gradient: Tensor,
     betas: tuple[float, float],
     eps: float,
-    biases: tuple[float, float],
+    biases: tuple[Tensor, Tensor],
 ) -> Tensor:
     """Moves both states in place, and returns what the weights move against, without the rate."""
     mean.lerp_(gradient, 1 - betas[0])

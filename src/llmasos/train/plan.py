@@ -1,0 +1,448 @@
+"""A run's memory and time before its weights are loaded: what a step takes, the largest micro-batch that fits, whether
+blocks must be computed again for the backward pass, and, where nothing fits, which change would.
+
+T = packed tokens of a micro-batch. Memory comes from `memory.footprint`. GPUs that share the weights (FSDP) divide what
+is kept of them, and hold two blocks whole while they compute.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from llmasos.data import Stats
+from llmasos.devices import free_memory
+from llmasos.errors import InsufficientMemoryError
+from llmasos.models.config import ModelConfig
+from llmasos.train.config import TrainConfig
+from llmasos.train.flops import flops_per_token, num_weights, peak_flops
+from llmasos.train.lora import LoraOptions
+from llmasos.train.losses import PIECE
+from llmasos.train.memory import RUNTIME, Footprint, Load, Setup, footprint
+from llmasos.train.optim import OptimizerOptions
+
+USABLE = 0.95
+"""Of the memory that is free: an allocator has holes."""
+WORKSPACE = 64 * 2**20
+"""Of a GPU's matrix kernels."""
+MOST_SEQUENCES = 4
+"""Sequences of a batch that is planned with: many short ones take what a few longer ones do."""
+MOST_ON_CPU = 2048
+"""Tokens of a micro-batch on a CPU, which more do not make faster."""
+LEAST_LENGTH = 128
+"""Tokens below which no shorter samples are proposed."""
+MFU = {"full": 0.38, "lora": 0.45, "qlora": 0.35}
+"""Shares of a GPU's peak that training reaches (measured on one H200, bench/LOG.md; qlora: assumed)."""
+CPU_SHARE = 0.5
+"""Of the rate of a large matrix product, on CPUs and on GPUs that no data sheet is known of."""
+AGAIN = 4 / 3
+"""Time of a step whose blocks are computed again: one forward pass more, of three."""
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes in bytes, of one device."""
+
+    config: TrainConfig
+    """With micro_batch_tokens, batch_tokens and recompute settled."""
+    shape: ModelConfig
+    device: torch.device
+    dtype: torch.dtype
+    world_size: int
+    sharded: bool
+    """Weights, gradients and states of the optimizer are divided over the devices."""
+    accumulation: int
+    """Micro-batches of a step, on each device."""
+    parts: dict[str, int]
+    """weights, gradients, optimizer, activations, loss, workspace: what there is at the peak."""
+    memory: int
+    """The most there is at once: on a GPU what tensors take and the kernels' workspace, on a CPU what the process
+    grows by."""
+    available: int
+    num_tokens: int
+    """Of the run."""
+    seconds: float | None
+    """Of the run's steps, without evaluations; None where nobody could know."""
+    basis: str
+    """Of `seconds`."""
+
+    @property
+    def fits(self) -> bool:
+        return self.memory <= self.available * USABLE
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return None if self.seconds is None or not self.num_tokens else self.num_tokens / self.seconds
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "world_size": self.world_size,
+            "sharded": self.sharded,
+            "max_length": self.config.max_length,
+            "micro_batch_tokens": self.config.micro_batch_tokens,
+            "accumulation": self.accumulation,
+            "recompute": self.config.recompute,
+            "memory": self.memory,
+            "available": self.available,
+            "fits": self.fits,
+            "parts": dict(self.parts),
+            "num_tokens": self.num_tokens,
+            "seconds": self.seconds,
+            "basis": self.basis,
+        }
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Names (for messages `train.plan.NAME`) and values in words, for a table."""
+        sizes = [(name, _size(value)) for name, value in self.parts.items() if value]
+        rate, batch = self.tokens_per_second, self.config.micro_batch_tokens
+        each = f"{batch:,} x {self.accumulation}" + (f" x {self.world_size}" if self.world_size > 1 else "")
+        shown = [*sizes, ("memory", f"{_size(self.memory)} / {_size(self.available)}"), ("micro_batch", each)]
+        shown.append(("recompute", "yes" if self.config.recompute else "no"))
+        if self.seconds is not None and rate is not None:
+            shown += [("time", _duration(self.seconds)), ("rate", f"{rate:,.0f} tok/s"), ("basis", self.basis)]
+        return shown
+
+
+def plan(
+    config: TrainConfig,
+    shape: ModelConfig,
+    stats: Stats,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    world_size: int = 1,
+    teacher: ModelConfig | None = None,
+    available: int | None = None,
+) -> Plan:
+    """The plan of a settled `config` (tuning, optimizer, max_length and batch_tokens are said), on each of `world_size`
+    devices. stats: of the data. teacher: a second model, that is only read. available: bytes of one device, default:
+    what is free there, or the config's max_memory.
+
+    Raises InsufficientMemoryError, whose hint names every change that would fit."""
+    if available is None:
+        available = free_memory(device)
+        if config.max_memory is not None:
+            available = min(available, round(config.max_memory * GIB / USABLE))
+    machine = _Machine(device, dtype, world_size, available, teacher)
+    found = _search(_Case(config, shape, stats, machine))
+    if not found.fits:
+        raise _too_little(found, stats, machine)
+    return found
+
+
+@dataclass(frozen=True)
+class _Machine:
+    device: torch.device
+    dtype: torch.dtype
+    world_size: int
+    available: int
+    teacher: ModelConfig | None
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type != "cpu"
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Options, and what they take."""
+
+    config: TrainConfig
+    shape: ModelConfig
+    stats: Stats
+    machine: _Machine
+
+    @property
+    def length(self) -> int:
+        """Tokens of a usual sequence."""
+        longest = self.config.max_length or self.shape.context_length
+        mean = self.stats.num_tokens / max(1, self.stats.num_samples)
+        return max(1, min(longest, math.ceil(mean)))
+
+    def micro_batches(self) -> list[int]:
+        """Sizes that divide a step's tokens, the largest first."""
+        config = self.config
+        if config.micro_batch_tokens is not None:
+            return [config.micro_batch_tokens]
+        assert config.max_length is not None and config.batch_tokens is not None
+        own = math.ceil(config.batch_tokens / self.machine.world_size)
+        most = own if self.machine.on_gpu else min(own, MOST_ON_CPU)
+        sizes = {math.ceil(own / number) for number in range(1, own // config.max_length + 1)}
+        return sorted({max(config.max_length, min(size, most)) for size in (sizes or {own})}, reverse=True)
+
+    def accumulation(self, micro: int) -> int:
+        assert self.config.batch_tokens is not None
+        return max(1, round(self.config.batch_tokens / (micro * self.machine.world_size)))
+
+    def load(self, micro: int) -> Load:
+        tokens = max(2, min(micro, self.stats.num_tokens)) if self.stats.num_tokens else micro
+        number = min(MOST_SEQUENCES, max(1, tokens // self.length))
+        lengths = [tokens // number + (i < tokens % number) for i in range(number)]
+        share = self.stats.num_trained / self.stats.num_tokens if self.stats.num_tokens else 1.0
+        return Load(tuple(lengths), min(tokens, max(1, math.ceil(share * tokens))))
+
+    def setup(self, micro: int) -> Setup:
+        config, machine = self.config, self.machine
+        is_full = config.tuning == "full"
+        compiled = machine.on_gpu if config.compile is None else config.compile
+        return Setup(
+            dtype=machine.dtype,
+            optimizer=OptimizerOptions(name=config.optimizer or "adamw"),
+            lora=None if is_full else LoraOptions(**dict(config.lora)),
+            quantization=config.quantization if config.tuning == "qlora" else None,
+            recompute=bool(config.recompute),
+            accumulates=self.accumulation(micro) > 1,
+            on_gpu=machine.on_gpu,
+            compiled=compiled,
+        )
+
+    def plan(self, micro: int) -> Plan:
+        machine = self.machine
+        held = footprint(self.shape, self.setup(micro), self.load(micro))
+        sharded = self.is_sharded
+        parts = _parts(held, self, micro, sharded)
+        config = self.config.model_copy(update={"micro_batch_tokens": micro, "recompute": bool(self.config.recompute)})
+        if machine.world_size > 1 and config.parallel == "auto":
+            config = config.model_copy(update={"parallel": "fsdp" if sharded else "ddp"})
+        return Plan(
+            config=config,
+            shape=self.shape,
+            device=machine.device,
+            dtype=machine.dtype,
+            world_size=machine.world_size,
+            sharded=sharded,
+            accumulation=self.accumulation(micro),
+            parts=parts,
+            memory=sum(parts.values()),
+            available=machine.available,
+            num_tokens=_num_tokens(self.config, self.stats),
+            seconds=None,
+            basis="",
+        )
+
+    @property
+    def is_sharded(self) -> bool:
+        return self.machine.world_size > 1 and self.config.parallel in ("fsdp", "hsdp")
+
+    def changed(self, **updates: Any) -> _Case:
+        return replace(self, config=self.config.model_copy(update=updates))
+
+
+def _search(case: _Case) -> Plan:
+    """The best plan that fits: the largest micro-batch without computing anything again, else with; on several GPUs
+    weights are divided only where they must. If none fits, the one that takes least."""
+    cases = [case]
+    if case.config.recompute is None:
+        cases = [case.changed(recompute=False), case.changed(recompute=True)]
+    if case.machine.world_size > 1 and case.config.parallel == "auto":
+        cases = [each.changed(parallel=how) for how in ("ddp", "fsdp") for each in cases]
+    smallest: list[Plan] = []
+    for each in cases:
+        found = _largest(each)
+        if found.fits:
+            return _timed(found, case)
+        smallest.append(found)
+    return min(smallest, key=lambda found: found.memory)
+
+
+def _largest(case: _Case) -> Plan:
+    """The largest micro-batch that fits, else the smallest there is. Memory is nearly a straight line of its tokens."""
+    sizes = case.micro_batches()
+    most = case.plan(sizes[0])
+    if most.fits or len(sizes) == 1:
+        return most
+    least = case.plan(sizes[-1])
+    if not least.fits:
+        return least
+    slope = (most.memory - least.memory) / (sizes[0] - sizes[-1])
+    for size in sizes[1:-1]:
+        if least.memory + slope * (size - sizes[-1]) <= case.machine.available * USABLE:
+            found = case.plan(size)
+            if found.fits:
+                return found
+    return least
+
+
+def _parts(held: Footprint, case: _Case, micro: int, sharded: bool) -> dict[str, int]:
+    """Bytes of one device at the peak."""
+    machine = case.machine
+    accumulates = case.accumulation(micro) > 1
+    early = held.peak in (held.forward, held.loss) and not accumulates
+    gradients = 0 if early else held.gradients
+    if machine.on_gpu:
+        total, workspace = held.peak, WORKSPACE
+    else:
+        total, workspace = held.resident - RUNTIME, RUNTIME
+    rest = max(0, total - held.weights - held.optimizer - gradients)
+    kept = held.weights + held.optimizer + held.casts + held.activations + (gradients if accumulates else 0)
+    loss = min(rest, max(0, held.loss - kept)) if held.peak == held.loss else 0
+    parts = {
+        "weights": held.weights,
+        "gradients": gradients,
+        "optimizer": held.optimizer,
+        "activations": rest - loss,
+        "loss": loss,
+        "workspace": workspace,
+    }
+    if machine.world_size > 1:
+        parts = _shared(parts, held, case, sharded)
+    if machine.teacher is not None:
+        parts["teacher"] = _of_teacher(machine.teacher, case.load(micro), machine.dtype)
+    return parts
+
+
+def _shared(parts: dict[str, int], held: Footprint, case: _Case, sharded: bool) -> dict[str, int]:
+    """DDP sends gradients in buckets, a copy of them. FSDP divides what is kept, and has two blocks and what is around
+    the blocks whole while it computes; low-bit weights are whole on every device."""
+    if not sharded:
+        return {**parts, "gradients": parts["gradients"] + held.gradients}
+    number = case.machine.world_size
+    divided = dict(parts)
+    for name in ("gradients", "optimizer") if case.config.tuning == "qlora" else ("weights", "gradients", "optimizer"):
+        divided[name] = math.ceil(parts[name] / number)
+    whole = case.machine.dtype.itemsize * num_weights(case.shape)
+    ends = case.machine.dtype.itemsize * case.shape.vocab_size * case.shape.hidden_size
+    ends *= 1 if case.shape.tie_embeddings else 2
+    at_once = min(whole, ends + 2 * (whole - ends) // case.shape.num_layers)
+    divided["activations"] = max(0, parts["activations"] - held.casts)
+    divided["workspace"] = parts["workspace"] + (0 if case.config.tuning == "qlora" else at_once)
+    return divided
+
+
+def _of_teacher(teacher: ModelConfig, load: Load, dtype: torch.dtype) -> int:
+    """Its weights, hidden states and one piece of its scores."""
+    scores = min(PIECE, load.num_trained * teacher.vocab_size)
+    return dtype.itemsize * (num_weights(teacher) + load.num_tokens * teacher.hidden_size + scores)
+
+
+# --- time
+
+
+def _num_tokens(config: TrainConfig, stats: Stats) -> int:
+    if config.steps is not None and config.batch_tokens is not None:
+        return config.steps * config.batch_tokens
+    return round(stats.num_tokens * (config.epochs or 1))
+
+
+def _timed(found: Plan, case: _Case) -> Plan:
+    rate, basis = _rate(found)
+    is_full = found.config.tuning == "full"
+    flops = flops_per_token(found.shape, length=case.length, frozen=not is_full) * found.num_tokens
+    again = AGAIN if found.config.recompute else 1.0
+    return replace(found, seconds=again * flops / (rate * found.world_size), basis=basis)
+
+
+def _rate(found: Plan) -> tuple[float, str]:
+    """FLOP/s that training reaches on one device, and how that is known."""
+    share = MFU[found.config.tuning or "full"]
+    peak = peak_flops(found.device, found.dtype)
+    if peak is not None:
+        return share * peak, f"{share:.0%} of {peak / 1e12:,.0f} TFLOP/s"
+    measured = _product_rate(found.device, found.dtype)
+    return CPU_SHARE * measured, f"{CPU_SHARE:.0%} of {measured / 1e9:,.0f} GFLOP/s, measured now"
+
+
+def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a matrix product, the best of a few."""
+    size = 512 if device.type == "cpu" else 4096
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    best = math.inf
+    for _ in range(4):
+        started = time.perf_counter()
+        float((a @ a)[0, 0])
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+# --- what would fit
+
+
+def _too_little(found: Plan, stats: Stats, machine: _Machine) -> InsufficientMemoryError:
+    case = _Case(found.config, found.shape, stats, machine)
+    ways = [f"{how} ({_size(what.memory)})" for how, what in _ways(case)]
+    hint = "These would fit: " + "; ".join(ways) + "." if ways else "No single change would do: take a smaller model."
+    batch = found.config.micro_batch_tokens or 0
+    return InsufficientMemoryError(
+        f"A step of {batch:,} tokens needs {_size(found.memory)} on {found.device}, and {_size(found.available)} are "
+        f"free, of which {USABLE:.0%} can be used.",
+        hint=hint,
+    )
+
+
+def _ways(case: _Case) -> Iterator[tuple[str, Plan]]:
+    """Changes that would fit, each alone; then a few together."""
+    config = case.config.model_copy(update={"micro_batch_tokens": None})
+    case = replace(case, config=config)
+    found = False
+    for name, updates in _changes(case):
+        plan = _smallest(case.changed(**updates))
+        if plan.fits:
+            found = True
+            yield name, plan
+    if case.machine.on_gpu and (more := _more_gpus(case)):
+        found = True
+        yield more
+    if not found and case.config.max_length:
+        together = {"tuning": "qlora"} if case.config.model else {"optimizer": "adamw8bit"}
+        shorter = _shorter(case.changed(recompute=True, **together))
+        if shorter is not None:
+            words = " ".join(f"--{name} {value}" for name, value in together.items())
+            yield f"{words} --recompute --max-length {shorter.config.max_length}", shorter
+
+
+def _changes(case: _Case) -> Iterator[tuple[str, dict[str, Any]]]:
+    config = case.config
+    if not config.recompute:
+        yield "--recompute", {"recompute": True}
+    if shorter := _shorter(case):
+        yield f"--max-length {shorter.config.max_length}", {"max_length": shorter.config.max_length}
+    if config.tuning == "full" and config.optimizer == "adamw":
+        yield "--optimizer adamw8bit", {"optimizer": "adamw8bit"}
+    if config.tuning == "full" and config.model:
+        yield "--tuning lora", {"tuning": "lora", "optimizer": "adamw"}
+    if config.tuning != "qlora" and config.model:
+        yield "--tuning qlora", {"tuning": "qlora", "optimizer": "adamw"}
+
+
+def _smallest(case: _Case) -> Plan:
+    return case.plan(case.micro_batches()[-1])
+
+
+def _shorter(case: _Case) -> Plan | None:
+    """The longest samples, halved and halved again, that fit."""
+    length = (case.config.max_length or 0) // 2
+    while length >= LEAST_LENGTH:
+        found = _smallest(case.changed(max_length=length, batch_tokens=max(length, case.config.batch_tokens or 0)))
+        if found.fits:
+            return found
+        length //= 2
+    return None
+
+
+def _more_gpus(case: _Case) -> tuple[str, Plan] | None:
+    number = 2 * case.machine.world_size
+    while number <= 64:
+        machine = replace(case.machine, world_size=number)
+        found = _smallest(replace(case.changed(parallel="fsdp"), machine=machine))
+        if found.fits:
+            return f"--gpus {number} --parallel fsdp", found
+        number *= 2
+    return None
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB else f"{num_bytes / 2**20:.0f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(max(1, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from fake_llm import FakeLLM, live_server
 
+from llmasos.apps.agent import traces
 from llmasos.client import AsyncClient, Client
 from llmasos.errors import BadRequestError, NotFoundError, ProviderError
+from llmasos.serve.storage import Storage
 from llmasos.store.database import Database
 
 
@@ -146,3 +151,29 @@ def test_a_run_that_waits_can_be_cancelled(client: Client, llm: FakeLLM) -> None
     assert client.agents.cancel(run.id).state == "cancelled"
     with pytest.raises(ProviderError):
         client.agents.cancel(run.id)
+
+
+def test_runs_of_a_server_that_has_ended_are_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMASOS_HOME", str(tmp_path))
+    llm = FakeLLM(context_length=100_000, answers=[call("weather", city="Bern")] * 4)
+    definition = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+    with Database.open(f"sqlite:///{tmp_path}/db.sqlite") as database:
+        storage = Storage(database)
+        with live_server(llm, database=database) as url, Client(url, max_retries=0) as client:
+            ids = [client.agents.run("How warm?", model="fake", tools=[definition]).id for _ in range(4)]
+            workers = [(storage.place, "gone"), (storage.place, storage.server), ("another", "gone"), ()]
+            with database.session() as session:
+                for id, worker in zip(ids, workers, strict=True):
+                    traces.take(session, id, None, lambda _: None, worker=worker)
+        with live_server(llm, database=database) as url, Client(url, max_retries=0) as client:
+            for _ in range(500):
+                runs = [client.agents.get(id) for id in ids]
+                if runs[0].state != "running":
+                    break
+                time.sleep(0.01)
+            assert [run.state for run in runs] == ["failed", "running", "running", "failed"]
+            assert {one.id: one.state for one in client.agents.runs()} == {run.id: run.state for run in runs}
+            error = runs[0].error
+            assert error is not None and error.code == "server_ended" and not runs[0].pending
+            assert not hasattr(runs[1], "worker")
+        asyncio.run(storage.close())

@@ -24,6 +24,7 @@ from llmasos.errors import ModelCrashedError
 from llmasos.serve.access.access import Access
 from llmasos.serve.server import create_app
 from llmasos.store.database import Database
+from llmasos.tasks.history import open_history
 
 TASKS, JOBS = "/llmasos/v1/tasks", "/llmasos/v1/jobs"
 HERE = Path(__file__).parent
@@ -122,6 +123,42 @@ async def test_a_pipeline_gives_its_output_and_its_steps(home: Path) -> None:
         assert [(s["id"], s["state"]) for s in job["result"]["steps"]] == [("none", "skipped"), ("moods", "done")]
         again = await over(client, (await client.post(f"{TASKS}/pipeline", json=body)).json()["id"])
         assert [step["num_cached"] for step in again["result"]["steps"]] == [0, 0]  # nobody reads another's results
+        broken = {"steps": [{"id": "a", "task": "chat", "inputs": {"message": "${inputs.none}"}}]}
+        failed = await over(
+            client, (await client.post(f"{TASKS}/pipeline", json={**body, "pipeline": broken})).json()["id"]
+        )
+        with open_history() as history:
+            runs = {run.id: run for run in history.list()}
+        assert list(runs) == [failed["id"], again["id"], job["id"]], "`llmasos task runs` has them"
+        kept = runs[job["id"]]
+        assert (kept.pipeline, kept.model, kept.state) == ("moods", "fake", "done")
+        assert kept.output == {"value": job["result"]["output"]} and len(kept.steps) == 2
+        assert runs[failed["id"]].state == "failed" and "leads nowhere" in (runs[failed["id"]].error or "")
+
+
+async def test_a_pipeline_that_is_cancelled_or_goes_on_is_one_run(home: Path) -> None:
+    async with serving(FakeLLM(delay=0.02)) as client:
+        steps = [{"id": "a", "task": "chat", "inputs": {"message": "x" * 60}}]
+        made = await client.post(f"{TASKS}/pipeline", json={"pipeline": {"name": "p", "steps": steps}, "model": "fake"})
+        id = made.json()["id"]
+
+        async def state(wanted: str) -> tuple[str, str | None]:
+            for _ in range(1000):
+                with open_history() as history:
+                    found = history.list()
+                if found and found[0].state == wanted:
+                    break
+                await asyncio.sleep(0.01)
+            [run] = found
+            return run.id, run.error
+
+        assert await state("running") == (id, None)
+        assert (await client.post(f"{JOBS}/{id}/pause")).json()["state"] == "paused"
+        assert await state("failed") == (id, "It was cancelled.")
+        await client.post(f"{JOBS}/{id}/resume")
+        assert await state("running") == (id, None)
+        await client.post(f"{JOBS}/{id}/cancel")
+        assert await state("failed") == (id, "It was cancelled.")
 
 
 @pytest.mark.parametrize(

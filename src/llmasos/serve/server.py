@@ -127,6 +127,8 @@ def assemble(
             await background.start()
             stack.push_async_callback(jobs.close)
             await jobs.start()
+            stack.push_async_callback(agents.close)
+            await agents.start()
             if apps is not None:
                 stack.push_async_callback(apps.close)
                 apps.server = app

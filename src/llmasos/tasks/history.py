@@ -64,17 +64,21 @@ class TaskRun(BaseModel):
     updated: datetime
 
 
+def new_run_id() -> str:
+    return f"run_{secrets.token_hex(12)}"
+
+
 class History:
     """The runs in a database, which stays the caller's."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def begin(self, pipeline: str, model: str | None, inputs: Mapping[str, Any]) -> str:
-        """The new run's id."""
+    def begin(self, pipeline: str, model: str | None, inputs: Mapping[str, Any], *, id: str | None = None) -> str:
+        """The new run's id. `id`: given by who runs it, and then maybe of a run that goes on."""
         now = utc_now()
         row = TaskRunRow(
-            id=f"run_{secrets.token_hex(12)}",
+            id=id or new_run_id(),
             pipeline=pipeline,
             model=model,
             state="running",
@@ -86,12 +90,16 @@ class History:
             updated=now,
         )
         with self._database.session() as session:
-            session.add(row)
+            if (before := session.get(TaskRunRow, row.id)) is not None:
+                row.created = before.created
+            session.merge(row)
             return row.id
 
     def end(self, id: str, steps: list[StepRecord], *, output: Any = None, error: str | None = None) -> None:
         with self._database.session() as session:
-            row = session.get_one(TaskRunRow, id)
+            row = session.get(TaskRunRow, id)
+            if row is None:  # it never began, or was deleted meanwhile
+                return
             row.steps = [one.model_dump() for one in steps]
             row.state = "done" if error is None else "failed"
             row.output, row.error, row.updated = output, error, utc_now()

@@ -26,7 +26,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from llmasos import __version__
 from llmasos.errors import InvalidInputError, LLMasOSError, NetworkError, NotFoundError, ServerError
 from llmasos.settings import settings
 from llmasos.tasks.base import Answer, Run, RunCode, Task, find_task
-from llmasos.tasks.history import History, StepRecord, open_history
+from llmasos.tasks.history import History, StepRecord, new_run_id, open_history
 from llmasos.tasks.model import Model, model_of, run_sync
 
 _REFERENCE = re.compile(r"\$\{([^{}]*)\}")
@@ -129,6 +129,7 @@ class Pipeline(BaseModel):
         *,
         model: Any = None,
         history: History | None = None,
+        run_id: str | None = None,
         record: bool = True,
         cache: Path | None = None,
         on_step: OnStep | None = None,
@@ -136,27 +137,28 @@ class Pipeline(BaseModel):
         answer: Answer | None = None,
     ) -> Any:
         """`model`: for steps that name none; default: the pipeline's, else each task's own. The run is kept in
-        `history` (default: the home's; none without `record`), results of tasks in the folder `cache` (default: the
-        home's). `run_code`: what a task may run programs with. `answer` is asked instead of models, of
-        which then only the names count. An error of a step ends the others, and is raised."""
+        `history` (default: the home's; none without `record`) under `run_id` (default: a new one), results of tasks in
+        the folder `cache` (default: the home's). `run_code`: what a task may run programs with. `answer` is asked
+        instead of models, of which then only the names count. An error of a step ends the others, and is raised."""
         self._check()
         given = dict(inputs or {})
         with contextlib.ExitStack() as stack:
             kept = stack.enter_context(open_history()) if record and history is None else history if record else None
             folder = cache or settings().home / "cache" / "tasks"
             run = _PipelineRun(self, given, model, folder, on_step, run_code, answer)
-            id = None
-            if kept is not None:
-                shown = model if isinstance(model, str) else getattr(model, "name", self.model)
-                id = await asyncio.to_thread(kept.begin, self.name, shown, to_jsonable_python(given))
+            id = run_id or new_run_id()
             try:
+                if kept is not None:
+                    shown = model if isinstance(model, str) else getattr(model, "name", self.model)
+                    await _whole(asyncio.to_thread(kept.begin, self.name, shown, to_jsonable_python(given), id=id))
                 found = await run.result()
             except BaseException as e:
-                if kept is not None and id is not None:
-                    text = str(e) if isinstance(e, LLMasOSError) else f"{type(e).__name__}: {e}"
+                if kept is not None:
+                    text = str(e) if isinstance(e, LLMasOSError) else f"{type(e).__name__.strip('_')}: {e}"
+                    text = "It was cancelled." if isinstance(e, asyncio.CancelledError) else text
                     kept.end(id, run.records, error=text)  # also when it was cancelled: no awaiting here
                 raise
-            if kept is not None and id is not None:
+            if kept is not None:
                 wrapped = found if isinstance(found, dict) else {"value": found}
                 await asyncio.to_thread(kept.end, id, run.records, output=wrapped)
             return found
@@ -312,6 +314,16 @@ class _PipelineRun:
         if wanted not in self._models:
             self._models[wanted] = asyncio.ensure_future(asyncio.to_thread(model_of, wanted))
         return await asyncio.shield(self._models[wanted])
+
+
+async def _whole(work: Coroutine[Any, Any, Any]) -> None:
+    """A thread goes on when who waits for it is cancelled, and would write after what is written then."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -11,11 +11,13 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from llmasos.apps.agent.models import text_of
-from llmasos.client.types.agents import AgentRun, AgentRunInfo
+from llmasos.client.types.agents import AgentError, AgentRun, AgentRunInfo
 from llmasos.errors import BusyError, NotFoundError
-from llmasos.store.database import Base, Database
+from llmasos.store.database import Base, Database, utc_now
 
 _SHOWN = 200
+_WORKER = "worker"
+"""In the body of a run that somebody works on: place and server."""
 
 
 class AgentRunRow(Base):
@@ -50,7 +52,8 @@ def save(session: Session, run: AgentRun, key_id: str | None = None) -> None:
 
 def load(session: Session, id: str, key_id: str | None = None) -> AgentRun:
     """Raises RunNotFoundError; what another key asked for does not exist for this one."""
-    return AgentRun.model_validate(_row(session, id, key_id).body)
+    body = _row(session, id, key_id).body
+    return AgentRun.model_validate({name: value for name, value in body.items() if name != _WORKER})
 
 
 def infos(session: Session, key_id: str | None = None, *, limit: int = 50) -> list[AgentRunInfo]:
@@ -66,9 +69,12 @@ def remove(session: Session, id: str, key_id: str | None = None) -> None:
     session.delete(_row(session, id, key_id))
 
 
-def take(session: Session, id: str, key_id: str | None, check: Callable[[AgentRun], None]) -> AgentRun:
+def take(
+    session: Session, id: str, key_id: str | None, check: Callable[[AgentRun], None], *, worker: Sequence[str] = ()
+) -> AgentRun:
     """The run, which waited, to go on with it: it waits no longer, so nobody else can. `check` may raise before that.
-    Raises RunNotFoundError, and BusyError for a run that waits for nothing."""
+    `worker`: place and server of who does, for `give_up`. Raises RunNotFoundError, and BusyError for a run that waits
+    for nothing."""
     row = session.get(AgentRunRow, id, with_for_update=True) if _is_id(id) else None
     if row is None or row.key_id != key_id:
         raise RunNotFoundError(id)
@@ -76,8 +82,29 @@ def take(session: Session, id: str, key_id: str | None, check: Callable[[AgentRu
         raise BusyError(f"The run {id!r} is {row.state}; it waits for nothing.", hint="GET it to see how it ended.")
     run = AgentRun.model_validate(row.body)
     check(run)
-    row.state = "running"
+    row.state, row.body = "running", {**row.body, "state": "running", _WORKER: list(worker)}
     return run
+
+
+def give_up(session: Session, place: str, living: Collection[str]) -> int:
+    """Runs that a server of this place was working on when it ended are failed, and say so. How many they are."""
+    rows = session.scalars(select(AgentRunRow).where(AgentRunRow.state == "running").with_for_update())
+    ended = [row for row in rows if _has_ended(row.body.get(_WORKER), place, living)]
+    for row in ended:
+        run = AgentRun.model_validate({name: value for name, value in row.body.items() if name != _WORKER})
+        run.state, run.pending, run.updated = "failed", [], utc_now()
+        run.error = AgentError(
+            code="server_ended", message="The server ended while it worked on this run.", hint="Run it again."
+        )
+        for call in (call for step in run.steps for call in step.calls if call.result is None):
+            call.result, call.is_error = "Not finished: the server ended.", True
+        save(session, run, row.key_id)
+    return len(ended)
+
+
+def _has_ended(worker: Sequence[str] | None, place: str, living: Collection[str]) -> bool:
+    """Nobody knows who works on one that says nothing: it is of an earlier version, whose servers have ended."""
+    return not worker or (worker[0] == place and worker[1] not in living)
 
 
 def _row(session: Session, id: str, key_id: str | None) -> AgentRunRow:

@@ -31,7 +31,7 @@ from llmasos.store.transfer import disk_errors
 from llmasos.tasks import BUILT_IN
 from llmasos.tasks.base import Run, Task
 from llmasos.tasks.batch import BatchProgress, arun_batch
-from llmasos.tasks.history import StepRecord
+from llmasos.tasks.history import History, StepRecord
 from llmasos.tasks.pipeline import Pipeline
 
 MAX_CRASHES = 3
@@ -44,7 +44,7 @@ class _OverError(Exception):
     """Nothing of the job can be answered any more: its key is over, its model gone. `error` says it."""
 
     def __init__(self, error: LLMasOSError) -> None:
-        super().__init__(error)
+        super().__init__(str(error))
         self.error = error
 
 
@@ -175,7 +175,8 @@ class TaskBatches(_TaskKind):
 
 
 class Pipelines(_TaskKind):
-    """Steps of tasks. The result has the `output` and how the steps went."""
+    """Steps of tasks. The result has the `output` and how the steps went. Each is also in the history of runs
+    (`llmasos task runs`), under the job's id."""
 
     name = "pipeline"
 
@@ -203,7 +204,8 @@ class Pipelines(_TaskKind):
             output = await pipeline.arun(
                 spec["inputs"],
                 model=spec["model"],
-                record=False,
+                history=History(await self._jobs.storage.database()),
+                run_id=work.job.id,
                 cache=cache,
                 on_step=told,
                 answer=await self._asking(work),

@@ -7,6 +7,7 @@ function of the client's, the run waits in the database (`requires_action`) unti
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -36,7 +37,7 @@ from llmasos.client.types.agents import (
     ConversationInfoList,
 )
 from llmasos.client.types.knowledge import KnowledgeSearchRequest
-from llmasos.errors import InvalidInputError, NotFoundError
+from llmasos.errors import InvalidInputError, LLMasOSError, NotFoundError
 from llmasos.serve import prepare
 from llmasos.serve.body import ReadAside
 from llmasos.serve.caller import Caller, caller_of
@@ -52,6 +53,7 @@ from llmasos.serve.turn import TurnDelta, TurnEnd, TurnUsage, turn
 from llmasos.tasks import BUILT_IN
 from llmasos.text.reply import ReplyEvent
 
+_log = logging.getLogger("llmasos.serve.agents")
 _PING = 15.0, ": still here\n\n"
 OnEnd = Callable[[AgentRun], object]
 
@@ -123,7 +125,25 @@ class Agents:
         self._models, self._storage = models, storage
         self.bases = bases or Knowledge(models)
         self.on_end: list[OnEnd] = []
+        self._starting: asyncio.Task[None] | None = None
         self._working: dict[tuple[str | None, str], asyncio.Task[Any]] = {}
+
+    async def start(self) -> None:
+        """What servers that have ended were working on is failed."""
+        self._starting = asyncio.create_task(self._give_up())
+
+    async def close(self) -> None:
+        if self._starting is not None:
+            await asyncio.gather(self._starting, return_exceptions=True)
+
+    async def _give_up(self) -> None:
+        try:
+            place = await asyncio.to_thread(lambda: self._storage.place)
+            living = await asyncio.to_thread(self._storage.living)
+            if num := await self._storage.run(lambda session: traces.give_up(session, place, living)):
+                _log.warning("%d runs of agents were not finished when their server ended: they are failed now", num)
+        except LLMasOSError as e:
+            _log.error("runs of agents that a server has left could not be looked for: %s", e)
 
     async def keep(self, run: AgentRun, caller: Caller) -> None:
         await self._storage.run(lambda session: traces.save(session, run, caller.key_id))
@@ -174,7 +194,8 @@ class Agents:
             words = list(dict.fromkeys(one.source for one in found.tools if one.source not in ("", CLIENT)))
             functions = [one for one in found.tools if one.source == CLIENT]
             tools = await self._toolbox(words, functions, served, found.model, caller)
-            run = await self._storage.run(lambda session: traces.take(session, id, caller.key_id, check))
+            worker = await asyncio.to_thread(lambda: (self._storage.place, self._storage.server))
+            run = await self._storage.run(lambda s: traces.take(s, id, caller.key_id, check, worker=worker))
             agent = _KeptAgent(
                 self,
                 caller,

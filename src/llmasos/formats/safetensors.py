@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -318,6 +318,55 @@ def save_safetensors(
             with suppress(OSError):  # not there, or the disk that made us stop
                 path.unlink()
     return [folder / name for name in names]
+
+
+def stream_safetensors(
+    like: Mapping[str, torch.Tensor],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    folder: Path,
+    *,
+    max_shard_size: int = 5_000_000_000,
+) -> list[Path]:
+    """As `save_safetensors` writes them, but one tensor after the other, so that one of them is in memory.
+
+    like: tensors of the final shapes and dtypes by name (on the meta device); `tensors` come in the same order. For a
+    folder that nobody reads yet: files are not moved into place. Raises DiskFullError or StoreError."""
+    shards = _shards(like, max_shard_size)
+    names = [SINGLE] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(1, len(shards) + 1)]
+    given = iter(tensors)
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, shard in zip(names, shards, strict=True):
+            _stream(folder / file, {key: like[key] for key in shard}, given)
+        if len(shards) > 1:
+            total = sum(t.numel() * t.element_size() for t in like.values())
+            weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+            (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            names.append(INDEX)
+    return [folder / name for name in names]
+
+
+def _stream(path: Path, like: Mapping[str, torch.Tensor], given: Iterator[tuple[str, torch.Tensor]]) -> None:
+    import torch
+
+    kinds = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in like.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": kinds[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with path.open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for wanted, of in like.items():
+            name, tensor = next(given)
+            assert name == wanted and tensor.shape == of.shape, name
+            plain = tensor.detach().to("cpu", of.dtype).contiguous()
+            file.write(plain.reshape(-1).view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _shard_name(number: int, count: int) -> str:

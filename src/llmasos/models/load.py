@@ -509,6 +509,35 @@ class _Filler:
         return True
 
 
+class WeightReader:
+    """The weights of a model one by one, in float32 on the CPU; nothing else of it is in memory. Close it."""
+
+    def __init__(self, path: Path | str) -> None:
+        """Raises what `load_model` raises."""
+        path = Path(path)
+        if not path.exists():
+            raise NotFoundError(f"There is no model at {path}.", hint="See `llmasos ls`.")
+        self.path = gguf_in(path)
+        self.config, self.checkpoint = _open(self.path)
+        self.module = _build(self.config)
+        """Without weights."""
+        placement = Placement(torch.device("cpu"), torch.float32, low_bit=False)
+        self._filler = _Filler(self.config, self.checkpoint, placement, "none", self.module, None)
+
+    @property
+    def names(self) -> list[str]:
+        """Of our parameters, each once."""
+        return [name for name, _ in self.module.named_parameters() if not is_tied(self.config, name)]
+
+    def read(self, name: str) -> Tensor:
+        found = self._filler._parameter(name)
+        assert found is not None
+        return found.data
+
+    def close(self) -> None:
+        self.checkpoint.close()
+
+
 def made_anew(module: nn.Module, linear: MakeLinear) -> None:
     """`linear` in the place of the blocks' linear layers that are there already."""
     for name, layer in list(module.named_modules()):

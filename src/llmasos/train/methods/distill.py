@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ from torch import Tensor
 
 from llmasos.errors import InvalidInputError
 from llmasos.models.config import ModelConfig
-from llmasos.models.load import LoadedModel, load_model
-from llmasos.models.lora import linear_layers
+from llmasos.models.load import LoadedModel, load_model, made_anew
 from llmasos.store import ensure
 from llmasos.text import load_tokenizer
 from llmasos.train.answers import Prompts, Shadow, teacher_answers
@@ -193,6 +192,10 @@ class Distill(Method):
         options = self.config.distillation
         return bool(options.weight or options.hidden_weight or options.on_policy)
 
+    @property
+    def teacher_shape(self) -> ModelConfig | None:
+        return decoder_config(self.teacher_path) if self.asks_teacher else None
+
     def check(self) -> None:
         """Raises UnsupportedError, InvalidInputError for a teacher that the student cannot learn from."""
         if not self.asks_teacher:
@@ -257,8 +260,6 @@ class Distill(Method):
             model.module.requires_grad_()
             return model
         if config.tuning == "qlora":
-            for name, layer in linear_layers(model.module).items():
-                frozen = FrozenLinear(layer.weight, layer.bias, config.quantization)
-                model.module.set_submodule(name, frozen)
+            made_anew(model.module, partial(FrozenLinear, kind=config.quantization))
         add_lora(model, lora_options(config))
         return model

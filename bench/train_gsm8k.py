@@ -1,0 +1,130 @@
+"""What fine-tuning teaches: exact match on grade-school problems before, after all weights, after LoRA. One JSON line.
+
+    python bench/train_gsm8k.py TRAIN.jsonl TEST.jsonl [--model smollm2-135m-instruct] [--epochs 3]
+
+TRAIN: chats (GSM8K's 7,473, as `messages`), TEST: lines of `question` and `answer` whose last line is `#### NUMBER`.
+Answers are greedy, in the model's own chat format; an answer is right if its last number is the test's. Both runs have
+the same data, steps and batches. The loss is that of the test's answers. Curves: log.jsonl and report.html of the runs
+in the folder that --output names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from common import MODEL, report
+from llmasos.inference.llm import LLM
+from llmasos.inference.request import SamplingParams
+from llmasos.train import Result, sft
+
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+def last_number(text: str) -> float | None:
+    found = NUMBER.findall(text)
+    return float(found[-1].replace(",", "")) if found else None
+
+
+def exact_match(name: str, problems: list[dict[str, str]], adapter: Path | None = None) -> float:
+    with LLM.from_pretrained(name) as llm:
+        assert isinstance(llm, LLM)
+        request: dict[str, Any] = {}
+        if adapter is not None:
+            llm.load_adapter("trained", adapter)
+            request["adapter"] = "trained"
+        texts = [llm.chat_prompt([{"role": "user", "content": one["question"]}]) for one in problems]
+        ids = [llm.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        outputs = llm.complete(ids, SamplingParams(temperature=0, max_tokens=256), **request)
+    right = [last_number(o.text) == last_number(p["answer"]) for o, p in zip(outputs, problems, strict=True)]
+    return sum(right) / len(right)
+
+
+def held_out(problems: list[dict[str, str]], folder: Path) -> Path:
+    """The test as chats, without the marks of its calculator."""
+    file = folder / "test.jsonl"
+    rows = [(one["question"], re.sub(r"<<.*?>>", "", one["answer"])) for one in problems]
+    chats = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in rows]
+    file.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    return file
+
+
+def losses(result: Result) -> list[float]:
+    lines = (result.folder / "evaluations.jsonl").read_text().splitlines()
+    return [round(json.loads(line)["loss"], 4) for line in lines]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("train")
+    parser.add_argument("test")
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--problems", type=int, default=300)
+    parser.add_argument("--batch-tokens", type=int, default=16_384)
+    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--rate-full", type=float, default=5e-5)
+    parser.add_argument("--rate-lora", type=float, default=5e-4)
+    parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--output")
+    args = parser.parse_args()
+    problems = [json.loads(line) for line in Path(args.test).read_text().splitlines()][: args.problems]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(args.output or scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        test = held_out(problems, folder)
+        started = time.perf_counter()
+        matches = {"before": exact_match(args.model, problems)}
+        seconds = {"before": time.perf_counter() - started}
+        curves: dict[str, list[float]] = {}
+        for tuning, rate in (("full", args.rate_full), ("lora", args.rate_lora)):
+            started = time.perf_counter()
+            result = sft(
+                model=args.model,
+                data=args.train,
+                validation_data=str(test),
+                name=f"gsm8k-{tuning}",
+                output=folder / tuning,
+                tuning=tuning,
+                lora={"r": args.rank, "alpha": 2.0 * args.rank},
+                lr=rate,
+                epochs=args.epochs if args.steps is None else None,
+                steps=args.steps,
+                batch_tokens=args.batch_tokens,
+                max_length=args.max_length,
+                device=args.device,
+                install=False,
+                progress=True,
+            )
+            seconds[tuning] = time.perf_counter() - started
+            curves[tuning] = losses(result)
+            made = result.exported
+            assert made is not None
+            matches[tuning] = (
+                exact_match(str(made.model), problems)
+                if made.model
+                else exact_match(args.model, problems, adapter=made.adapter)
+            )
+    gains = {name: matches[name] - matches["before"] for name in ("full", "lora")}
+    loss_gains = {name: curves[name][0] - curves[name][-1] for name in ("full", "lora")}
+    report(
+        bench="train_gsm8k",
+        model=args.model,
+        problems=len(problems),
+        exact_match={name: round(value, 4) for name, value in matches.items()},
+        loss=curves,
+        lora_share_of_gain=round(gains["lora"] / gains["full"], 3) if gains["full"] else None,
+        lora_share_of_loss_gain=round(loss_gains["lora"] / loss_gains["full"], 3) if loss_gains["full"] else None,
+        seconds={name: round(value, 1) for name, value in seconds.items()},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -42,7 +42,8 @@ class Kept:
 
 def kept(block: Block, dtype: torch.dtype, num_tokens: int, rope: Rope | None, attend: Attend) -> Kept:
     """Of a block on fake tensors, whose adapters and casts are in it as they train."""
-    from torch._functorch.aot_autograd import aot_function, make_boxed_func
+    from torch._functorch._aot_autograd.utils import make_boxed_func
+    from torch._functorch.aot_autograd import aot_function
     from torch._functorch.partitioners import min_cut_rematerialization_partition
     from torch._inductor.decomposition import select_decomp_table
 

@@ -32,6 +32,7 @@ from llmasos.train.loop import Loop, LoopOptions
 from llmasos.train.methods import METHODS, Method, method_of
 from llmasos.train.methods.base import NextToken
 from llmasos.train.optim import OptimizerOptions
+from llmasos.train.plan import Plan, plan
 from llmasos.train.schedule import Schedule
 
 CONFIG = "config.yaml"
@@ -87,6 +88,7 @@ class Prepared:
     accumulation: int
     device: torch.device
     dtype: torch.dtype
+    plan: Plan
 
     @property
     def shape(self) -> ModelConfig:
@@ -219,7 +221,16 @@ def prepare(config: TrainConfig, *, on_progress: OnProgress | None = None) -> Pr
     if held_out is None:
         config = config.model_copy(update={"validation": 0.0})
     stats = _batches(config, method, split="train").prepare(on_progress)
-    config, accumulation = _sized(config, stats, is_free=is_free)
+    planned = plan(
+        _sized(config, stats, is_free=is_free),
+        method.shape,
+        stats,
+        device=placement.device,
+        dtype=placement.dtype,
+        world_size=config.gpus or 1,
+        teacher=method.teacher_shape,
+    )
+    config, accumulation = planned.config, planned.accumulation
     method.config = config
     batches = _batches(config, method, split="train")
     steps = _steps(config, batches, accumulation)
@@ -232,7 +243,9 @@ def prepare(config: TrainConfig, *, on_progress: OnProgress | None = None) -> Pr
         }
     )
     method.config = config
-    return Prepared(config, method, batches, held_out, stats, steps, accumulation, placement.device, placement.dtype)
+    return Prepared(
+        config, method, batches, held_out, stats, steps, accumulation, placement.device, placement.dtype, planned
+    )
 
 
 def _batches(config: TrainConfig, method: Method, *, split: str) -> Batches:
@@ -277,15 +290,14 @@ def _held_out(config: TrainConfig, method: Method, on_progress: OnProgress | Non
     return found
 
 
-def _sized(config: TrainConfig, stats: Stats, *, is_free: bool) -> tuple[TrainConfig, int]:
-    """Tokens of a step and of a micro-batch, and how many of these are a step."""
+def _sized(config: TrainConfig, stats: Stats, *, is_free: bool) -> TrainConfig:
+    """With the tokens of a step."""
     assert config.max_length is not None and config.batch_tokens is not None
     batch = config.batch_tokens
     if is_free:
         wanted = config.steps or LEAST_STEPS
         batch = min(batch, max(config.max_length, round(stats.num_tokens * (config.epochs or 1) / wanted)))
-    micro = config.micro_batch_tokens or config.max_length
-    return config.model_copy(update={"batch_tokens": batch, "micro_batch_tokens": micro}), max(1, round(batch / micro))
+    return config.model_copy(update={"batch_tokens": batch})
 
 
 def _steps(config: TrainConfig, batches: Batches, accumulation: int) -> int:
@@ -314,6 +326,7 @@ def _carry_out(
         dtype=prepared.dtype,
         path=method.path if config.model is not None else None,
         num_trained=sum(p.numel() for p in learner.module.parameters() if p.requires_grad),
+        plan=prepared.plan.as_dict(),
         progress=progress,
     )
     loop = Loop(

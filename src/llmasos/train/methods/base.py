@@ -76,6 +76,11 @@ class Method(ABC):
         """The options by which the data is read, where they are not those of the run; `config` has them settled."""
         return config
 
+    @property
+    def teacher_shape(self) -> ModelConfig | None:
+        """Of a second model that is there during training and only read."""
+        return None
+
     @abstractmethod
     def build(self, device: torch.device, dtype: torch.dtype) -> NextToken:
         """Load or make the weights and say how they learn. dtype: of the computation."""

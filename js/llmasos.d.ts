@@ -386,6 +386,66 @@ export interface Batches {
   wait(id: string, options?: CallOptions & { interval?: number }): Promise<Batch>;
 }
 
+export interface FineTuningJob extends Body {
+  id: string;
+  model: string;
+  status: "validating_files" | "queued" | "running" | "paused" | "succeeded" | "failed" | "cancelled";
+  fine_tuned_model?: string | null;
+  training_file: string;
+  trained_tokens?: number | null;
+  result_files?: string[];
+  error?: { code: string; message: string; param?: string | null } | null;
+}
+export interface FineTuningEvent extends Body {
+  id: string;
+  created_at: number;
+  level: "info" | "warn" | "error";
+  message: string;
+  type: "message" | "metrics";
+  data?: Record<string, unknown> | null;
+}
+export interface FineTuningCheckpoint extends Body {
+  id: string;
+  fine_tuned_model_checkpoint: string;
+  step_number: number;
+  metrics: { step: number; train_loss?: number | null; valid_loss?: number | null };
+  /** Whether it can be asked. */
+  served: boolean;
+}
+export interface FineTuning {
+  create(
+    options: CallOptions & {
+      model: string;
+      training_file: string;
+      validation_file?: string;
+      suffix?: string;
+      seed?: number;
+      hyperparameters?: {
+        n_epochs?: number | "auto";
+        batch_size?: number | "auto";
+        learning_rate_multiplier?: number | "auto";
+      };
+      metadata?: Record<string, string>;
+      /** Of a run, e.g. `{ tuning: "full", lora: { r: 8 } }`. */
+      options?: Record<string, unknown>;
+    },
+  ): Promise<FineTuningJob>;
+  retrieve(id: string, options?: CallOptions): Promise<FineTuningJob>;
+  list(options?: PageOptions): Promise<Page<FineTuningJob>>;
+  /** End it for good; checkpoints stay. */
+  cancel(id: string, options?: CallOptions): Promise<FineTuningJob>;
+  /** Save it, and stop until it is resumed. */
+  pause(id: string, options?: CallOptions): Promise<FineTuningJob>;
+  /** Go on with a paused or failed one. */
+  resume(id: string, options?: CallOptions): Promise<FineTuningJob>;
+  events(id: string, options?: PageOptions): Promise<Page<FineTuningEvent>>;
+  /** Every event, the oldest first, as they come, until nothing more happens to the job by itself. */
+  follow(id: string, options?: CallOptions): AsyncGenerator<FineTuningEvent, void, void>;
+  checkpoints(id: string, options?: PageOptions): Promise<Page<FineTuningCheckpoint>>;
+  /** The job once it is over or paused, however it ended; asked for every `interval` milliseconds (2000). */
+  wait(id: string, options?: CallOptions & { interval?: number }): Promise<FineTuningJob>;
+}
+
 export interface ModelStatus extends Body {
   name: string;
   state: "absent" | "loading" | "ready" | "failed" | "stopping";
@@ -701,6 +761,7 @@ export class LLMasOS {
   readonly conversations: Conversations;
   readonly files: Files;
   readonly batches: Batches;
+  readonly fineTuning: FineTuning;
   readonly native: Native;
   readonly agents: Agents;
   readonly access: AccessControl;

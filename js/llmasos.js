@@ -543,6 +543,7 @@ export class LLMasOS {
     this.conversations = new Conversations(this.#http);
     this.files = new Files(this.#http);
     this.batches = new Batches(this.#http);
+    this.fineTuning = new FineTuning(this.#http);
     this.native = new Native(this.#http);
     this.agents = new Agents(this.#http);
     this.access = new AccessControl(this.#http);
@@ -859,6 +860,69 @@ class Batches extends Namespace {
   }
 }
 
+const ENDED_TRAINING = new Set(["paused", "succeeded", "failed", "cancelled"]);
+const TRAINING = "/fine_tuning/jobs";
+
+/** Models trained on uploaded files (purpose "fine-tune"). */
+class FineTuning extends Namespace {
+  /** `hyperparameters` and `options` (of a run, LLMasOS's own) beside OpenAI's fields. */
+  create({ hyperparameters, options: llmasos, ...options }) {
+    const { signals, body } = split(options);
+    const method = hyperparameters && { type: "supervised", supervised: { hyperparameters } };
+    return this.http.json("POST", TRAINING, { body: { method, llmasos, ...body }, signals, once: true });
+  }
+
+  retrieve(name, { signal } = {}) {
+    return this.http.json("GET", `${TRAINING}/${id(name)}`, { signals: [signal] });
+  }
+
+  list({ signal, ...query } = {}) {
+    return this.http.json("GET", TRAINING, { query, signals: [signal] });
+  }
+
+  /** End it for good; checkpoints stay. */
+  cancel(name, options) {
+    return this.#act(name, "cancel", options);
+  }
+
+  /** Save it, and stop until it is resumed. */
+  pause(name, options) {
+    return this.#act(name, "pause", options);
+  }
+
+  /** Go on with a paused or failed one. */
+  resume(name, options) {
+    return this.#act(name, "resume", options);
+  }
+
+  events(name, { signal, ...query } = {}) {
+    return this.http.json("GET", `${TRAINING}/${id(name)}/events`, { query, signals: [signal] });
+  }
+
+  /** Every event, the oldest first, as they come, until nothing more happens to the job by itself. */
+  async *follow(name, { signal } = {}) {
+    const path = `${TRAINING}/${id(name)}/events?stream=true`;
+    for await (const event of this.http.events("GET", path, { signals: [signal] })) yield eventBody(event);
+  }
+
+  checkpoints(name, { signal, ...query } = {}) {
+    return this.http.json("GET", `${TRAINING}/${id(name)}/checkpoints`, { query, signals: [signal] });
+  }
+
+  /** The job once it is over or paused, however it ended; asked for every `interval` ms. */
+  async wait(name, { interval = 2000, signal } = {}) {
+    for (;;) {
+      const job = await this.retrieve(name, { signal });
+      if (ENDED_TRAINING.has(job.status)) return job;
+      await sleep(interval, [signal]);
+    }
+  }
+
+  #act(name, action, { signal } = {}) {
+    return this.http.json("POST", `${TRAINING}/${id(name)}/${action}`, { signals: [signal] });
+  }
+}
+
 /** LLMasOS's own API: what the server does with its models, and pulls, requests, logs. */
 class Native extends Namespace {
   #ask(method, path, { signal, ...more } = {}) {
@@ -1125,7 +1189,7 @@ const ownApi = ({ http }, method, path, { signal, ...more } = {}) =>
 const asBlob = (content) => (content instanceof Blob ? content : new Blob([content]));
 const idPath = (path) => path.split("/").map(id).join("/");
 
-/** Work of the server that goes on without its request: pulls, batches of tasks, pipelines, checks of packages. */
+/** Work of the server that goes on without its request: pulls, batches of tasks, pipelines, training, checks of packages. */
 class Jobs extends Namespace {
   /** The caller's, with the scope `manage` everybody's; the latest first. */
   async list({ kind, signal } = {}) {

@@ -140,7 +140,7 @@ export async function startFakeServer() {
     return events(response, [...pieces, event(delta({}, "tool_calls")), "data: [DONE]\n\n"]);
   }
 
-  function rest(route, { body }, response) {
+  function rest(route, { body, path }, response) {
     const job = { id: "p1", model: "gpt2", state: "running", done: 1, total: 2 };
     const output = [{ type: "message", content: [{ type: "output_text", text: "Paris" }] }];
     const routes = {
@@ -170,6 +170,20 @@ export async function startFakeServer() {
         const asked = seen.filter((entry) => entry.path === "/v1/batches/b1").length;
         json(response, 200, { id: "b1", status: asked < 3 ? "in_progress" : "completed" });
       },
+      "POST /v1/fine_tuning/jobs": () => json(response, 200, { id: "t1", status: "queued", asked: body }),
+      "GET /v1/fine_tuning/jobs/t1": () => {
+        const asked = seen.filter((entry) => entry.path === "/v1/fine_tuning/jobs/t1").length;
+        json(response, 200, { id: "t1", status: asked < 3 ? "running" : "succeeded", fine_tuned_model: "ft:m::1" });
+      },
+      "GET /v1/fine_tuning/jobs": () => json(response, 200, { data: [{ id: "t1" }], has_more: false }),
+      "POST /v1/fine_tuning/jobs/t1/pause": () => json(response, 200, { id: "t1", status: "paused" }),
+      "POST /v1/fine_tuning/jobs/t1/resume": () => json(response, 200, { id: "t1", status: "queued" }),
+      "POST /v1/fine_tuning/jobs/t1/cancel": () => json(response, 200, { id: "t1", status: "cancelled" }),
+      "GET /v1/fine_tuning/jobs/t1/events": () =>
+        path.includes("stream=true")
+          ? events(response, [event({ id: "e1", message: "Step 1" }), event({ id: "e2", message: "made" })])
+          : json(response, 200, { data: [{ id: "e2", message: "made" }], has_more: true }),
+      "GET /v1/fine_tuning/jobs/t1/checkpoints": () => json(response, 200, { data: [{ step_number: 5 }] }),
       "GET /llmasos/v1/status": () => json(response, 200, { data: [{ name: "gpt2", state: "ready" }] }),
       "POST /llmasos/v1/keys": () => json(response, 201, { id: "k1", ...body, key: "sk-1" }),
       "GET /llmasos/v1/keys": () => json(response, 200, { data: [{ id: "k1" }] }),

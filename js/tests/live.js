@@ -141,6 +141,16 @@ const checks = {
     assert.equal((await client.files.delete(file.id)).deleted, true);
   },
 
+  async "fine-tuning"() {
+    const file = await client.files.upload("{}", { purpose: "fine-tune", filename: "chats.jsonl" });
+    const wrong = { model: "fake", training_file: file.id, suffix: "a b" };
+    await assert.rejects(client.fineTuning.create(wrong), (error) => error.param === "suffix");
+    assert.deepEqual((await client.fineTuning.list()).data, []);
+    for (const ask of ["retrieve", "cancel", "pause", "resume", "events", "checkpoints"]) {
+      await assert.rejects(client.fineTuning[ask]("ftjob-none"), (error) => error.status === 404);
+    }
+  },
+
   async conversations() {
     const made = await client.conversations.create({ metadata: { team: "blue" } });
     await client.responses.create({ model: "fake", input: "Hello", conversation: made.id });

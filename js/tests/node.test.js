@@ -15,7 +15,7 @@ for (const [title, check] of Object.entries(checks)) test(title, () => check({ s
 test("every export and every method is declared", async () => {
   const declared = await readFile(new URL("../llmasos.d.ts", import.meta.url), "utf8");
   const client = new sdk.LLMasOS();
-  const namespaces = [client, client.responses, client.conversations, client.files, client.batches, client.native, client.access, client.apps];
+  const namespaces = [client, client.responses, client.conversations, client.files, client.batches, client.fineTuning, client.native, client.access, client.apps];
   const methods = namespaces.flatMap((object) => Object.getOwnPropertyNames(Object.getPrototypeOf(object)));
   for (const name of [...Object.keys(sdk), ...methods]) assert.match(declared, new RegExp(`\\b${name}\\b`));
 });

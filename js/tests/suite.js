@@ -311,6 +311,22 @@ export const checks = {
     equal((await client.batches.wait("b1", { interval: 1 })).status, "completed");
   },
 
+  async "fine-tuning"({ sdk, url }) {
+    const { fineTuning } = new sdk.LLMasOS({ baseURL: `${url}/v1` });
+    const hyperparameters = { n_epochs: 2 };
+    const made = await fineTuning.create({ model: "m", training_file: "f1", hyperparameters, options: { lr: 1 } });
+    const method = { type: "supervised", supervised: { hyperparameters } };
+    equal(made.asked, { method, llmasos: { lr: 1 }, model: "m", training_file: "f1" });
+    equal((await fineTuning.wait("t1", { interval: 1 })).fine_tuned_model, "ft:m::1");
+    equal((await fineTuning.list({ limit: 1 })).data[0].id, "t1");
+    equal((await fineTuning.pause("t1")).status, "paused");
+    equal((await fineTuning.resume("t1")).status, "queued");
+    equal((await fineTuning.cancel("t1")).status, "cancelled");
+    equal((await all(fineTuning.follow("t1"))).map((one) => one.message), ["Step 1", "made"]);
+    equal((await fineTuning.events("t1", { limit: 1 })).has_more, true);
+    equal((await fineTuning.checkpoints("t1")).data[0].step_number, 5);
+  },
+
   async "the server's own API"({ sdk, url }) {
     const client = new sdk.LLMasOS({ baseURL: `${url}/v1` });
     equal((await client.native.status())[0].name, "gpt2");

@@ -21,6 +21,9 @@ export async function sample(signal: AbortSignal): Promise<string> {
   const file = await client.files.upload(new Uint8Array([1]), { filename: "a.jsonl" });
   const batch = await client.batches.create({ input_file_id: file.id, endpoint: "/v1/chat/completions" });
   if ((await client.batches.wait(batch.id)).status === "completed") console.log(batch.output_file_id);
+  const job = await client.fineTuning.create({ model: "m", training_file: file.id, options: { lora: { r: 8 } } });
+  for await (const event of client.fineTuning.follow(job.id)) console.log(event.message);
+  console.log((await client.fineTuning.wait(job.id)).fine_tuned_model);
   for await (const job of client.native.pull("gpt2")) console.log(job.done / (job.total ?? 1));
   const response = await client.responses.create({ model: "m", input: "Hi" });
   const said = await client.apps.run<string>("notes", "/ask", { question: "Why" });

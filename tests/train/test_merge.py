@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,9 @@ def test_folded_adapters_compute_what_they_computed_beside_the_model(make: Make,
 
     model = make("model")
     adapter = write_tiny_adapter(tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["target_modules"] = ["q_proj", "v_proj", "gate_proj"]  # PEFT reads no others
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
     made = merge([model, adapter], output=tmp_path / "made")
     ids = torch.arange(20)[None]
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), adapter)
@@ -143,7 +147,7 @@ def test_several_adapters_act_as_strongly_as_their_weights_say(make: Make, tmp_p
             wide = torch.zeros_like(expected[f"{layer}.weight"])
             size = len(wide) // len(lora.ranks) if "mlp" in layer else None
             bounds = [0, 32, 48, 64] if size is None else [0, size, 2 * size]
-            for part, (begin, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+            for part, (begin, end) in enumerate(pairwise(bounds)):
                 wide[begin:end] = lora.b[begin:end] @ lora.a[part]
             expected[f"{layer}.weight"] = expected[f"{layer}.weight"] + weight * wide
     found = load_model(made.path, device="cpu", dtype="float32").module.state_dict()

@@ -72,7 +72,7 @@ def test_every_message_is_used() -> None:
     source = "".join(path.read_text(encoding="utf-8") for path in Path(messages.__file__).parent.parent.glob("*.py"))
     built = (
         *("command.", "details.", "option.", "group.", "phase.", "config.", "head.", "job.", "chat.help.", "verify."),
-        *("state.", "key.active", "key.expired", "key.revoked"),
+        *("state.", "key.active", "key.expired", "key.revoked", "train.plan."),
         *("sandbox.what.", "sandbox.by.", "sandbox.why."),
         *("running.state.", "running.start", "running.restart", "running.stop"),
     )

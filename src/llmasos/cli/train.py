@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmasos.cli.messages import t
-from llmasos.cli.render import emit, pairs, say, working
-from llmasos.errors import InvalidInputError
+from llmasos.cli.render import emit, pairs, say, table, working
+from llmasos.errors import FormatError, InvalidInputError
 
 if TYPE_CHECKING:
     from llmasos.data import Totals
@@ -54,22 +54,31 @@ def train(
     /,
     *words: str,
     json: bool = False,
-    method: Literal["linear", "slerp", "ties"] = "linear",
+    method: Literal["linear", "slerp", "task_arithmetic", "ties"] = "linear",
     weights: str | None = None,
+    base: str | None = None,
+    density: float | None = None,
     checkpoint: int | None = None,
     **train: Any,
 ) -> int | None:
     """`llmasos train ACTION`. A run's words are a YAML file of options, or none."""
     if action in _METHODS:
         return _run(_config(action, words, train), as_json=json)
-    if action == "resume":
-        return _resume(words, train, as_json=json)
-    if action == "plan":
-        return _plan(words, train, as_json=json)
-    if action == "inspect":
-        _inspect(words, train)
-        return None
-    raise InvalidInputError(t("train.not_there", action=action), param="action")
+    match action:
+        case "resume":
+            return _resume(words, train, as_json=json)
+        case "plan":
+            _plan(words, train, as_json=json)
+        case "inspect":
+            _inspect(words, train)
+        case "merge":
+            options = {"method": method, "weights": weights, "base": base, "density": density}
+            _merge(words, {k: v for k, v in options.items() if v is not None}, train, as_json=json)
+        case "export":
+            _export(words, train, checkpoint, as_json=json)
+        case "verify":
+            return _verify(words, train, checkpoint, as_json=json)
+    return None
 
 
 def _config(method: str | None, words: tuple[str, ...], typed: dict[str, Any]) -> TrainConfig:
@@ -78,7 +87,7 @@ def _config(method: str | None, words: tuple[str, ...], typed: dict[str, Any]) -
 
     if len(words) > 1:
         raise InvalidInputError(t("train.words", words=" ".join(words[1:])), hint=t("train.words.hint"))
-    values = {name.replace(NESTED, "."): value for name, value in typed.items()}
+    values = _dotted(typed)
     for name in _LISTS:
         if name in values:
             values[name] = [_number(part) for part in str(values[name]).split(",") if part]
@@ -111,10 +120,17 @@ def _run(config: TrainConfig, *, as_json: bool) -> int:
 def _resume(words: tuple[str, ...], typed: dict[str, Any], *, as_json: bool) -> int:
     from llmasos.train.run import resume
 
+    return _ended(resume(_the_run(words), progress=not as_json, **_dotted(typed)), as_json=as_json)
+
+
+def _the_run(words: tuple[str, ...]) -> str:
     if len(words) != 1:
         raise InvalidInputError(t("train.which_run"), hint="llmasos runs", param="run")
-    changes = {name.replace(NESTED, "."): value for name, value in typed.items()}
-    return _ended(resume(words[0], progress=not as_json, **changes), as_json=as_json)
+    return words[0]
+
+
+def _dotted(typed: dict[str, Any]) -> dict[str, Any]:
+    return {name.replace(NESTED, "."): value for name, value in typed.items()}
 
 
 def _ended(result: Result, *, as_json: bool) -> int:
@@ -145,11 +161,90 @@ def _ended(result: Result, *, as_json: bool) -> int:
     return 0
 
 
-def _plan(words: tuple[str, ...], typed: dict[str, Any], *, as_json: bool) -> int:
+def _plan(words: tuple[str, ...], typed: dict[str, Any], *, as_json: bool) -> None:
+    from llmasos.train.run import plan_run
+
     method = words[0] if words and words[0] in _METHODS else None
     config = _config(method, words[1:] if method else words, typed)
-    del config, as_json
-    raise InvalidInputError(t("train.not_there", action="plan"), param="action")
+    with working(t("train.preparing")):
+        found = plan_run(config)
+    if as_json:
+        emit(found.as_dict())
+    else:
+        print(pairs([(t(f"train.plan.{name}"), value) for name, value in found.rows()]))
+
+
+def _merge(words: tuple[str, ...], options: dict[str, Any], typed: dict[str, Any], *, as_json: bool) -> None:
+    from llmasos.train.merge import merge
+
+    _only(typed, "merge", "name", "output", "dtype")
+    if "weights" in options:
+        try:
+            options["weights"] = [float(part) for part in options["weights"].split(",")]
+        except ValueError:
+            raise InvalidInputError(
+                t("train.bad_weights", value=options["weights"]), hint="--weights 0.7,0.3", param="weights"
+            ) from None
+    with working(t("train.merging")):
+        made = merge(words, **options, **typed)
+    if as_json:
+        emit({"path": str(made.path), "installed": made.installed})
+    else:
+        say(t("train.made", path=made.path))
+        if made.installed:
+            say(t("train.serves", name=made.installed))
+
+
+def _export(words: tuple[str, ...], typed: dict[str, Any], step: int | None, *, as_json: bool) -> None:
+    from llmasos.train.export import export_run
+    from llmasos.train.run import find_run
+
+    _only(typed, "export", "name", "output", "dtype", "merge", "install")
+    folder = find_run(_the_run(words))
+    with working(t("train.exporting")):
+        made = export_run(folder, step=step, **typed)
+    if as_json:
+        emit({"step": made.step, "dtype": made.dtype, "path": str(made.folder), "installed": made.installed})
+    else:
+        say(t("train.made", path=made.folder))
+        if made.installed:
+            say(t("train.serves", name=made.installed))
+
+
+def _verify(words: tuple[str, ...], typed: dict[str, Any], step: int | None, *, as_json: bool) -> int:
+    """Exit code 4 if what was exported is not what was trained."""
+    import dataclasses
+
+    from llmasos.train.run import find_run
+    from llmasos.train.verify import verify_run
+
+    _only(typed, "verify", "device")
+    folder = find_run(_the_run(words))
+    with working(t("train.verifying")):
+        found = verify_run(folder, step=step, **typed)
+    if as_json:
+        emit({**dataclasses.asdict(found), "folder": str(found.folder), "ok": found.ok, "problems": found.problems})
+    else:
+        heads = (t("train.with"), "dtype", t("train.mean"), t("train.most"), t("train.top1"))
+        rows = [
+            (one.name, one.dtype, f"{one.mean_difference:.2e}", f"{one.max_difference:.2e}", f"{one.top1:.1%}")
+            if not one.skipped
+            else (one.name, one.skipped, "", "", "")
+            for one in found.comparisons
+        ]
+        print(table(heads, rows))
+        for problem in found.problems:
+            say(problem)
+        say(t("train.same") if found.ok else t("train.different"))
+    return 0 if found.ok else FormatError.exit_code
+
+
+def _only(typed: dict[str, Any], action: str, *names: str) -> None:
+    """An option that would do nothing is an error."""
+    for name in typed:
+        if name not in names:
+            flag = "--" + name.replace(NESTED, ".").replace("_", "-")
+            raise InvalidInputError(t("train.no_use", option=flag, action=action), param=name)
 
 
 def _inspect(words: tuple[str, ...], typed: dict[str, Any]) -> None:

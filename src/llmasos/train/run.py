@@ -7,6 +7,8 @@ TrainConfig ── settle ──> method (model, tokenizer) ──> Batches ─�
 from __future__ import annotations
 
 import math
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -139,6 +141,8 @@ def train(
     config = named(config)
     assert config.output is not None
     with _held(config):
+        if not (config.output / CONFIG).exists():  # of a run that never began, with other data perhaps
+            shutil.rmtree(config.output / "tokenizer", ignore_errors=True)
         prepared = prepare(config, on_progress=on_progress)
         prepared.config.save(config.output / CONFIG)
         reason, step, evaluation = _carry_out(prepared, listeners, progress=progress)
@@ -193,6 +197,15 @@ def _check(config: TrainConfig) -> None:
         raise InvalidInputError("No data is named.", hint=f"llmasos train {config.method} --data FILE", param="data")
     for name in config.trackers:
         check_tracker(name)
+
+
+def plan_run(config: TrainConfig) -> Plan:
+    """What a run would take, without beginning it: its data are read and tokenised, no weights are loaded.
+
+    Raises InsufficientMemoryError for one that does not fit, and what `train` raises for wrong options and data."""
+    _check(config)
+    with tempfile.TemporaryDirectory() as scratch:
+        return prepare(config.model_copy(update={"output": Path(scratch)})).plan
 
 
 def prepare(config: TrainConfig, *, on_progress: OnProgress | None = None) -> Prepared:

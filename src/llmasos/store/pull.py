@@ -27,8 +27,8 @@ from llmasos.store.card import CARD_NAME, Card, CardFile, check_name, write_card
 from llmasos.store.catalog import Resolved, SourceRef, existing, local_path, looks_like_model
 from llmasos.store.headers import Facts, opener, read_facts
 from llmasos.store.library import Library, discard, import_model, loadable, model_lock
-from llmasos.store.sources import Listing, list_source
-from llmasos.store.transfer import Meter, OnProgress, check_online, disk_errors, file_sha256
+from llmasos.store.sources import Listing, check_sources, list_source
+from llmasos.store.transfer import Meter, OnProgress, disk_errors, file_sha256
 
 DISK_MARGIN = 64 << 20  # bytes that a pull leaves free
 
@@ -49,7 +49,7 @@ def pull(ref: str | Path, *, name: str | None = None, on_progress: OnProgress | 
         return card
     if resolved.sources[0].kind == "file":
         return import_model(resolved.sources[0].path, name=target, on_progress=on_progress)
-    check_online(f"{resolved.sources[0].text}")
+    check_sources(resolved.sources)
     with model_lock(
         library.home, target, waiting=lambda: meter.note(f"another process is pulling {target}: waiting", phase="wait")
     ):
@@ -112,13 +112,11 @@ def _pull_from_any(resolved: Resolved, name: str, library: Library, meter: Meter
         try:
             listing = list_source(source, resolved.entry, meter.note)
             return _install(listing, resolved, name, library, meter)
-        except OfflineError:
-            raise
-        except (NetworkError, NotFoundError) as e:
+        except (NetworkError, NotFoundError) as e:  # one that offline mode forbids, too: another may be on this machine
             failures.append((source, e))
             if i + 1 < len(resolved.sources):
                 meter.note(f"{source.text}: {e.message} Trying {resolved.sources[i + 1].text}.")
-    if len(failures) == 1:
+    if len(failures) == 1 or all(isinstance(error, OfflineError) for _, error in failures):
         raise failures[0][1]
     reasons = " ".join(f"[{source.text}] {error.message}" for source, error in failures)
     raise NetworkError(

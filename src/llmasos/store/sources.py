@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -32,10 +32,12 @@ from llmasos.store.transfer import (
     Meter,
     RangeReader,
     StatusError,
+    check_online,
     download,
     fetch,
     file_git_sha1,
     file_sha256,
+    is_here,
     redact,
     request,
 )
@@ -107,6 +109,25 @@ def list_source(ref: SourceRef, entry: Entry | None, note: Callable[[str], None]
     if ref.kind == "https":
         return UrlListing(ref)
     raise AssertionError(ref.kind)
+
+
+def check_sources(sources: Sequence[SourceRef]) -> None:
+    """Raises OfflineError where offline mode is on and none of them is on this machine itself."""
+    if settings().offline and not any(is_here(_address(source)) for source in sources):
+        check_online(sources[0].text)
+
+
+def _address(ref: SourceRef) -> str:
+    """Where a source is asked."""
+    if ref.kind == "hf":
+        from huggingface_hub import constants
+
+        return constants.ENDPOINT
+    if ref.kind == "pypi":
+        from llmasos.store.wheels import index_url
+
+        return index_url()
+    return ref.url
 
 
 def choose_files(

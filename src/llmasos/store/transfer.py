@@ -116,16 +116,23 @@ def redact(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
+def is_here(url: str) -> bool:
+    """Whether a URL is of this machine's loopback."""
+    from llmasos.client.http import host_of, is_loopback
+
+    return is_loopback(host_of(url))
+
+
 def check_online(url: str) -> None:
-    """Raises OfflineError when the settings forbid requests to the outside."""
-    if settings().offline:
+    """Raises OfflineError when the settings forbid requests to the outside, and this is one."""
+    if settings().offline and not is_here(url):
         raise OfflineError(
             f"{redact(url)} was not asked: offline mode is on.",
             hint="Unset LLMASOS_OFFLINE (and HF_HUB_OFFLINE), or use a model that `llmasos ls` shows.",
         )
 
 
-_clients: dict[str, httpx.Client] = {}  # by certificate bundle; kept so that connections are used again
+_clients: dict[str, httpx.Client] = {}  # by certificates and offline mode; kept so that connections are used again
 
 
 @atexit.register
@@ -135,7 +142,8 @@ def close_clients() -> None:
         _clients.popitem()[1].close()
 
 
-def _client(ca_bundle: str) -> httpx.Client:
+def _client(ca_bundle: str, *, offline: bool) -> httpx.Client:
+    """`offline`: without the environment's proxies, which are outside; a redirect is looked at as the request is."""
     import httpx
 
     verify: ssl.SSLContext | bool = True
@@ -152,14 +160,22 @@ def _client(ca_bundle: str) -> httpx.Client:
                 param="ca_bundle",
             ) from e
     timeout = httpx.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT)
-    return httpx.Client(verify=verify, timeout=timeout, follow_redirects=True, headers={"Accept-Encoding": "identity"})
+    return httpx.Client(
+        verify=verify,
+        timeout=timeout,
+        follow_redirects=True,
+        headers={"Accept-Encoding": "identity"},
+        trust_env=not offline,
+        event_hooks={"request": [lambda request: check_online(str(request.url))]},
+    )
 
 
 def _http() -> httpx.Client:
     from llmasos.store.wheels import pip_option
 
-    bundle = settings().ca_bundle or pip_option("cert")
-    return _clients.setdefault(bundle, _clients.get(bundle) or _client(bundle))
+    bundle, offline = settings().ca_bundle or pip_option("cert"), settings().offline
+    key = f"{'offline' if offline else ''}:{bundle}"
+    return _clients.setdefault(key, _clients.get(key) or _client(bundle, offline=offline))
 
 
 @contextmanager

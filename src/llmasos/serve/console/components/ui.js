@@ -37,10 +37,10 @@ export function Button({ kind, icon, busy, small, children, disabled, class: ext
   `;
 }
 
-export function IconButton({ icon, label, small, kind = "quiet", class: extra, ...rest }) {
+export function IconButton({ icon, label, small, kind = "quiet", class: extra, buttonRef, ...rest }) {
   const name = classes("button icon-button", `button-${kind}`, small && "button-small", extra);
   return html`
-    <button type="button" class=${name} aria-label=${label} title=${label} ...${rest}>
+    <button type="button" class=${name} aria-label=${label} title=${label} ref=${buttonRef} ...${rest}>
       <${Icon} name=${icon} size=${small ? 15 : 18} />
     </button>
   `;

@@ -14,7 +14,7 @@ import { answer, edit, goOn, keep, live, mend, send, showBranch, stop } from "./
 import { Composer } from "./chat/composer.js";
 import { List, drop, exportOne, rename } from "./chat/list.js";
 import { Message } from "./chat/message.js";
-import { fieldsOf, messagesOf, snippets } from "./chat/request.js";
+import { messagesOf, snippets } from "./chat/request.js";
 import { Settings } from "./chat/settings.js";
 import { branch, chats, emptyChat, find, readChats, save } from "./chat/store.js";
 
@@ -27,6 +27,7 @@ export default function Chat({ route }) {
   const busyChats = useSignal(live);
   const models = useLoad((signal) => client().models({ signal }), []);
   const usable = (models.data ?? []).filter((one) => one.capabilities?.chat ?? true);
+  const encoder = models.data?.find((one) => one.capabilities?.embeddings && !one.capabilities.chat)?.id;
   const [fresh, setFresh] = useState(() => emptyChat());
   const [drawer, setDrawer] = useState(false);
   const input = useRef();
@@ -37,6 +38,9 @@ export default function Chat({ route }) {
     if (kept) mend(kept);
     setDrawer(false);
   }, [id, Boolean(kept)]);
+  useEffect(() => {
+    if (!id && Object.keys(fresh.nodes).length) setFresh(emptyChat()); // it was begun, and left or deleted
+  }, [id]);
   const chat = kept ?? fresh;
   const { settings } = chat;
   const model = route.query.model ?? settings.model ?? usable.find((one) => one.id === lastModel.value)?.id ?? usable[0]?.id;
@@ -46,8 +50,9 @@ export default function Chat({ route }) {
   const facts = usable.find((one) => one.id === model);
 
   const change = (next) => {
-    if (kept) save({ ...chat, settings: next }, { touch: false });
-    else setFresh({ ...chat, settings: next });
+    if (!kept) return setFresh({ ...chat, settings: next });
+    chat.settings = next; // not of a copy: an answer may be coming
+    save(chat, { touch: false });
   };
   const choose = (names) => {
     if (names.model) lastModel.value = names.model;
@@ -65,14 +70,16 @@ export default function Chat({ route }) {
     chat.settings = { ...settings, model, compare: other };
     lastModel.value = model;
     send(chat, chat.head, text, files, pair);
-    if (!kept) go(`/chat/${chat.id}`, {}, { replace: true });
+    if (!kept) go(`/chat/${chat.id}`, route.query.panel ? { panel: route.query.panel } : {}, { replace: true });
   };
+  /** The button that was pressed goes away, and the focus would with it. */
+  const then = (act) => (...given) => (input.current?.focus({ preventScroll: true }), act(...given));
   const acts = {
-    edit: (node, text) => edit(chat, node, text, pair),
-    again: (node) => answer(chat, chat.nodes[node.parent], pair),
+    edit: then((node, text) => edit(chat, node, text, pair)),
+    again: then((node) => answer(chat, chat.nodes[node.parent], pair)),
     show: (one) => showBranch(chat, one),
-    keep: (node, side) => keep(chat, node, side),
-    decide: (_, one, decisions) => goOn(chat, one, decisions),
+    keep: then((node, side) => keep(chat, node, side)),
+    decide: then((_, one, decisions) => goOn(chat, one, decisions)),
   };
   useCommands(
     [
@@ -111,7 +118,8 @@ export default function Chat({ route }) {
         <${Talk} ...${{ chat, path, acts, busy }}>
           ${!path.length && html`<${Start} ...${{ models, usable, model, onAsk: (text) => say(text, []) }} />`}
         <//>
-        <div class="chat-foot"><${Composer} key=${chat.id} model=${facts ?? (model && { id: model })} base=${settings.base} onBase=${(base) => change({ ...settings, model, base })}
+        <div class="chat-foot"><${Composer} key=${chat.id} models=${pair.filter(Boolean).map((name) => usable.find((one) => one.id === name) ?? { id: name })} encoder=${encoder}
+          base=${settings.base} onBase=${(base) => change({ ...settings, model, base })}
           busy=${busy} onSend=${say} onStop=${() => stop(chat)} inputRef=${input} /></div>
       <//>
     </div>
@@ -162,12 +170,13 @@ function AsCode({ chat, model, onClose }) {
       const lastAsked = branch(chat).findLast((node) => node.role === "user");
       const messages = messagesOf(chat, lastAsked?.id);
       const shown = messages.some((one) => one.role === "user") ? messages : [...messages, { role: "user", content: t("chat.idea_1") }];
-      return snippets(model, shown, fieldsOf(chat.settings));
+      return snippets(model, shown, chat.settings);
     } catch (e) {
       return { error: e.message };
     }
   }, [chat.id, chat.head, model]);
-  const tabs = [["curl", "curl"], ["python", "Python"], ["js", "JavaScript"], ["cli", t("chat.shell")]].map(([one, label]) => ({ id: one, label }));
+  const names = { curl: "curl", python: "Python", js: "JavaScript", cli: t("chat.shell") };
+  const tabs = Object.keys(names).filter((one) => made[one] || made.error).map((one) => ({ id: one, label: names[one] }));
   return html`<${Dialog} wide title=${t("chat.as_code")} onClose=${onClose}>
     ${made.error ? html`<${Attention} tone="bad">${made.error}<//>` : html`
       <${Tabs} tabs=${tabs} active=${language} onChange=${setLanguage} label=${t("chat.as_code")} />

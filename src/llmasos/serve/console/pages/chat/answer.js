@@ -1,7 +1,7 @@
 /** Getting an answer, piece by piece: plain, or by an agent that may call tools. */
 
 import { AbortError, ask, client, errorText, events } from "../../core/api.js";
-import { fieldsOf, messagesOf, toolsOf } from "./request.js";
+import { agentFields, agentInput, fieldsOf, messagesOf, toolsOf } from "./request.js";
 
 /** An answer in the making: what it is, when it came, how to end it. */
 export const emptyAnswer = (model) => ({ model, content: "", reasoning: "", calls: [], state: "running", stats: {} });
@@ -19,7 +19,7 @@ export async function answerTo(chat, userId, answer, { second = false, signal, o
   } catch (e) {
     failed(answer, e, signal);
   }
-  clock.end();
+  clock.end(!answer.calls.length);
   tell.now();
 }
 
@@ -36,10 +36,11 @@ class Clock {
   piece() {
     this.stats.ttft ??= (performance.now() - this.#start) / 1000;
   }
-  end() {
+  /** `isOne`: it is one answer; tokens of several, and tools between them, give no speed. */
+  end(isOne) {
     this.stats.seconds = (performance.now() - this.#start) / 1000;
     const { tokens, ttft, seconds } = this.stats;
-    if (tokens > 1 && seconds > ttft) this.stats.speed = (tokens - 1) / (seconds - ttft);
+    if (isOne && tokens > 1 && seconds > ttft) this.stats.speed = (tokens - 1) / (seconds - ttft);
   }
 }
 
@@ -71,11 +72,8 @@ async function plainAnswer(messages, fields, answer, clock, { signal, tell }) {
 const RUNS = "/llmasos/v1/agents/runs";
 
 async function agentAnswer(chat, messages, tools, answer, clock, how) {
-  const { system, temperature } = chat.settings;
-  const body = { model: answer.model, input: messages.filter((one) => one.role !== "system"), system: system || undefined, tools, stream: true };
-  if (temperature !== undefined && temperature !== "") body.temperature = Number(temperature);
-  if (chat.settings.schema?.trim()) body.output = JSON.parse(chat.settings.schema);
-  await follow(RUNS, body, answer, clock, how);
+  const fields = agentFields(answer.model, messages, chat.settings, tools);
+  await follow(RUNS, { input: agentInput(messages), ...fields, stream: true }, answer, clock, how);
 }
 
 /** Goes on after the person has said what becomes of the calls: {id: {approve} | {result}}. */
@@ -89,7 +87,7 @@ export async function decide(answer, decisions, { signal, onChange }) {
   } catch (e) {
     failed(answer, e, signal);
   }
-  clock.end();
+  clock.end(!answer.calls.length);
   tell.now();
 }
 

@@ -1,5 +1,6 @@
 /** Conversations that go on, also while another page is shown. */
 
+import { errorText } from "../../core/api.js";
 import { signal } from "../../core/store.js";
 import { answerTo, cancelRun, decide, emptyAnswer, passagesFor } from "./answer.js";
 import { branch, leafOf, newId, save, show } from "./store.js";
@@ -44,11 +45,11 @@ export async function answer(chat, asked, [model, other]) {
   await during(chat, async (signal, onChange) => {
     await save(chat);
     const { base } = chat.settings;
-    if (base) {
+    if (base && asked.content.trim()) {
       try {
         asked.passages ??= await passagesFor(base, asked.content, signal);
       } catch (e) {
-        Object.assign(node, { state: signal.aborted ? "stopped" : "failed", error: e.message, twin: undefined });
+        Object.assign(node, { state: signal.aborted ? "stopped" : "failed", error: errorText(e), twin: undefined });
         return;
       }
       node.sources = asked.passages;

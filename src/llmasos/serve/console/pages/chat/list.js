@@ -6,8 +6,9 @@ import { Button, IconButton, Input, Spinner } from "../../components/ui.js";
 import { ago } from "../../core/format.js";
 import { html, useRef, useState } from "../../core/html.js";
 import { t } from "../../core/i18n.js";
-import { go, href } from "../../core/router.js";
+import { go, href, route, segment } from "../../core/router.js";
 import { useSignal } from "../../core/store.js";
+import { stop } from "./engine.js";
 import { chats, exported, imported, isKept, remove, save, wordsOf } from "./store.js";
 
 export function download(blob, name) {
@@ -18,13 +19,16 @@ export function download(blob, name) {
 
 export async function rename(chat) {
   const title = await askText({ title: t("word.rename"), label: t("word.name"), value: chat.title });
-  if (title?.trim()) await save({ ...chat, title: title.trim() }, { touch: false });
+  if (!title?.trim()) return;
+  chat.title = title.trim(); // not of a copy: an answer may be coming
+  await save(chat, { touch: false });
 }
 
 export async function drop(chat) {
   if (!(await confirm({ title: t("chat.delete"), text: chat.title, action: t("word.delete"), danger: true }))) return;
+  stop(chat);
   await remove([chat.id]);
-  go("/chat");
+  if (route().path[0] === chat.id) go("/chat");
 }
 
 export const exportOne = (chat) => download(exported([chat]), `${(chat.title || "chat").replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40)}.json`);
@@ -53,7 +57,7 @@ export function List({ active, onNew, onPick }) {
     ${all === null && html`<${Spinner} label=${t("word.loading")} />`}
     <ul aria-label=${t("chat.history")}>
       ${found.map((chat) => html`<li key=${chat.id}>
-        <a href=${href(`/chat/${chat.id}`)} aria-current=${chat.id === active ? "page" : undefined} onClick=${onPick}>
+        <a href=${href(`/chat/${segment(chat.id)}`)} aria-current=${chat.id === active ? "page" : undefined} onClick=${onPick}>
           <span class="truncate">${chat.title || t("chat.untitled")}</span><span class="small muted">${ago(chat.updated)}</span>
         </a>
         <span class="chat-tools">

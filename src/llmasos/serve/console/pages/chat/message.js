@@ -4,7 +4,7 @@ import { Code, CopyButton } from "../../components/code.js";
 import { Markdown } from "../../components/markdown.js";
 import { Attention, Badge, Button, Details, Icon, IconButton, Spinner, TextArea } from "../../components/ui.js";
 import { duration, number } from "../../core/format.js";
-import { html, useState } from "../../core/html.js";
+import { html, useEffect, useRef, useState } from "../../core/html.js";
 import { t } from "../../core/i18n.js";
 import { siblings } from "./store.js";
 
@@ -28,16 +28,35 @@ function Branches({ chat, node, acts, busy }) {
 
 function Asked({ chat, node, acts, busy }) {
   const [text, setText] = useState(null);
-  if (text !== null) {
+  const area = useRef();
+  const pencil = useRef();
+  const isEdited = text !== null;
+  const was = useRef(false);
+  useEffect(() => {
+    if (isEdited) area.current.focus();
+    else if (was.current === "left") pencil.current?.focus();
+    was.current = isEdited;
+  }, [isEdited]);
+  const leave = () => {
+    was.current = "left";
+    setText(null);
+  };
+  if (isEdited) {
     const send = () => {
+      if (!text.trim() || busy) return;
       setText(null);
-      acts.edit(node, text);
+      acts.edit(node, text.trim());
+    };
+    const onKeyDown = (event) => {
+      if (event.isComposing) return;
+      const does = event.key === "Escape" ? leave : event.key === "Enter" && !event.shiftKey ? send : null;
+      if (does) (event.preventDefault(), does());
     };
     return html`<article class="message asked-message" aria-label=${t("chat.you")}>
       <div class="bubble editing">
-        <${TextArea} value=${text} onChange=${setText} aria-label=${t("chat.edit")} />
-        <div class="row"><span class="grow small muted">${t("chat.edit_hint")}</span>
-          <${Button} small onClick=${() => setText(null)}>${t("word.cancel")}<//>
+        <${TextArea} value=${text} onChange=${setText} aria-label=${t("chat.edit")} inputRef=${area} onKeyDown=${onKeyDown} />
+        <div class="row"><span class="grow small muted">${t("chat.edit_keys")}</span>
+          <${Button} small onClick=${leave}>${t("word.cancel")}<//>
           <${Button} small kind="primary" disabled=${!text.trim() || busy} onClick=${send}>${t("chat.send")}<//>
         </div>
       </div>
@@ -51,14 +70,14 @@ function Asked({ chat, node, acts, busy }) {
     <div class="tools row">
       <${Branches} ...${{ chat, node, acts, busy }} />
       <${CopyButton} text=${node.content} label=${t("word.copy")} />
-      <${IconButton} small icon="edit" label=${t("chat.edit")} disabled=${busy} onClick=${() => setText(node.content)} />
+      <${IconButton} small icon="edit" label=${t("chat.edit")} disabled=${busy} buttonRef=${pencil} onClick=${() => setText(node.content)} />
     </div>
   </article>`;
 }
 
-export const Attached = ({ file, onRemove }) => html`<span class="chip">
+export const Attached = ({ file, onRemove, children }) => html`<span class="chip">
   ${file.kind === "image" ? html`<img src=${file.url} alt=${file.name} />` : html`<${Icon} name=${file.kind === "knowledge" ? "book" : "file"} size=${15} />`}
-  <span class="truncate">${file.name}</span>
+  <span class="truncate">${file.name}</span>${children}
   ${onRemove && html`<${IconButton} small icon="close" label=${t("chat.detach", { name: file.name })} onClick=${onRemove} />`}
 </span>`;
 

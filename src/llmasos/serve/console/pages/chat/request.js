@@ -69,17 +69,48 @@ export function toolsOf(settings) {
   return [...(settings.tools ?? []), ...own.map((one) => (one.type ? one : { type: "function", function: one }))];
 }
 
-/** The request as a line for a shell, as Python and JavaScript. */
-export function snippets(model, messages, fields) {
+/** What an agent is asked for beside its input. Of the sampling, runs take the temperature and the length of answers. */
+export function agentFields(model, messages, settings, tools) {
+  const fields = { model, tools };
+  const system = messages.find((one) => one.role === "system")?.content;
+  if (system) fields.system = system;
+  if (given(settings.temperature)) fields.temperature = Number(settings.temperature);
+  if (given(settings.max_tokens)) fields.limits = { answer_tokens: Number(settings.max_tokens) };
+  if (settings.schema?.trim()) fields.output = JSON.parse(settings.schema);
+  return fields;
+}
+
+export const agentInput = (messages) => messages.filter((one) => one.role !== "system");
+
+/** A run with tools as code. */
+function agentSnippets(model, messages, settings, tools) {
+  const fields = agentFields(model, messages, settings, tools);
+  const input = agentInput(messages);
+  return {
+    curl: curl({ url: `${ROOT}/llmasos/v1/agents/runs`, method: "POST", body: { input, ...fields, stream: true }, hasKey: Boolean(key.value), stream: true }),
+    python: `from llmasos.client import Client
+
+with Client("${ROOT}/v1") as client:  # a key: api_key="…", else LLMASOS_API_KEY
+    run = client.agents.run(
+        ${python(input, "        ")},
+${Object.entries(fields).map(([name, value]) => `        ${name}=${python(value, "        ")},\n`).join("")}    )
+    print(run.state, run.text)`,
+    js: `import { LLMasOS } from "llmasos";
+
+const client = new LLMasOS({ baseURL: "${ROOT}/v1" });
+const run = await client.agents.run(${JSON.stringify(input, null, 2)}, ${JSON.stringify(fields, null, 2)});
+console.log(run.state, run.text);`,
+  };
+}
+
+/** The request as Python and JavaScript, and as a line for a shell where one question is all there is. */
+export function snippets(model, messages, settings) {
+  const tools = toolsOf(settings);
+  if (tools.length) return agentSnippets(model, messages, settings, tools);
+  const fields = fieldsOf(settings);
   const body = { model, messages, ...fields };
   const url = `${ROOT}/v1/chat/completions`;
   const hasKey = Boolean(key.value);
-  const last = messages.findLast((one) => one.role === "user")?.content ?? "";
-  const system = messages.find((one) => one.role === "system")?.content;
-  const flags = Object.entries(fields).filter(([, value]) => typeof value === "number");
-  const words = ["llmasos", "run", model, typeof last === "string" ? last : last[0].text];
-  if (system) words.push("--system", system);
-  for (const [name, value] of flags) words.push(`--${name.replaceAll("_", "-")}`, value);
   const options = Object.entries({ model, ...fields });
   return {
     curl: curl({ url, method: "POST", body: { ...body, stream: true }, hasKey, stream: true }),
@@ -96,6 +127,19 @@ ${options.map(([name, value]) => `        ${name}=${python(value, "        ")},\
 const client = new LLMasOS({ baseURL: "${ROOT}/v1" });
 const stream = client.streamChat(${JSON.stringify(messages, null, 2)}, ${JSON.stringify({ model, ...fields }, null, 2)});
 for await (const text of stream.text) process.stdout.write(text);`,
-    cli: words.map(shell).join(" "),
+    cli: commandLine(model, messages, settings, fields),
   };
+}
+
+/** `llmasos run` knows no history and no images: then there is none. */
+function commandLine(model, messages, settings, fields) {
+  const [asked, ...more] = agentInput(messages);
+  if (more.length || typeof asked?.content !== "string" || asked.content.startsWith("-")) return undefined;
+  const words = ["llmasos", "run", model, asked.content];
+  const system = messages.find((one) => one.role === "system")?.content;
+  if (system) words.push("--system", system);
+  for (const [name, value] of Object.entries(fields)) if (typeof value === "number") words.push(`--${name.replaceAll("_", "-")}=${value}`);
+  for (const text of fields.stop ?? []) words.push(`--stop=${text}`);
+  if (settings.schema?.trim()) words.push("--json-schema", JSON.stringify(JSON.parse(settings.schema)));
+  return words.map(shell).join(" ");
 }

@@ -43,8 +43,8 @@ export function Settings({ settings, onChange, onClose, model }) {
       <//>
     <//>
     <${Details} summary=${html`${t("chat.tools")} ${(chosen.length > 0 || settings.functions?.trim()) && html`<${Badge} tone="accent">${t("chat.on")}<//>`}`} open=${chosen.length > 0}>
-      <p class="small muted">${t("chat.tools_hint")}</p>
-      ${tools.data?.data.map((tool) => html`<${Check} key=${tool.name} label=${html`<code>${tool.name}</code>`} hint=${tool.description.split("\n")[0]} value=${chosen.includes(tool.name)} onChange=${toggle(tool.name)} />`)}
+      <p class="small muted">${t("chat.tools_hint")} ${t("chat.tools_sampling")}</p>
+      ${tools.data?.data.map(({ name, source, description }) => html`<${Check} key=${source} label=${html`<code>${name}</code>`} hint=${description.split("\n")[0]} value=${chosen.includes(source)} onChange=${toggle(source)} />`)}
       <${Field} label=${t("chat.functions")} hint=${t("chat.functions_hint")} error=${notJSON(settings.functions)}>
         <${TextArea} class="mono" value=${settings.functions} onChange=${set("functions")} rows=${3} spellcheck=${false} placeholder='[{"name": "weather", "description": "…", "parameters": {}}]' />
       <//>

@@ -70,24 +70,33 @@ export const isKept = signal(true);
 
 const sorted = (list) => list.sort((a, b) => (a.updated < b.updated ? 1 : -1));
 
+let isRead = false;
+
 export async function readChats() {
-  if (chats.value) return;
+  if (isRead) return;
+  isRead = true;
   let found = [];
   try {
-    found = await run("readonly", (store) => store.getAll());
+    found = (await run("readonly", (store) => store.getAll())).filter(isChat);
   } catch {
     isKept.value = false;
   }
-  chats.value ??= sorted(found);
+  const begun = chats.value ?? []; // while they were read
+  chats.value = sorted([...begun, ...found.filter((one) => !begun.some((other) => other.id === one.id))]);
 }
+
+/** Those that were deleted here: an answer that still comes does not bring them back. */
+const deleted = new Set();
 
 /** Shows a conversation as it is now, without keeping it. */
 export function show(chat) {
+  if (deleted.has(chat.id)) return;
   chats.value = sorted([chat, ...(chats.value ?? []).filter((one) => one.id !== chat.id)]);
 }
 
 /** Shows and keeps a conversation as it is now. `touch`: it moves to the top. */
 export async function save(chat, { touch = true } = {}) {
+  if (deleted.has(chat.id)) return;
   if (touch) chat.updated = new Date().toISOString();
   show(chat);
   try {
@@ -98,6 +107,7 @@ export async function save(chat, { touch = true } = {}) {
 }
 
 export async function remove(ids) {
+  for (const id of ids) deleted.add(id);
   chats.value = (chats.value ?? []).filter((one) => !ids.includes(one.id));
   for (const id of ids) await run("readwrite", (store) => store.delete(id)).catch(() => {});
 }
@@ -108,14 +118,33 @@ export const find = (id) => (chats.value ?? []).find((one) => one.id === id);
 
 export const exported = (list) => new Blob([JSON.stringify({ format: "llmasos.chats", version: 1, chats: list }, null, 1)], { type: "application/json" });
 
-/** Reads what `exported` wrote; returns how many conversations it held. Throws for other files. */
+const isText = (value) => typeof value === "string";
+const isNode = (node, id) => node?.id === id && ["user", "assistant"].includes(node.role) && isText(node.content) && (node.parent === null || isText(node.parent));
+
+/** Whether it is a conversation that can be shown: its nodes are a tree. */
+export function isChat(one) {
+  if (!isText(one?.id) || !one.nodes || typeof one.nodes !== "object" || typeof (one.settings ?? {}) !== "object") return false;
+  const ids = Object.keys(one.nodes);
+  if (!ids.every((id) => isNode(one.nodes[id], id)) || !isText(one.title ?? "") || (one.head && !one.nodes[one.head])) return false;
+  return ids.every((id) => {
+    let steps = 0;
+    for (let node = one.nodes[id]; node; node = one.nodes[node.parent]) if (++steps > ids.length) return false; // a ring
+    return true;
+  });
+}
+
+/** Reads what `exported` wrote; returns how many conversations it held that are not here already. Throws for other files. */
 export async function imported(text) {
   const body = JSON.parse(text);
-  const isChat = (one) => typeof one?.id === "string" && one.nodes && typeof one.nodes === "object";
   if (body?.format !== "llmasos.chats" || !body.chats?.every?.(isChat)) throw new Error("format");
+  let count = 0;
   for (const chat of body.chats) {
     const made = { ...emptyChat(), ...chat };
-    await save(find(made.id) ? { ...made, id: newId() } : made, { touch: false });
+    const here = find(made.id);
+    if (here && JSON.stringify(here.nodes) === JSON.stringify(made.nodes)) continue;
+    deleted.delete(made.id);
+    await save(here ? { ...made, id: newId() } : made, { touch: false });
+    count += 1;
   }
-  return body.chats.length;
+  return count;
 }

@@ -1,0 +1,226 @@
+/**
+ * Chats by hand: `node tests/chat.browser.js URL OUT PART`. URL: a server whose models "fake" and "slow" answer with the last
+ * line of what they are asked, "letters" makes vectors, and "fake" calls a tool where it is told to.
+ */
+
+import { readFileSync, writeFileSync } from "node:fs";
+
+import { walk } from "./walking.js";
+
+const DOT = Buffer.from("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==", "base64");
+
+await walk(({ page, url, out, told, button, dialog, shot, audit, narrow, look, focus }) => {
+  const box = page.getByLabel("Write a message");
+  const last = page.locator(".answer .markdown").last();
+  const idle = () => button("Send", page.locator(".composer")).waitFor();
+  const chats = page.locator(".chats li");
+  const alert = page.locator(".composer .attention-bad");
+
+  async function fresh(model) {
+    await page.goto(`${url}/console/#/chat?model=${model}`);
+    await page.waitForFunction((model) => document.querySelector(".model-choice select")?.value === model, model);
+  }
+
+  async function say(text) {
+    await box.fill(text);
+    await page.keyboard.press("Enter");
+    await idle();
+  }
+
+  return {
+    branches: [
+      async () => {
+        await fresh("fake");
+        await say("One");
+        await say("Two");
+        await page.locator(".asked-message").last().getByRole("button", { name: "Edit" }).focus();
+        await page.keyboard.press("Enter");
+        await focus("textarea", "Edit");
+        await page.keyboard.press("Escape");
+        await focus("button", "Edit");
+        await page.keyboard.press("Enter");
+        await focus("textarea", "Edit");
+        await page.keyboard.press("Control+A");
+        await page.keyboard.type("Three");
+        await page.keyboard.press("Enter");
+        await page.getByText("2/2").waitFor();
+        await idle();
+        await focus("textarea", "Write a message");
+        told.edited = (await last.textContent()).trim();
+        await button("Previous version").click();
+        await page.getByText("1/2").waitFor();
+        told.before = (await last.textContent()).trim();
+        await page.reload();
+        await page.getByText("1/2").waitFor(); // the branch that was shown is kept
+        await button("Next version").click();
+        await page.locator(".asked-text", { hasText: "Three" }).waitFor();
+        await button("Answer again").last().click();
+        await page.locator(".answer .branches", { hasText: "2/2" }).waitFor();
+        await idle();
+        told.nodes = await page.locator(".message").count();
+        await audit("branches");
+      },
+      async () => {
+        // a name that is given while the answer comes stays, and Escape in the box ends the answer
+        await fresh("slow");
+        await box.fill("A question that is answered slowly, letter by letter, until somebody stops it");
+        await page.keyboard.press("Enter");
+        await last.waitFor();
+        await page.locator(".chats li", { hasText: "A question" }).getByRole("button", { name: "Rename" }).click();
+        await dialog.getByLabel("Name").fill("Renamed");
+        await page.keyboard.press("Enter");
+        await dialog.waitFor({ state: "detached" });
+        await box.focus();
+        await page.keyboard.press("Escape");
+        await page.getByText("stopped", { exact: true }).waitFor();
+        await idle();
+        told.titles = (await chats.locator("a .truncate").allTextContents()).sort();
+        // one that is deleted while its answer comes stays deleted, and its page is empty
+        await button("Answer again").click();
+        await last.waitFor();
+        await button("Delete Renamed").click();
+        await button("Delete", dialog).click();
+        await page.waitForURL(`${url}/console/#/chat`);
+        await page.waitForTimeout(300);
+        told.afterDeletion = [await chats.count(), await page.locator(".message").count()];
+      },
+    ],
+
+    history: [
+      async () => {
+        for (const text of ["Apples and pears", "Trains and ships"]) {
+          await fresh("fake");
+          await say(text);
+          await button("New chat").first().click();
+        }
+        await page.getByPlaceholder("Search chats").fill("PEARS apples");
+        await chats.nth(1).waitFor({ state: "detached" });
+        told.found = await chats.locator("a .truncate").allTextContents();
+        await page.getByPlaceholder("Search chats").fill("zebra");
+        await page.getByText("No chat has these words.").waitFor();
+        await page.getByPlaceholder("Search chats").fill("");
+        const [download] = await Promise.all([page.waitForEvent("download"), button("Export").last().click()]);
+        await download.saveAs(`${out}/chats.json`);
+        const body = JSON.parse(readFileSync(`${out}/chats.json`, "utf8"));
+        told.exported = body.chats.length;
+        for (const title of ["Apples and pears", "Trains and ships"]) {
+          await button(`Delete ${title}`).click();
+          await button("Delete", dialog).click();
+          await dialog.waitFor({ state: "detached" });
+        }
+        told.emptied = await chats.count();
+        const file = page.locator(".chats input[type=file]");
+        await file.setInputFiles(`${out}/chats.json`);
+        await page.getByText("2 chats imported.").waitFor();
+        await file.setInputFiles(`${out}/chats.json`);
+        await page.getByText("0 chats imported.").waitFor(); // they are here already
+        told.imported = await chats.count();
+        const [one] = body.chats;
+        for (const node of Object.values(one.nodes)) node.parent = node.id; // a ring
+        writeFileSync(`${out}/ring.json`, JSON.stringify({ ...body, chats: [one] }));
+        writeFileSync(`${out}/other.json`, "{}");
+        for (const name of ["ring", "other"]) {
+          await file.setInputFiles(`${out}/${name}.json`);
+          await page.getByText(`${name}.json is no export of chats.`).waitFor();
+        }
+        await page.reload();
+        await page.locator(".chats a", { hasText: "Trains" }).click();
+        await page.locator(".answer .markdown", { hasText: "Trains and ships!" }).waitFor();
+        told.kept = await chats.count();
+        await audit("history");
+      },
+    ],
+
+    attachments: [
+      async () => {
+        await fresh("fake");
+        const file = page.locator(".composer input[type=file]");
+        await file.setInputFiles({ name: "dot.png", mimeType: "image/png", buffer: DOT });
+        told.refused = await alert.textContent();
+        await shot("image-refused");
+        await file.setInputFiles({ name: "tea.md", mimeType: "text/markdown", buffer: Buffer.from("# Tea\n\nGreen tea is steeped at 70 degrees.") });
+        await alert.waitFor({ state: "detached" });
+        await say("What is in the file?");
+        told.chips = await page.locator(".bubble .chip").allTextContents();
+        // a new knowledge base, and a file that goes into it instead of the message
+        await page.getByLabel("Knowledge base", { exact: true }).selectOption({ label: "New knowledge base…" });
+        await page.keyboard.press("Escape");
+        await dialog.waitFor({ state: "detached" });
+        told.unchosen = await page.getByLabel("Knowledge base", { exact: true }).inputValue();
+        await page.getByLabel("Knowledge base", { exact: true }).selectOption({ label: "New knowledge base…" });
+        await dialog.getByLabel("Name").fill("drinks");
+        await page.keyboard.press("Enter");
+        await page.waitForFunction(() => document.querySelector(".composer select").value === "drinks");
+        await file.setInputFiles({ name: "tea.md", mimeType: "text/markdown", buffer: Buffer.from("# Tea\n\nGreen tea is steeped at 70 degrees.") });
+        await button("Put tea.md into drinks instead of the message").click();
+        await page.getByText("tea.md is in the knowledge base drinks now.").waitFor();
+        told.alone = await button("Send").isDisabled();
+        await audit("attachments");
+        await say("How hot is green tea steeped?");
+        await page.getByText("1 passage", { exact: true }).click();
+        told.passage = await page.locator(".answer").last().locator(".clip").textContent();
+        await audit("passages");
+      },
+    ],
+
+    tools: [
+      async () => {
+        await fresh("fake");
+        await button("Settings of this chat").click();
+        await dialog.getByLabel("Tokens at most").fill("300");
+        await dialog.getByText("Tools", { exact: true }).click();
+        await dialog.getByLabel("sums").check();
+        await dialog.getByLabel("Your own functions (JSON)").fill('[{"name": "weather", "description": "Tell the weather.", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}]');
+        await audit("tools");
+        await page.keyboard.press("Escape");
+        await dialog.waitFor({ state: "detached" });
+        await box.fill("Call sums_add");
+        await page.keyboard.press("Enter");
+        await button("Deny").waitFor();
+        told.wants = await page.locator(".decide code").textContent();
+        await audit("approval");
+        await narrow("approval");
+        await page.reload(); // it waits on
+        await button("Deny").click();
+        await idle();
+        told.denied = await last.textContent();
+        await box.fill("Call sums_add");
+        await page.keyboard.press("Enter");
+        await button("Allow", page.locator(".decide")).click();
+        await idle();
+        told.allowed = await last.textContent();
+        await box.fill("Call weather");
+        await page.keyboard.press("Enter");
+        await page.getByLabel("What the function returns").fill("rain");
+        await button("Go on").click();
+        await idle();
+        told.own = await last.textContent();
+        await button("Copy as code").click();
+        told.curl = await dialog.locator("code").textContent();
+        told.languages = await dialog.getByRole("tab").allTextContents();
+        await page.keyboard.press("Escape");
+        await dialog.waitFor({ state: "detached" });
+      },
+      async () => {
+        await page.goto(`${url}/console/#/chat?model=fake`);
+        await button("New chat").first().click();
+        await button("Settings of this chat").click();
+        await dialog.getByRole("spinbutton", { name: "Temperature" }).fill("0.5");
+        await page.keyboard.press("Escape");
+        await dialog.waitFor({ state: "detached" });
+        await say("It's one question");
+        await button("Copy as code").click();
+        await dialog.getByRole("tab", { name: "Command line" }).click();
+        told.shell = await dialog.locator("code").textContent();
+        await page.keyboard.press("Escape");
+        await dialog.waitFor({ state: "detached" });
+        await look("zh", "dark");
+        await page.getByText("对话").first().waitFor();
+        await page.locator(".chats a").last().click();
+        await page.locator(".call-head").first().waitFor();
+        await audit("calls in Chinese");
+        await narrow("calls");
+      },
+    ],
+  };
+});

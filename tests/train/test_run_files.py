@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from llmasos.data import Batches
-from llmasos.errors import DiskFullError, NotFoundError
+from llmasos.errors import DiskFullError, NotFoundError, StoreError, UnsupportedError
 from llmasos.models.load import load_model
 from llmasos.train.config import TrainConfig
 from llmasos.train.evaluate import Evaluator
@@ -23,7 +23,7 @@ from llmasos.train.events import Evaluation, Generated, Listener, StepReport
 from llmasos.train.logs import facts, files, listeners_for
 from llmasos.train.logs.files import Files
 from llmasos.train.logs.meter import Meter, Speed
-from llmasos.train.logs.progress import Progress
+from llmasos.train.logs.progress import Progress, fit, shown
 from llmasos.train.logs.runs import compare, last_step, list_runs, open_run, read_evaluations, read_metrics
 from llmasos.train.logs.watch import Watch, Watcher
 from llmasos.train.loop import Loop, LoopOptions
@@ -218,6 +218,14 @@ def test_a_full_disk_is_said_with_the_file_and_the_way_on(tmp_path: Path, monkey
         watch.stepped(report(2))
     assert "resume" in caught.value.hint
 
+    def refused(path: Path, text: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(files, "_append", refused)
+    with pytest.raises(StoreError, match="Permission denied") as other:
+        watch.stepped(report(3))
+    assert not isinstance(other.value, DiskFullError) and "written" in other.value.hint
+
 
 def test_speed_counts_waiting_for_data_and_leaves_out_evaluations() -> None:
     now = 0.0
@@ -275,6 +283,12 @@ def test_on_a_terminal_one_line_is_drawn_anew_and_fits(monkeypatch: pytest.Monke
     assert "第 3 步：留出损失 2.5，每字节 1.25 比特" in shown and "已完成" in shown
 
 
+def test_lines_are_cut_where_a_terminal_and_people_want_it() -> None:
+    assert fit("损失 3", 4) == "损失" and fit("损失", 3) == "损" and fit("abc", 9) == "abc"
+    assert shown("be kind\n" * 50 + "What is 2 + 2?", -20) == "…kind What is 2 + 2?"
+    assert shown("It is 4, as said.", 8) == "It is 4…" and shown("a\tb", 8) == "a b"
+
+
 def test_who_only_shows_cannot_end_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     class Broken(Watcher):
         times = closed = 0
@@ -297,6 +311,27 @@ def test_who_only_shows_cannot_end_a_run(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err.splitlines() == [
         "Broken failed and is left out from now on: ConnectionError: no server"
     ]
+
+
+def test_what_fails_before_the_first_step_ends_the_run_there() -> None:
+    """A tracker without a login: hours that nobody sees are worse than no beginning."""
+
+    class Fine(Watcher):
+        closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+
+    class NoLogin(Fine):
+        def began(self, step: int, num_steps: int) -> None:
+            raise ConnectionError("No API key configured.")
+
+    fine, broken = Fine(), NoLogin()
+    with pytest.raises(
+        UnsupportedError, match=r"NoLogin could not begin: ConnectionError: No API key configured\. See"
+    ):
+        Watch(Meter(1.0, None), [], [fine, broken]).began(0, 2)
+    assert (fine.closed, broken.closed) == (1, 1)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from html.parser import HTMLParser
@@ -11,10 +12,11 @@ from typing import Any
 import pytest
 
 from llmasos.train.events import Evaluation, Generated, StepReport
+from llmasos.train.logs import report
 from llmasos.train.logs.charts import MOST_POINTS, Curve, chart, smoothed, thinned
 from llmasos.train.logs.files import Files
 from llmasos.train.logs.meter import Meter
-from llmasos.train.logs.report import Report, report_of, write_comparison, write_report
+from llmasos.train.logs.report import Report, report_of, spread, write_comparison, write_report
 from llmasos.train.logs.runs import open_run
 from llmasos.train.logs.watch import Watch
 from llmasos.train.logs.words import EN, ZH, Words, amount, duration, number
@@ -91,11 +93,13 @@ def test_the_report_is_one_file_that_asks_for_nothing_and_runs_nothing(tmp_path:
 
 
 def test_curves_samples_and_facts_are_there(tmp_path: Path) -> None:
-    folder = make(tmp_path / "run", steps=8, text="It is.", plan={"memory": 12})
+    plan = {"memory": 3 * 2**30, "parts": {"weights": 2**30, "loss": 0}, "seconds": 61.0, "recompute": True}
+    folder = make(tmp_path / "run", steps=8, text="It is.", plan=plan, device={"type": "cuda"})
     page = Page((folder / "report.html").read_text())
     captions = {text for text in page.texts if text in EN.values() or text == "loss.kl"}
     assert {EN["report.loss"], EN["report.bits"], EN["report.rate"], EN["report.memory"], "loss.kl"} <= captions
-    assert "MFU" in page.texts and "finished" in page.texts and "lr" in page.texts and "memory" in page.texts
+    assert "MFU" in page.texts and "finished" in page.texts and "lr" in page.texts
+    assert {"planned", "measured", "3.0 GiB", "weights", "1.0 GiB", "1:01", "4.0 s", "recompute"} <= set(page.texts)
     assert [a for a in page.all("details") if "open" in a] == [{"open": None}] and len(page.all("details")) == 2
     assert page.texts.index("after step 8") < page.texts.index("after step 4")
     assert "It is." in page.texts and EN["report.skipped"] in page.texts
@@ -165,6 +169,36 @@ def test_long_curves_keep_their_peaks_and_become_short() -> None:
     assert len(few) <= MOST_POINTS and (54_321.0, 99.0) in few and few == sorted(few)
     assert len(chart("x", "t", "a", [Curve("c", points)])) < 40_000
     assert thinned(points[:10]) == points[:10]
+
+
+def test_a_long_run_has_a_report_of_bounded_size(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("model: x")
+    line = json.dumps({"step": 0, "loss": 1.0, "bits_per_byte": 1.0, "samples": [{"prompt": "p" * 500, "text": "t"}]})
+    lines = [line.replace(": 0,", f": {step},", 1) for step in range(5000)]
+    (tmp_path / "evaluations.jsonl").write_text("\n".join(lines))
+    text = report_of(open_run(tmp_path), Words("en"))
+    assert len(text) < 400_000 and "after step 4,999" in text and "after step 0" in text
+    assert spread(range(10), 4) == [0, 3, 6, 9] and spread([1, 2], 4) == [1, 2]
+
+
+def test_evaluations_rewrite_the_report_no_more_often_than_its_share_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[float] = []
+    now = 0.0
+
+    def write(folder: Path) -> None:
+        nonlocal now
+        written.append(now)
+        now += 1.0
+
+    monkeypatch.setattr(report, "write_report", write)
+    one = Report(tmp_path, clock=lambda: now)
+    for _ in range(10):
+        one.evaluated(Evaluation(1, 1.0, None, 1, 0.1))
+        now += 10.0
+    one.ended(1, "finished")
+    assert written == [0.0, 1.0 + 1.0 / report.SHARE, 102.0], "one second of writing, fifty of training, and at the end"
 
 
 def test_charts_of_odd_numbers_are_drawn_or_left_out() -> None:

@@ -8,6 +8,7 @@ run that was killed at any moment and went on equal those of one that was not, b
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -22,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from llmasos.errors import DiskFullError
+from llmasos.errors import DiskFullError, StoreError
 from llmasos.models.load import write_atomically
 from llmasos.train.events import Evaluation, StepReport
 from llmasos.train.logs.meter import Meter, Speed
@@ -138,9 +139,11 @@ class Files(Watcher):
         try:
             yield
         except OSError as e:
-            raise DiskFullError(
+            is_full = e.errno in (errno.ENOSPC, errno.EDQUOT)
+            to_do = "Free some space in" if is_full else "See that files can be written in"
+            raise (DiskFullError if is_full else StoreError)(
                 f"{name} of the run could not be written: {e}.",
-                hint=f"Free some space in {self.folder}; the run goes on from the last checkpoint with resume.",
+                hint=f"{to_do} {self.folder}; the run goes on from the last checkpoint with resume.",
             ) from e
 
 

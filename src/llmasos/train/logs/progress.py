@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
@@ -57,7 +58,7 @@ class Progress(Watcher):
         line = self._line(report, speed)
         if self._is_drawn:
             columns = shutil.get_terminal_size().columns
-            self._put(f"\r\x1b[K{line[: columns - 1]}")
+            self._put(f"\r\x1b[K{fit(line, columns - 1)}")
         else:
             self._put(f"{line}\n")
 
@@ -87,7 +88,8 @@ class Progress(Watcher):
             )
         )
         for sample in evaluation.samples:
-            self._say(f"  {shown(sample.prompt, _TEXT // 2)} → {shown(sample.text, _TEXT)}")
+            # a prompt's end is its question, whatever instructions come first
+            self._say(f"  {shown(sample.prompt, -_TEXT // 2)} → {shown(sample.text, _TEXT)}")
 
     def saved(self, step: int, path: Path) -> None:
         self._say(self._words("saved", step=step))
@@ -107,6 +109,18 @@ class Progress(Watcher):
 
 
 def shown(text: str, length: int = 400) -> str:
-    """On one line, cut, and without what a terminal would obey."""
+    """On one line, its first `length` characters (the last, if that is negative), and nothing that a terminal would
+    obey."""
     clean = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return clean if len(clean) <= length else f"{clean[: length - 1]}…"
+    if len(clean) <= abs(length):
+        return clean
+    return f"{clean[: length - 1]}…" if length > 0 else f"…{clean[length + 1 :]}"
+
+
+def fit(text: str, columns: int) -> str:
+    """What of a line a terminal has room for: a Chinese character is two columns wide."""
+    for at, c in enumerate(text):
+        columns -= 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        if columns < 0:
+            return text[:at]
+    return text

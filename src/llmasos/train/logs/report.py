@@ -6,11 +6,12 @@ write_comparison(runs, path) curves of several runs in one picture
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from llmasos import __version__
 from llmasos.train.events import Evaluation
@@ -19,8 +20,12 @@ from llmasos.train.logs.runs import REPORT, Run, compare, fact_of, open_folder
 from llmasos.train.logs.watch import Watcher
 from llmasos.train.logs.words import Words, amount, duration, number
 
+T = TypeVar("T")
 Drawn: TypeAlias = tuple[str, list[Curve], bool]
 """A figure's title and curves, and whether its values begin at zero."""
+SHARE = 0.02
+MOST_SAMPLES, MOST_ROWS = 40, 400
+"""Evaluations whose answers, and rows of a table, that a report has; more of them are left out evenly."""
 SUMMARY = (
     *("state", "method", "model", "steps", "first_loss", "last_loss", "best_loss", "bits_per_byte", "train_loss"),
     *("tokens", "trained_tokens", "time", "speed", "mfu", "memory", "weights", "trained_weights", "device", "reason"),
@@ -57,16 +62,21 @@ footer{color:var(--soft);margin-top:2.5rem;font-size:.85rem}
 
 
 class Report(Watcher):
-    """Writes the report at evaluations, at the run's beginning and at its end."""
+    """Writes the report at the run's beginning and end, and at evaluations, but no more than SHARE of the time."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self.folder, self._clock = folder, clock
+        self._due = 0.0
 
     def began(self, step: int, num_steps: int) -> None:
         write_report(self.folder)
 
     def evaluated(self, evaluation: Evaluation) -> None:
-        write_report(self.folder)
+        begin = self._clock()
+        if begin >= self._due:
+            write_report(self.folder)
+            end = self._clock()
+            self._due = end + (end - begin) / SHARE
 
     def ended(self, step: int, reason: str) -> None:
         write_report(self.folder)
@@ -96,7 +106,7 @@ def report_of(run: Run, words: Words) -> str:
         _section(words("report.evaluations"), _evaluations(run, words) or f"<p>{words('report.none')}</p>"),
         _section(words("report.samples"), _samples(run, words) or f"<p>{words('report.no_samples')}</p>"),
         _section(words("report.skipped"), _skipped(run, words)),
-        _section(words("report.plan"), _mapping(run.fact("plan", {}), words)),
+        _section(words("report.plan"), _plan(run, words)),
         _section(words("report.data"), _data(run, words)),
         _section(words("report.options"), _mapping(run.fact("config", {}), words)),
         _section(words("report.machine"), _mapping(_machine(run), words)),
@@ -109,7 +119,7 @@ def comparison_of(runs: Sequence[Run], words: Words) -> str:
     heads = ["", *found.names]
     facts = [[words(word), *(shown_fact(run, word, words) or "–" for run in runs)] for word in found.facts]
     options = [[name, *(_text(value) for value in values)] for name, values in found.options.items()]
-    losses = [[str(step), *map(number, values)] for step, values in found.losses.items()]
+    losses = [[str(step), *map(number, values)] for step, values in spread([*found.losses.items()], MOST_ROWS)]
     drawn: list[Drawn] = [
         (title, [Curve(run.name, points(run), f"run{at % 6}") for at, run in enumerate(runs)], False)
         for title, points in (
@@ -229,7 +239,7 @@ def _evaluations(run: Run, words: Words) -> str:
             f"{one.get('num_tokens') or 0:,}",
             f"{one.get('seconds') or 0:.1f}",
         )
-        for one in run.evaluations
+        for one in spread(run.evaluations, MOST_ROWS)
     ]
     return _table(heads, rows, numbers=True) if rows else ""
 
@@ -237,13 +247,12 @@ def _evaluations(run: Run, words: Words) -> str:
 def _samples(run: Run, words: Words) -> str:
     """The last ones first, and open."""
     out: list[str] = []
-    for one in reversed(run.evaluations):
-        if not (samples := one.get("samples")):
-            continue
+    asked = [one for one in run.evaluations if one.get("samples")]
+    for one in reversed(spread(asked, MOST_SAMPLES)):
         said = "".join(
             f"<h4>{words('report.prompt')}</h4><pre>{_html(each['prompt'])}</pre>"
             f"<h4>{words('report.answer')}</h4><pre>{_html(each['text'])}</pre>"
-            for each in samples
+            for each in one["samples"]
         )
         after = words("report.after", step=f"{one['step']:,}")
         out.append(f"<details{'' if out else ' open'}><summary>{after}</summary>{said}</details>")
@@ -252,7 +261,29 @@ def _samples(run: Run, words: Words) -> str:
 
 def _skipped(run: Run, words: Words) -> str:
     rows = [[row["step"], row["skipped"]] for row in run.metrics.rows if row.get("skipped")]
-    return _table([words("step"), words("reason")], rows) if rows else ""
+    return _table([words("step"), words("reason")], spread(rows, MOST_ROWS)) if rows else ""
+
+
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """At most so many of them, the first and the last too."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+
+
+def _plan(run: Run, words: Words) -> str:
+    """What was predicted, and what was measured where that is the same thing (memory: of tensors on a GPU)."""
+    plan, on_gpu = run.fact("plan", {}), run.fact("device.type") == "cuda"
+    rows = [[name, amount(size), "–"] for name, size in plan.get("parts", {}).items() if size]
+    if memory := plan.get("memory"):
+        measured = run.fact("measured.memory", 0)
+        rows.append([words("memory"), amount(memory), amount(measured) if on_gpu and measured else "–"])
+    if seconds := plan.get("seconds"):
+        took = [value for value in run.metrics.numbers("seconds") if value == value]
+        rows.append([words("time"), duration(seconds), duration(sum(took)) if run.state == "finished" else "–"])
+    others = {name: value for name, value in plan.items() if name not in ("parts", "memory", "seconds", "available")}
+    rows += [[name, _text(value), "–"] for name, value in others.items() if value not in (None, "", [], {})]
+    return _table([words("name"), words("report.planned"), words("report.measured")], rows) if rows else ""
 
 
 def _data(run: Run, words: Words) -> str:

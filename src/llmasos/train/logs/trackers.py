@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from llmasos.train.logs.watch import Watcher
 
 PROJECT = "llmasos"
 MODULES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+_AT_ONCE = 200
+"""Numbers that MLflow gets in one request, of several steps."""
 _LONGEST = 500
 """Characters of an option's value that MLflow keeps."""
 
@@ -123,7 +126,7 @@ class WeightsAndBiases(Tracker):
             resume="allow",
             dir=str(self.folder),
             config=dict(self.facts),
-            settings=wandb.Settings(console="off", silent=True),
+            settings=wandb.Settings(console="off"),  # the progress line is no log
         )
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
@@ -155,9 +158,12 @@ class MLflow(Tracker):
     """Where MLFLOW_TRACKING_URI says, else in RUN/mlflow.db. The run's id is kept in RUN/mlflow.txt."""
 
     _client: Any = None
+    _waiting: list[Any]
 
     def began(self, step: int, num_steps: int) -> None:
         import mlflow
+
+        self._waiting = []
 
         if not mlflow.is_tracking_uri_set():
             uri = f"sqlite:///{(self.folder / 'mlflow.db').absolute()}"
@@ -182,22 +188,31 @@ class MLflow(Tracker):
             self._client.log_param(self._id, name, str(value)[:_LONGEST])
 
     def put(self, step: int, numbers: Mapping[str, float]) -> None:
-        import time
-
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         new = {k: v for k, v in numbers.items() if step > self._last.get(k, -1) and math.isfinite(v)}
-        if new:
-            self._client.log_batch(self._id, metrics=[Metric(k, float(v), now, step) for k, v in new.items()])
+        self._waiting += [Metric(k, float(v), now, step) for k, v in new.items()]
+        if len(self._waiting) >= _AT_ONCE:
+            self._send()
+
+    def _send(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for begin in range(0, len(waiting), _AT_ONCE):
+            self._client.log_batch(self._id, metrics=waiting[begin : begin + _AT_ONCE])
+
+    def saved(self, step: int, path: Path) -> None:
+        self._send()
 
     def evaluated(self, evaluation: Evaluation) -> None:
         super().evaluated(evaluation)
+        self._send()
         if evaluation.samples:
             text = "\n\n".join(f"{one.prompt}\n→ {one.text}" for one in evaluation.samples)
             self._client.log_text(self._id, text, f"samples/{evaluation.step:06d}.txt")
 
     def ended(self, step: int, reason: str) -> None:
+        self._send()
         good = reason in ("finished", "data", "time")
         self._client.set_terminated(self._id, "FINISHED" if good else "KILLED" if reason == "stopped" else "FAILED")
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from llmasos.errors import LLMasOSError, UnsupportedError
 from llmasos.train.events import Evaluation, Listener, StepReport
 from llmasos.train.logs.meter import Meter, Speed
 from llmasos.train.logs.words import Words
@@ -29,8 +30,25 @@ class Watch(Listener):
         self._meter, self._needed, self._optional = meter, list(needed), list(optional)
 
     def began(self, step: int, num_steps: int) -> None:
+        """Here nothing is lost yet: what fails ends the run before its first step."""
         self._meter.began(step, num_steps)
-        self._tell(lambda one: one.began(step, num_steps))
+        begun: list[Watcher] = []
+        try:
+            for one in [*self._needed, *self._optional]:
+                begun.append(one)
+                one.began(step, num_steps)
+        except BaseException as e:
+            for one in begun:
+                with contextlib.suppress(Exception):
+                    one.close()
+            if isinstance(e, LLMasOSError) or not isinstance(e, Exception):
+                raise
+            raise UnsupportedError(
+                f"{type(begun[-1]).__name__} could not begin: {_why(e)}.",
+                hint="See to that, or leave it out of trackers.",
+                param="trackers",
+            ) from e
+        self._meter.go_on()
 
     def stepped(self, report: StepReport) -> None:
         speed = self._meter.stepped(report)
@@ -59,6 +77,9 @@ class Watch(Listener):
         self._optional.remove(one)
         with contextlib.suppress(Exception):
             one.close()
-        why = " ".join(f"{type(error).__name__}: {error}".split())
         with contextlib.suppress(OSError, ValueError):  # standard error itself may be what failed
-            print(Words()("dropped", what=type(one).__name__, why=why), file=sys.stderr, flush=True)
+            print(Words()("dropped", what=type(one).__name__, why=_why(error)), file=sys.stderr, flush=True)
+
+
+def _why(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(".")

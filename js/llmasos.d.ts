@@ -494,7 +494,7 @@ export interface Native {
   remove(name: string, options?: CallOptions): Promise<Body>;
   catalog(options?: CallOptions & { query?: string }): Promise<Body[]>;
   status(options?: CallOptions): Promise<ModelStatus[]>;
-  load(model: string, options?: CallOptions & { pin?: boolean }): Promise<ModelStatus>;
+  load(model: string, options?: CallOptions & { pin?: boolean; /** Seconds; -1: until its room is needed. */ keep_alive?: number }): Promise<ModelStatus>;
   unload(model: string, options?: CallOptions & { force?: boolean }): Promise<ModelStatus>;
   pin(model: string, pinned?: boolean, options?: CallOptions): Promise<ModelStatus>;
   plan(
@@ -630,6 +630,8 @@ export interface KnowledgeAnswer {
   /** Numbers of passages, from 1. */
   citations: number[];
   passages: Passage[];
+  /** "length": cut at max_tokens; citations may be missing. */
+  finish_reason?: "stop" | "length";
 }
 export type KnowledgeEvent =
   | { type: "passages"; passages: Passage[] }

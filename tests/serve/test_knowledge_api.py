@@ -146,3 +146,19 @@ async def test_questions_that_cannot_be_answered_say_why(home: Path) -> None:
         assert whole.status_code == 500 and "form that was asked for" in whole.text
         pieces = await client.post(f"{ROOT}/notes/ask", json={**body, "stream": True})
         assert pieces.status_code == 200 and "form that was asked for" in pieces.text.splitlines()[-2]
+
+
+async def test_an_answer_that_max_tokens_cut_says_so(home: Path) -> None:
+    said = json.dumps({"answer": "Boil it well.", "passages": [1]})
+    async with serving(Letters(answers=[said] * 3)) as client:
+        await filled(client)
+        body = {"question": "boil water tea", "model": "fake", "max_tokens": 17}
+        whole = await client.post(f"{ROOT}/notes/ask", json=body)
+        assert whole.status_code == 200, whole.text
+        told = whole.json()
+        assert (told["answer"], told["citations"], told["finish_reason"]) == ("Boil", [], "length")
+        streamed = await client.post(f"{ROOT}/notes/ask", json={**body, "stream": True})
+        events = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: ")]
+        assert events[-1]["answer"] == whole.json()
+        few = await client.post(f"{ROOT}/notes/ask", json={**body, "max_tokens": 3})
+        assert few.status_code == 400 and few.json()["error"]["param"] == "max_tokens"

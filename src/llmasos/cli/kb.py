@@ -196,12 +196,15 @@ def _ask(
         found = answer(question, base, model, k=k, mode=mode, rerank=ranker, **limit)
     if as_json:
         passages = [asdict(passage) | {"citation": passage.citation} for passage in found.passages]
-        emit({"answer": found.text, "citations": found.citations, "passages": passages})
+        reason = "length" if found.is_cut else "stop"
+        emit({"answer": found.text, "citations": found.citations, "passages": passages, "finish_reason": reason})
         return
     print(found.text)
     for number in found.citations:
         print(f"[{number}] {found.passages[number - 1].citation}")
-    if not found.citations:
+    if found.is_cut:
+        say(t("kb.cut"))
+    elif not found.citations:
         say(t("kb.uncited"))
 
 

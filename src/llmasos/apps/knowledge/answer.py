@@ -11,7 +11,7 @@ from pydantic_core import from_json
 
 from llmasos.apps.knowledge.base import KnowledgeBase, Mode, Passage
 from llmasos.apps.knowledge.encoder import CrossEncoder
-from llmasos.errors import ContextOverflowError, NotFoundError, ServerError
+from llmasos.errors import ContextOverflowError, InvalidInputError, NotFoundError, ServerError
 from llmasos.tasks.model import Messages, Model, Reply, model_of, run_sync
 
 if TYPE_CHECKING:
@@ -28,11 +28,13 @@ _TASK = (
 @dataclass(frozen=True)
 class Answer:
     """`passages` were shown to the model, numbered from 1; `citations` are those of them that it named. None: it rests
-    on nothing that was found."""
+    on nothing that was found. `is_cut`: the model had written `max_tokens`, so the text ends early and citations may be
+    missing."""
 
     text: str
     citations: tuple[int, ...]
     passages: tuple[Passage, ...]
+    is_cut: bool = False
 
     @property
     def sources(self) -> tuple[Passage, ...]:
@@ -53,7 +55,8 @@ def answer(
 
     `model`: one that is loaded, or a name; the last one by name stays in memory. It can name no passage that it was
     not shown; whether one says what the answer says is its own word. Raises NotFoundError where nothing is found,
-    ServerError where the answer is cut at `max_tokens`, and what `search` and the model raise.
+    InvalidInputError where `max_tokens` are too few for a word of it, ServerError for a model that does not keep to the
+    form, and what `search` and the model raise.
     """
     passages = base.search(question, k, mode=mode, rerank=rerank)
     asked = model_of(model)
@@ -82,16 +85,28 @@ async def answer_from(question: str, passages: Sequence[Passage], name: str, ask
             if len(shown) == 1:
                 raise
             shown.pop()
+    said, numbers, is_cut = _read(reply, max_tokens)
+    cited = tuple(dict.fromkeys(number for number in numbers if 1 <= number <= len(shown)))
+    return Answer(said.strip(), cited, tuple(shown), is_cut)
+
+
+def _read(reply: Reply, max_tokens: int) -> tuple[str, list[int], bool]:
+    """The text, the numbers, and whether that is not all."""
     try:
         found = json.loads(reply.text)
-        said, numbers = str(found["answer"]), [int(number) for number in found["passages"]]
+        return str(found["answer"]), [int(number) for number in found["passages"]], False
     except (ValueError, TypeError, KeyError) as e:
-        why = f"was cut after {max_tokens} tokens" if reply.is_cut else "is not of the form that was asked for"
-        raise ServerError(
-            f"The answer {why}: {reply.text[:100]!r}.", hint="Raise max_tokens, or ask another model."
-        ) from e
-    cited = tuple(dict.fromkeys(number for number in numbers if 1 <= number <= len(shown)))
-    return Answer(said.strip(), cited, tuple(shown))
+        if not reply.is_cut:
+            raise ServerError(
+                f"The answer is not of the form that was asked for: {reply.text[:100]!r}.", hint="Ask another model."
+            ) from e
+    if not (said := answer_so_far(reply.text).strip()):
+        raise InvalidInputError(
+            f"The answer was cut after {max_tokens} tokens, before it had said anything.",
+            hint="Raise max_tokens.",
+            param="max_tokens",
+        )
+    return said, _numbers_so_far(reply.text), True
 
 
 def answer_so_far(text: str) -> str:
@@ -102,6 +117,17 @@ def answer_so_far(text: str) -> str:
         return ""
     said = found.get("answer") if isinstance(found, dict) else None
     return said.lstrip() if isinstance(said, str) else ""
+
+
+def _numbers_so_far(text: str) -> list[int]:
+    """One that the text ends with may be the beginning of a longer one, and does not count."""
+    try:
+        found = from_json(text, allow_partial=True)
+    except ValueError:
+        return []
+    numbers = found.get("passages") if isinstance(found, dict) else None
+    known = [one for one in numbers if isinstance(one, int)] if isinstance(numbers, list) else []
+    return known[:-1] if text[-1:].isdigit() else known
 
 
 def _messages(question: str, passages: Sequence[Passage]) -> Messages:

@@ -773,6 +773,7 @@ MESSAGES = {
     "kb.failed": "not read: {path}: {why}",
     "kb.nothing": "Nothing was found.",
     "kb.thinking": "answering",
+    "kb.cut": "The answer was cut: --max-tokens N allows a longer one.",
     "kb.uncited": "The answer names no passage that it rests on.",
     "kb.progress": "{number}/{files} {path}: {done} of {total} chunks",
     # this machine

@@ -722,6 +722,7 @@ MESSAGES = {
     "kb.failed": "未读取：{path}：{why}",
     "kb.nothing": "没有找到。",
     "kb.thinking": "正在回答",
+    "kb.cut": "回答被截断：--max-tokens N 可允许更长的回答。",
     "kb.uncited": "回答没有指出它所依据的段落。",
     "kb.progress": "{number}/{files} {path}：{done}/{total} 个片段",
     # this machine

@@ -87,11 +87,13 @@ class KnowledgeAskRequest(WireRequest):
 
 
 class KnowledgeAnswer(WireResponse):
-    """`citations`: numbers, from 1, of those of the `passages` that the model named."""
+    """`citations`: numbers, from 1, of those of the `passages` that the model named. `finish_reason` "length": the
+    answer was cut at max_tokens, and citations may be missing."""
 
     answer: str
     citations: list[int]
     passages: list[KnowledgePassage]
+    finish_reason: Literal["stop", "length"] = "stop"
 
 
 class KnowledgeAnswerEvent(WireResponse):

@@ -182,7 +182,8 @@ class Knowledge:
 
             found = await answer_from(body.question, passages, name, ask, body.max_tokens)
         shown = [_passage(one) for one in found.passages]
-        return KnowledgeAnswer(answer=found.text, citations=list(found.citations), passages=shown)
+        reason: Literal["stop", "length"] = "length" if found.is_cut else "stop"
+        return KnowledgeAnswer(answer=found.text, citations=list(found.citations), passages=shown, finish_reason=reason)
 
     async def ask_in_pieces(self, name: str, body: KnowledgeAskRequest, caller: Caller) -> AsyncGenerator[str, None]:
         """Ready-made events."""

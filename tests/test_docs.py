@@ -380,7 +380,7 @@ def test_the_page_of_the_sdk_has_every_method(language: str) -> None:
     table = [cells[0] for cells in rows(page(language, "sdk.md"))[1:]]
     documented = {name for cell in table for name in code(cell)}
     with Client() as client:
-        names = ("responses", "conversations", "files", "batches", "access", "agents", "native")
+        names = ("responses", "conversations", "files", "batches", "fine_tuning", "access", "agents", "native")
         names += ("jobs", "tasks", "knowledge", "packages")
         groups = {name: getattr(client, name) for name in names}
         methods = {f"{name}.{method}" for name, group in groups.items() for method in public_methods(group)}

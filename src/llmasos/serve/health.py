@@ -24,7 +24,8 @@ GUIDE = """\
 > Language models behind OpenAI's, Anthropic's and Ollama's APIs on this server.
 
 - [OpenAPI]({url}/openapi.json): every route with its types
-- OpenAI clients: base URL {url}/v1 (chat/completions, completions, responses, embeddings, files, batches)
+- OpenAI clients: base URL {url}/v1 (chat/completions, completions, responses, embeddings, files, batches,
+  fine_tuning/jobs)
 - Anthropic clients: base URL {url} (/v1/messages)
 - Ollama clients: host {url} (/api/chat, /api/generate, /api/embed)
 - LLMasOS's own API: {url}/llmasos/v1 (models, load, unload, plan, pulls, requests, logs)

@@ -75,7 +75,7 @@ class FineTuning(Kind):
         suffix = options.check_suffix(body.suffix)
         hyperparameters = options.hyperparameters_of(body)
         asked = options.options_of(body, hyperparameters)
-        base, reference = await self._base(body.model, caller)
+        own, base, reference = await self._base(body.model, caller)
         id = f"ftjob-{secrets.token_hex(12)}"
         served, run = options.names_of(base, suffix, secrets.token_hex(4))
         folder = self._folder(id)
@@ -96,6 +96,7 @@ class FineTuning(Kind):
             await asyncio.to_thread(_write, folder / "job.yaml", config)
             spec = {
                 "model": body.model,
+                "base": own,
                 "run": run,
                 "training_file": body.training_file,
                 "validation_file": body.validation_file,
@@ -188,7 +189,7 @@ class FineTuning(Kind):
         folder = self._folder(work.job.id)
         work.change(details={**work.job.details, "began": False})
         made = await child.run(folder / "job.yaml", folder / "log.txt", lambda event: _progress(work, event))
-        await self._adopt(made["model"])
+        await self._adopt(made["model"], work.job.spec["base"])
         files = await self._publish(work.job)
         return {"model": made["model"], "trained_tokens": made["trained_tokens"], "result_files": files}
 
@@ -198,14 +199,12 @@ class FineTuning(Kind):
     async def clear(self, job: Kept, *, is_forgotten: bool) -> None:
         await asyncio.to_thread(shutil.rmtree, self._folder(job.id), ignore_errors=True)
 
-    async def _adopt(self, name: str) -> None:
-        """A program's own models get an adapter at once; a host's get theirs when it is asked for."""
+    async def _adopt(self, name: str, base: str) -> None:
+        """A program's own model gets its adapter now; a host's models get theirs when they are asked for."""
         adapter = await asyncio.to_thread(find_adapter, name)
         await self._models.look(name)
         if adapter is not None and name not in self._models.names:
-            own = self._models.backing.find(adapter.base)
-            if own is not None:
-                await self._models.backing.load_adapter(own, name, str(adapter.path))
+            await self._models.backing.load_adapter(base, name, str(adapter.path))
 
     async def _publish(self, job: Kept) -> Sequence[str]:
         """The metrics become a file of the key; again without effect."""
@@ -248,8 +247,8 @@ class FineTuning(Kind):
                 return job
         raise FineTuningNotFoundError(id)
 
-    async def _base(self, name: str, caller: Caller) -> tuple[str, str]:
-        """The model's own name, and what a run takes for it."""
+    async def _base(self, name: str, caller: Caller) -> tuple[str, str, str]:
+        """The model's served name, that which goes into its child's, and what a run takes for it."""
         await self._models.look(name)
         own, adapter = self._models.check(name, caller)
         if adapter is not None:
@@ -274,7 +273,7 @@ class FineTuning(Kind):
         found, reference, is_encoder = await asyncio.to_thread(look)
         if is_encoder:
             raise UnsupportedError(f"{name} is an encoder; models that generate text can be trained.", param="model")
-        return found, reference
+        return own, found, reference
 
     async def _file(self, caller: Caller, id: str, field: str, folder: Path, asked: dict[str, Any]) -> Path:
         """An uploaded file under a name that says what it is; its first row was looked at."""

@@ -7,16 +7,18 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmasos.cli.messages import t
 from llmasos.cli.render import emit, say, size, table
-from llmasos.errors import InvalidInputError, NotFoundError, ServerError
+from llmasos.errors import InvalidInputError, LLMasOSError, NotFoundError, ServerError
 
 if TYPE_CHECKING:
     from llmasos.client.native import AppAct
@@ -158,11 +160,13 @@ def _dev(reference: str, port: int) -> int:
     if not 0 < port < 65536:
         raise InvalidInputError(t("usage.bad_value", option="--port", value=port, kind="1-65535"), param="port")
     folder, reference = _entry(reference)
-    code = (
-        "import sys; from llmasos.apps.loading import load_application; "
-        "load_application(sys.argv[1]).run(port=int(sys.argv[2]))"
-    )
-    command = [sys.executable, "-c", code, reference, str(port)]
+    code = "import sys; from llmasos.cli.running import serve_once; serve_once(*sys.argv[1:])"
+    command = [sys.executable, "-c", code, reference, str(port), str(folder)]
+    with _ended_in_order():
+        return _again_and_again(command, folder)
+
+
+def _again_and_again(command: Sequence[str], folder: Path) -> int:
     while True:
         seen = _stamps(folder)
         process = subprocess.Popen(command)
@@ -180,6 +184,44 @@ def _dev(reference: str, port: int) -> int:
         finally:
             _end(process)
         say(t("running.again"))
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """What ends this program (Ctrl-C, a service manager, its terminal) ends what it has started, too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    wanted = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = {number: signal.signal(number, leave) for number in wanted}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def serve_once(reference: str, port: str, folder: str) -> None:
+    """In a process of its own. An error is shown from where it is in the application's files."""
+    from llmasos.apps.loading import load_application
+
+    try:
+        load_application(reference).run(port=int(port))
+    except LLMasOSError as e:
+        sys.exit(str(e))
+    except Exception as e:
+        told = traceback.TracebackException.from_exception(e)
+        own = [frame for frame in told.stack if Path(frame.filename).is_relative_to(Path(folder).absolute())]
+        if own:
+            told.stack[:] = told.stack[told.stack.index(own[0]) :]
+        else:
+            told.stack.clear()
+        print("".join(told.format()), end="", file=sys.stderr, flush=True)
+        sys.exit(1)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

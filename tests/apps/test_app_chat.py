@@ -16,6 +16,7 @@ from served import served
 from llmasos.apps import Application, ChatRequest, Message, Requirement
 from llmasos.apps.place import Config
 from llmasos.client.address import split_unix
+from llmasos.client.types import ChatReply
 from llmasos.errors import FormatError, InvalidInputError, NotFoundError
 from llmasos.inference.remote import RemoteLLM
 from llmasos.inference.request import Chunk, SamplingParams
@@ -208,7 +209,71 @@ def test_what_is_no_text_is_a_failure_that_names_the_log(caplog: pytest.LogCaptu
 
     answers = app.test_client().post("/v1/chat/completions", json=ASK | {"model": "wrong"})
     assert answers.status_code == 500 and "err_" in answers.json()["error"]["message"]
-    assert "A chat function gives text, not dict." in caplog.text
+    assert "A chat function gave a message with neither content nor tool_calls." in caplog.text
+
+
+CALL = {"function": {"name": "weather", "arguments": {"city": "Zürich"}}}
+
+
+def test_a_message_with_calls_may_be_returned_or_yielded() -> None:
+    app = Application(title="Caller")
+
+    @app.chat
+    def caller(messages: list[Message], tools: list[dict[str, Any]] | None = None) -> Iterator[Any]:
+        yield "Let me "
+        yield {"content": "look.", "reasoning_content": "They ask for the weather.", "tool_calls": [CALL]}
+        yield {"tool_calls": [{"id": "mine", "type": "function", "function": {"name": "time"}}]}
+
+    body = {"model": "caller", "messages": [{"role": "user", "content": "?"}], "stop": ["zzz"]}
+    with app.test_client() as client:
+        [choice] = client.post("/v1/chat/completions", json=body).json()["choices"]
+        events = client.post("/v1/chat/completions", json={**body, "stream": True}).text
+    message = choice["message"]
+    assert (message["content"], message["reasoning_content"]) == ("Let me look.", "They ask for the weather.")
+    assert choice["finish_reason"] == "tool_calls"
+    first, second = message["tool_calls"]
+    assert json.loads(first["function"]["arguments"]) == {"city": "Zürich"} and first["id"].startswith("call_")
+    assert second == {"id": "mine", "type": "function", "function": {"name": "time", "arguments": "{}"}}
+    chunks = [json.loads(line[6:]) for line in events.splitlines() if line.startswith("data: {")]
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert "".join(delta.get("content", "") for delta in deltas) == "Let me look."
+    calls = [call for delta in deltas for call in delta.get("tool_calls", ())]
+    assert [(call["index"], call["function"]["name"]) for call in calls] == [(0, "weather"), (1, "time")]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("kind", [Message, dict[str, Any], str | Message, ChatReply])
+def test_a_returned_message_is_an_answer(kind: Any) -> None:
+    app = Application(title="Caller")
+
+    def caller(messages: list[Message]) -> Any:
+        return {"role": "assistant", "content": None, "tool_calls": [CALL]}
+
+    caller.__annotations__["return"] = kind
+    if kind is ChatReply:
+        with pytest.raises(InvalidInputError, match="text, or a message"):
+            app.chat(caller)
+        return
+    app.chat(caller)
+    with app.test_client() as client:
+        body = {"model": "caller", "messages": [{"role": "user", "content": "?"}]}
+        [choice] = client.post("/v1/chat/completions", json=body).json()["choices"]
+    assert choice["message"]["content"] is None and len(choice["message"]["tool_calls"]) == 1
+
+
+@pytest.mark.parametrize("wrong", [{"content": 3}, {"tool_calls": [{}]}, {"role": "user", "content": "x"}])
+def test_a_wrong_message_is_the_functions_failure(wrong: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    app = Application(title="Wrong")
+
+    @app.chat
+    def speak(messages: list[Message]) -> Message:
+        return wrong  # type: ignore[return-value]
+
+    with app.test_client() as client:
+        answer = client.post(
+            "/v1/chat/completions", json={"model": "wrong", "messages": [{"role": "user", "content": "?"}]}
+        )
+    assert answer.status_code == 500 and "A chat function gave a message whose" in caplog.text
 
 
 async def test_a_client_that_leaves_ends_the_generator() -> None:
@@ -252,7 +317,7 @@ def test_what_can_not_chat_is_refused() -> None:
     def number(messages: list[Message]) -> int:
         return 1
 
-    with pytest.raises(InvalidInputError, match="answers with text"):
+    with pytest.raises(InvalidInputError, match="answers with text, or a message"):
         app.chat(number)
     app.chat(lambda messages: "x")
     with pytest.raises(InvalidInputError, match="chats already"):

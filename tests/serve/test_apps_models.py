@@ -29,6 +29,9 @@ def echo(messages: list[Message], session: Session, max_tokens: int = 99) -> Ite
         raise InvalidInputError("I do not say that.", hint="Say something else.", param="messages")
     if "fail" in said:
         raise ValueError("secret")
+    if "call" in said:
+        yield {"content": "Wait.", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}
+        return
     for word in said.split()[:max_tokens]:
         yield word + " "
         if word == "late":
@@ -109,6 +112,23 @@ def test_anthropic_errors_are_the_applications_own(world: World) -> None:
     tools = [{"name": "f", "input_schema": {"type": "object"}}]
     refused = world.client.post("/v1/messages", json=anthropic("one", tools=tools))
     assert refused.status_code == 400 and "'tools'" in refused.json()["error"]["message"]
+
+
+def test_calls_of_tools_are_those_of_each_api(world: World) -> None:
+    for stream in (False, True):
+        answer = world.client.post("/v1/messages", json=anthropic("call", stream=stream))
+        if not stream:
+            text, call = answer.json()["content"]
+            assert (text["text"], call["name"], call["input"]) == ("Wait.", "f", {"a": 1})
+            assert answer.json()["stop_reason"] == "tool_use"
+        else:
+            assert '"partial_json":"{\\"a\\": 1}"' in answer.text.replace(": ", ":").replace('":1', '": 1')
+    body = {"model": "app/echo", "messages": turn("call"), "stream": False}
+    [called] = world.client.post("/api/chat", json=body).json()["message"]["tool_calls"]
+    assert called["function"]["arguments"] == {"a": 1}
+    output = world.client.post("/v1/responses", json={"model": "app/echo", "input": "call"}).json()["output"]
+    assert [one["type"] for one in output] == ["message", "function_call"]
+    assert json.loads(output[1]["arguments"]) == {"a": 1}
 
 
 def test_ollama_whole_and_streamed(world: World) -> None:

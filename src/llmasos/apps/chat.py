@@ -14,8 +14,9 @@ The function takes `messages`, and what else of the request it names: a paramete
 does not take, those that only steer sampling are passed over; those that ask for another kind of answer (`tools`,
 `response_format`, `logprobs`, `n`) are refused. `stop` is kept for it.
 
-It returns the answer, or yields its pieces: text, or the chunks of `model.stream`. When the client goes away a
-generator is closed.
+It returns the answer, or yields its pieces: text, the chunks of `model.stream`, or messages as OpenAI has them, with
+`content`, `tool_calls` (whose arguments may be an object, and whose ids may be left out) and `reasoning_content`. When
+the client goes away a generator is closed.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ import json
 import math
 import secrets
 import time
+import types
+import typing
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Required
 
 import docstring_parser
 from anyio.streams.memory import MemoryObjectReceiveStream
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -164,13 +167,15 @@ def describe_chat(function: Callable[..., Any]) -> Chat:
             param="messages",
         )
     node = node_of(function, read_input)
-    types = type_hints_of(function, name)
+    hints = type_hints_of(function, name)
     words = docstring_parser.parse(inspect.getdoc(function) or "")
-    result = types.get("return", str)
+    result = hints.get("return", str)
     streams_ = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function) or is_stream_type(result)
-    if not streams_ and result not in (str, Any):
+    if not streams_ and not _is_answer(result):
         raise InvalidInputError(
-            f"{name}() returns {result!r}; a chat answers with text.", hint="Return str, or yield it.", param="return"
+            f"{name}() returns {result!r}; a chat answers with text, or a message.",
+            hint="Return str or Message, or yield it.",
+            param="return",
         )
     return Chat(
         function=function,
@@ -183,6 +188,12 @@ def describe_chat(function: Callable[..., Any]) -> Chat:
         whole=_WHOLE in inputs,
         streams=streams_,
     )
+
+
+def _is_answer(result: Any) -> bool:
+    if typing.get_origin(result) in (typing.Union, types.UnionType):
+        return all(map(_is_answer, typing.get_args(result)))
+    return result in (str, Any, Message, dict) or typing.get_origin(result) is dict
 
 
 def _adapter(annotation: Any, function: str, parameter: str) -> TypeAdapter[Any]:
@@ -263,6 +274,33 @@ Count = Callable[[Any], Awaitable[int | None]]
 """Tokens of a text or of messages, by the application's own model; None: it has none that counts."""
 
 
+class _GivenFunction(BaseModel):
+    name: str = Field(min_length=1)
+    arguments: str | dict[str, Any] = "{}"
+
+
+class _GivenCall(BaseModel):
+    id: str | None = None
+    function: _GivenFunction
+
+    def made(self) -> dict[str, Any]:
+        given = self.function.arguments
+        text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+        function = {"name": self.function.name, "arguments": text}
+        return {"id": self.id or f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
+
+
+class _Given(BaseModel):
+    """A message that a chat function gave."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    role: Literal["assistant"] = "assistant"
+    content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[_GivenCall] | None = None
+
+
 class Answer:
     """The OpenAI form of one answer, as its pieces come."""
 
@@ -270,18 +308,51 @@ class Answer:
         self.id, self.created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
         self.finish_reason = "stop"
         self._request, self._stops, self._count = request, tuple(stops), count
-        self._text, self._held = "", ""
+        self._text, self._held, self._reasoning = "", "", ""
+        self._calls: list[dict[str, Any]] = []
         self.ended = False
         """A stop text has come: no more is wanted."""
 
-    def add(self, piece: Any) -> str:
-        """The text that may be sent now. Raises TypeError for a piece that is none."""
+    def add(self, piece: Any) -> list[dict[str, Any]]:
+        """What may be sent now, as deltas. Raises TypeError for a piece that is none."""
         if isinstance(piece, Chunk):
             if piece.finish_reason == "length":
                 self.finish_reason = "length"
             piece = piece.text
+        if isinstance(piece, BaseModel):
+            piece = piece.model_dump(exclude_none=True)
+        if isinstance(piece, Mapping):
+            return self._add_message(piece)
         if not isinstance(piece, str):
-            raise TypeError(f"A chat function gives text, not {type(piece).__name__}.")
+            raise TypeError(f"A chat function gives text or messages, not {type(piece).__name__}.")
+        text = self._add_text(piece)
+        return [{"content": text}] if text else []
+
+    def _add_message(self, message: Mapping[str, Any]) -> list[dict[str, Any]]:
+        if not message.keys() & _Given.model_fields.keys() - {"role"}:
+            raise TypeError("A chat function gave a message with neither content nor tool_calls.")
+        try:
+            found = _Given.model_validate(message)
+        except ValidationError as e:
+            wrong = e.errors()[0]
+            where = ".".join(map(str, wrong["loc"]))
+            raise TypeError(f"A chat function gave a message whose {where} is wrong: {wrong['msg']}.") from e
+        deltas: list[dict[str, Any]] = []
+        if found.reasoning_content:
+            self._reasoning += found.reasoning_content
+            deltas.append({"reasoning_content": found.reasoning_content})
+        if found.content and (text := self._add_text(found.content)):
+            deltas.append({"content": text})
+        if found.tool_calls and not self.ended:
+            deltas += [{"content": text}] if (text := self.rest()) else []
+            for call in found.tool_calls:
+                made = call.made()
+                deltas.append({"tool_calls": [{"index": len(self._calls), **made}]})
+                self._calls.append(made)
+            self.finish_reason = "tool_calls"
+        return deltas
+
+    def _add_text(self, piece: str) -> str:
         self._held += piece
         found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
         self.ended = bool(found)
@@ -305,17 +376,22 @@ class Answer:
     async def usage(self) -> dict[str, Any]:
         """By the application's own model; estimated where it has none, which the body says."""
         messages = [_message(one) for one in self._request.messages]
-        counts = [await self._count(messages), await self._count(self._text) if self._text else 0]
+        said = self._text + self._reasoning + "".join(json.dumps(call["function"]) for call in self._calls)
+        counts = [await self._count(messages), await self._count(said) if said else 0]
         estimated = None in counts
         if estimated:
-            texts = ("".join(_texts(messages)), self._text)
+            texts = ("".join(_texts(messages)), said)
             counts = [math.ceil(len(text.encode("utf-8", "replace")) / _BYTES_PER_TOKEN) for text in texts]
         prompt, completion = counts[0] or 0, counts[1] or 0
         found = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
         return found | ({"estimated": True} if estimated else {})
 
     async def whole(self) -> dict[str, Any]:
-        message = {"role": "assistant", "content": self._text, "refusal": None}
+        # content is null where a call stands in its place, as clients expect
+        content = self._text or (None if self._calls else "")
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        message |= {"reasoning_content": self._reasoning} if self._reasoning else {}
+        message |= {"tool_calls": self._calls} if self._calls else {}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self.finish_reason}
         return self._head("chat.completion") | {"choices": [choice], "usage": await self.usage()}
 
@@ -400,8 +476,8 @@ class ChatResponse(streams.Streaming):
             while not answer.ended and (item := await streams.next_element(source)) is not streams.END:
                 if item is streams.PING:
                     await put(b": waiting\n\n")
-                elif text := answer.add(streams.element(item)):
-                    await put(_event(answer.chunk({"content": text})))
+                elif deltas := answer.add(streams.element(item)):
+                    await put(*(_event(answer.chunk(delta)) for delta in deltas))
             await put(*map(_event, await answer.last_chunks()), b"data: [DONE]\n\n", last=True)
         except (Exception, SystemExit) as e:
             if not started:

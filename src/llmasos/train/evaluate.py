@@ -230,14 +230,14 @@ def _prompts_in(batches: Iterable[Batch], tokenizer: Tokenizer, room: int) -> It
 
 
 def _prompt(text: str, tokenizer: Tokenizer, chat: bool, template: str | None, room: int) -> tuple[str, list[int]]:
+    if not text.strip():
+        raise InvalidInputError("A prompt is empty.", hint="Leave it out, or write something.", param="prompts")
     if chat and (template or tokenizer.chat_template):
         messages = [{"role": "user", "content": text}]
         written = tokenizer.apply_chat_template(messages, add_generation_prompt=True, template=template)
         ids = tokenizer.encode(written, add_special_tokens=False)
     else:
         ids = tokenizer.encode(text)
-    if not ids:
-        raise InvalidInputError("A prompt is empty.", hint="Leave it out, or write something.", param="prompts")
     if len(ids) > room:
         raise InvalidInputError(
             f"A prompt has {len(ids):,} tokens, and the model's context holds {room:,} and an answer.",

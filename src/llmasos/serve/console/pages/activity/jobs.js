@@ -10,8 +10,9 @@ import { html } from "../../core/html.js";
 import { t } from "../../core/i18n.js";
 import { href, segment, setQuery } from "../../core/router.js";
 import { TONES, isActive } from "./facts.js";
+import { Training } from "./training.js";
 
-const KINDS = ["pull", "task_batch", "pipeline", "package_check", "app"];
+const KINDS = ["pull", "task_batch", "pipeline", "fine_tuning", "package_check", "app"];
 const kindOf = (job) => (KINDS.includes(job.kind) ? t(`activity.kind_${job.kind}`) : job.kind);
 export const jobName = (job) => `${kindOf(job)} ${job.name}`;
 const pathOf = (job, action = "") => `/llmasos/v1/jobs/${segment(job.id)}${action && `/${action}`}`;
@@ -83,6 +84,7 @@ function OneJob({ job, reload }) {
   return html`<${Card} title=${job.name || job.id} actions=${html`<${State} job=${job} /><${Actions} job=${job} reload=${reload} small />`}>
     <${HowFar} job=${{ ...job, error: null }} />
     ${job.error && html`<${Failure} error=${[job.error.message, job.error.hint].filter(Boolean).join(" ")} />`}
+    ${job.kind === "fine_tuning" && html`<${Training} key=${`${job.id} ${isActive(job)}`} job=${job} />`}
     <${KeyValues} pairs=${pairs} />
     ${job.result !== null && job.result !== undefined && html`<h3>${t("form.result")}</h3><${Result} value=${job.result} />`}
   <//>`;

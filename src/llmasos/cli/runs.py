@@ -125,7 +125,7 @@ def _show(run: Run, as_json: bool) -> None:
         heads = [words(word) for word in ("step", "loss", "bits_per_byte", "trained_tokens")]
         print(f"\n{table(heads, rows)}")
         for sample in run.evaluations[-1].get("samples", []):
-            print(f"\n> {shown(sample['prompt'])}\n{shown(sample['text'])}")
+            print(f"\n> {shown(sample.get('prompt', ''))}\n{shown(sample.get('text', ''))}")
 
 
 def curve(values: Sequence[float]) -> str:

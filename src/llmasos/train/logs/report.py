@@ -28,7 +28,8 @@ MOST_SAMPLES, MOST_ROWS = 40, 400
 """Evaluations whose answers, and rows of a table, that a report has; more of them are left out evenly."""
 SUMMARY = (
     *("state", "method", "model", "steps", "first_loss", "last_loss", "best_loss", "bits_per_byte", "train_loss"),
-    *("tokens", "trained_tokens", "time", "speed", "mfu", "memory", "weights", "trained_weights", "device", "reason"),
+    *("tokens", "trained_tokens", "time", "speed", "mfu", "memory", "weights", "trained_weights", "device", "started"),
+    *("sessions", "reason"),
 )
 _STYLE = """
 :root{color-scheme:light dark;--text:#1a1c20;--soft:#565c66;--page:#fff;--card:#f5f6f8;--edge:#d5d9e0;--line:#1f5fbf;
@@ -37,14 +38,15 @@ _STYLE = """
 --line:#7db2ff;--dots:#ffab6b;--raw:#3d5c8a;--r2:#6cd39b;--r3:#d3a0ee;--r4:#ff8fae;--r5:#b4c0cc}}
 *{box-sizing:border-box}body{margin:0 auto;max-width:62rem;padding:1.5rem 1rem 3rem;background:var(--page);
 color:var(--text);font:16px/1.5 system-ui,sans-serif}h1{font-size:1.6rem;margin:0 0 1rem}
-h2{font-size:1.15rem;margin:2rem 0 .6rem}.wide{overflow-x:auto}table{border-collapse:collapse;width:100%}
+h2{font-size:1.15rem;margin:2rem 0 .6rem}
+h3{font-size:.9rem;margin:.6rem 0 0;color:var(--soft)}.wide{overflow-x:auto}table{border-collapse:collapse;width:100%}
 th,td{text-align:left;vertical-align:top;padding:.3rem .6rem;border-bottom:1px solid var(--edge);
 overflow-wrap:anywhere}th{font-weight:600;color:var(--soft)}td.n,th.n{text-align:right;
 font-variant-numeric:tabular-nums;white-space:nowrap}.cards{display:grid;gap:.6rem;
-grid-template-columns:repeat(auto-fill,minmax(13rem,1fr));margin:0}.cards div{background:var(--card);
+grid-template-columns:repeat(auto-fill,minmax(9.5rem,1fr));margin:0}.cards div{background:var(--card);
 border:1px solid var(--edge);border-radius:.5rem;padding:.5rem .8rem}dt{color:var(--soft);font-size:.85rem}
-dd{margin:0;font-weight:600;overflow-wrap:anywhere}figure{margin:0 0 1.4rem}figcaption{font-weight:600}
-svg{width:100%;height:auto;background:var(--card);border:1px solid var(--edge);border-radius:.5rem}
+dd{margin:0;font-weight:600;overflow-wrap:anywhere}figure{margin:0 0 1.4rem;overflow-x:auto}figcaption{font-weight:600}
+svg{width:100%;min-width:30rem;height:auto;background:var(--card);border:1px solid var(--edge);border-radius:.5rem}
 svg text{fill:var(--soft);font-size:12px}path{fill:none;stroke-width:2;vector-effect:non-scaling-stroke}
 .grid{stroke:var(--edge);stroke-width:1}.raw{stroke:var(--raw);stroke-width:1}.line,.run0{stroke:var(--line)}
 .dots,.run1{stroke:var(--dots);stroke-dasharray:6 3}.run2{stroke:var(--r2);stroke-dasharray:2 3}
@@ -141,6 +143,9 @@ def shown_fact(run: Run, word: str, words: Words) -> str:
     """A fact in the words of people; "" where it is not known."""
     if word == "reason":  # where the state does not say it
         return str(run.fact(word, "")) if run.state == "failed" else ""
+    if word == "sessions":
+        num = len(run.fact("sessions", []))
+        return str(num) if num > 1 else ""
     if word in _FACTS:
         return _text(run.fact(_FACTS[word], ""))
     value = fact_of(run, word)
@@ -166,6 +171,7 @@ _FACTS = {
     "method": "method",
     "model": "model.name",
     "trained_tokens": "measured.num_trained",
+    "started": "created",
 }
 
 
@@ -250,8 +256,8 @@ def _samples(run: Run, words: Words) -> str:
     asked = [one for one in run.evaluations if one.get("samples")]
     for one in reversed(spread(asked, MOST_SAMPLES)):
         said = "".join(
-            f"<h4>{words('report.prompt')}</h4><pre>{_html(each['prompt'])}</pre>"
-            f"<h4>{words('report.answer')}</h4><pre>{_html(each['text'])}</pre>"
+            f"<h3>{words('report.prompt')}</h3><pre>{_html(each.get('prompt', ''))}</pre>"
+            f"<h3>{words('report.answer')}</h3><pre>{_html(each.get('text', ''))}</pre>"
             for each in one["samples"]
         )
         after = words("report.after", step=f"{one['step']:,}")
@@ -343,7 +349,9 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool
         + "</tr>\n"
         for first, *rest in rows
     )
-    return f'<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
+    name = escape(", ".join(filter(None, heads)), quote=True)
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
+    return f'<div class="wide" tabindex="0" role="region" aria-label="{name}">{table}</div>'
 
 
 def _page(title: str, parts: Sequence[str], words: Words) -> str:

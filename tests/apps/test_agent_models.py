@@ -13,7 +13,7 @@ from fake_llm import FakeLLM, live_server
 from pydantic import BaseModel, Field
 
 from llmasos.apps.agent import Agent, AgentLimits, knowledge_tool, open_traces, python_tool, replay, task_tool, tool
-from llmasos.apps.agent.models import chat_model
+from llmasos.apps.agent.models import chat_model, estimate
 from llmasos.errors import InvalidInputError
 from llmasos.inference.llm import LLM
 from llmasos.inference.remote import RemoteLLM
@@ -77,6 +77,12 @@ def test_a_model_behind_an_api_is_asked_the_same_way() -> None:
         assert run.steps[0].calls[0].arguments == '{"city": "Rom"}'
         assert run.steps[1].prompt_tokens > run.steps[0].prompt_tokens > 0 and not run.steps[1].is_estimated
         assert model.name == remote.name
+        told = [{"role": "user", "content": "How warm?"}]
+        assert model.count(told, []) == len(fake.chat_prompt(told).encode()), "the server counts"
+        fake.takes_tools = False
+        definition = {"type": "function", "function": {"name": "f", "parameters": {}}}
+        assert model.count(told, [definition]) == estimate(told, [definition])
+        assert model.count(told, []) == estimate(told, []), "one that does not is not asked again"
     assert replay(run).differences == ()
 
 

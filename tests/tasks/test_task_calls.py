@@ -360,8 +360,32 @@ def test_an_anthropic_api_is_asked_for_the_call_of_a_function() -> None:
 
 
 def test_tokens_behind_an_api_are_estimated_from_above() -> None:
-    model = ApiModel(RemoteLLM("http://127.0.0.1:9/v1#m", api_key="k"))
-    assert model.count_text("four letters") == 6 and model.count([{"role": "user", "content": "ab"}]) == 17
+    with RemoteLLM("http://127.0.0.1:9/v1#m", api_key="k", max_retries=0) as remote:
+        model = ApiModel(remote)
+        assert model.count_text("four letters") == 6 and model.count([{"role": "user", "content": "ab"}]) == 17
+
+
+def test_tokens_are_counted_by_a_server_that_does_it() -> None:
+    asked: list[Any] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.url.path != "/tokenize":
+            return httpx.Response(404, json={"error": {"message": "no", "type": "x"}})
+        body = json.loads(request.content)
+        asked.append(body)
+        if body.get("prompt", "").startswith("strange"):
+            return httpx.Response(400, json={"error": {"message": "no", "type": "x"}})
+        num = len((body.get("prompt") or body["messages"][0]["content"]).split())
+        return httpx.Response(200, json={"count": num, "max_model_len": 100, "tokens": [0] * num})
+
+    with RemoteLLM("http://127.0.0.1:9/v1#m", api_key="k", transport=httpx.MockTransport(handle)) as remote:
+        model = ApiModel(remote)
+        text = "a long text of some words " * 4
+        assert [model.count_text(text), model.count_text(text), model.count_text("short")] == [24, 24, 3]
+        assert len(asked) == 1 and asked[0]["add_special_tokens"] is False
+        assert model.count([{"role": "user", "content": text}]) == 24
+        assert model.count_text("strange " * 8) == 32 and model.count_text(text + "x") == 53, "estimated from then on"
+        assert len(asked) == 3
 
 
 def test_titles_are_left_out_of_schemas_but_not_a_property_of_that_name() -> None:

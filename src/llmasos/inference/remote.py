@@ -285,11 +285,12 @@ class RemoteLLM:
             raise self._lacks("context_length", "the length of its context")
         return found
 
-    def count_tokens(self, text: str | Sequence[Message]) -> int:
-        """Of a text, or of messages as the model's template writes them; servers for open models tell it."""
+    def count_tokens(self, text: str | Sequence[Message], **fields: Any) -> int:
+        """Of a text, or of messages as the model's template writes them; servers for open models tell it. `fields`: as
+        /tokenize has them, e.g. `tools`."""
         if self.endpoint.provider.name in PROVIDERS:
             raise self._lacks("count_tokens", "the number of a text's tokens")
-        return self._client.count_tokens(text, model=self.model)
+        return self._client.count_tokens(text, model=self.model, **fields)
 
     def close(self) -> None:
         self._client.close()

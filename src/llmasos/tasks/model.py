@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +27,8 @@ Messages = Sequence[Mapping[str, str]]
 
 API_CONTEXT = 8192
 """Tokens that a model behind an API is taken to hold: it does not tell, and hardly any holds less."""
+COUNTED, WORTH_ASKING = 1024, 16
+"""Texts whose tokens are remembered, and from how many estimated ones a server is asked for the number."""
 _FORM = "answer"
 
 
@@ -129,8 +131,13 @@ class LocalModel:
         return await self.llm.ascore_pairs(query, texts)
 
 
+def _estimate(text: str) -> int:
+    return (len(text.encode("utf-8", "replace")) + 1) // 2
+
+
 class ApiModel:
-    """A `RemoteLLM` as the model of tasks. Its tokens are estimated from above; the form of answers is asked for as a
+    """A `RemoteLLM` as the model of tasks. Its tokens are counted by its server where that does it, else estimated from
+    above; the form of answers is asked for as a
     `json_schema`, or as the call of a function where the API is Anthropic's. Servers for open models, ours too, tell
     the length of its context, and likelihoods. Blocking when it is made."""
 
@@ -138,17 +145,31 @@ class ApiModel:
 
     def __init__(self, llm: RemoteLLM) -> None:
         self.llm, self.name = llm, llm.name
-        self._is_open = llm.endpoint.provider.name not in PROVIDERS
+        self._is_open = self._counts = llm.endpoint.provider.name not in PROVIDERS
+        self._counted = lru_cache(COUNTED)(llm.count_tokens)
         self.context_length = API_CONTEXT
         with suppress(LLMasOSError):
             self.context_length = llm.context_length
         self.labels: tuple[str, ...] = ()
 
     def count(self, messages: Messages) -> int:
-        return sum(self.count_text(one["content"]) + 16 for one in messages)
+        estimated = sum(_estimate(one["content"]) + 16 for one in messages)
+        return self._count(estimated, lambda: self.llm.count_tokens([dict(one) for one in messages]))
 
     def count_text(self, text: str) -> int:
-        return (len(text.encode()) + 1) // 2
+        estimated = _estimate(text)
+        if estimated < WORTH_ASKING:
+            return estimated
+        return self._count(estimated, lambda: self._counted(text, add_special_tokens=False))
+
+    def _count(self, estimated: int, ask: Callable[[], int]) -> int:
+        """A server that does not tell it is not asked again: the estimate is safe, only too high."""
+        if self._counts:
+            try:
+                return ask()
+            except LLMasOSError:
+                self._counts = False
+        return estimated
 
     async def ask(self, messages: Messages, schema: Mapping[str, Any] | None, *, max_tokens: int) -> Reply:
         by_call = schema is not None and self.llm.endpoint.provider.protocol == "anthropic"

@@ -12,6 +12,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from llmasos.client.providers import PROVIDERS
 from llmasos.client.types import ChatCompletionChunk, Usage
 from llmasos.errors import ContextOverflowError, InvalidInputError, LLMasOSError
 from llmasos.text.reply import ReasoningDelta, ReplyEvent, ReplyParser, TextDelta, ToolCallDelta, ToolCallStart
@@ -163,6 +164,7 @@ class ApiChat:
         self.llm, self.name = llm, llm.name
         self.context_length: int | None = None
         self._is_known = False
+        self._counts = llm.endpoint.provider.name not in PROVIDERS
 
     async def ready(self) -> None:
         """Servers for open models, ours too, tell how much a model's context holds."""
@@ -174,7 +176,14 @@ class ApiChat:
                 self.context_length = told if isinstance(told, int) and told > 0 else None
 
     def count(self, messages: Messages, tools: list[dict[str, Any]]) -> int:
-        return estimate([dict(one) for one in messages], tools)
+        """By the server, where it does it; one that does not is not asked again."""
+        given = [dict(one) for one in messages]
+        if self._counts:
+            try:
+                return self.llm.count_tokens(given, **({"tools": tools} if tools else {}))
+            except LLMasOSError:
+                self._counts = False
+        return estimate(given, tools)
 
     def _fields(self, question: Question) -> dict[str, Any]:
         fields: dict[str, Any] = {"max_tokens": question.max_tokens, **question.options}

@@ -115,7 +115,11 @@ def test_a_job_ends_with_a_model_metrics_and_checkpoints(client: openai.OpenAI, 
     done = wait(client, job.id)
     assert done.status == "succeeded" and done.trained_tokens == 50 and done.finished_at >= done.created_at
     assert done.fine_tuned_model.startswith("ft:tiny:poems:") and done.metadata == {"who": "me"}
-    assert done.hyperparameters.n_epochs == 3 and done.hyperparameters.batch_size == 2
+    assert (
+        done.hyperparameters.n_epochs == 3
+        and isinstance(done.hyperparameters.n_epochs, int)
+        and done.hyperparameters.batch_size == 2
+    )
     assert done.method.type == "supervised" and done.llmasos["lora"] == {"r": 4}
     events = list(client.fine_tuning.jobs.list_events(job.id, limit=3))  # several pages
     texts = [one.message for one in events][::-1]
@@ -285,6 +289,7 @@ def test_the_jobs_stand_in_the_list_of_all_jobs(client: openai.OpenAI, url: str)
         ({"extra_body": {"llmasos": {"distillation.teacher": "a/b"}}}, "llmasos.distillation.teacher", "is a path"),
         ({"hyperparameters": {"n_epochs": 1}, "extra_body": {"llmasos": {"steps": 1}}}, "llmasos", "n_epochs"),
         ({"hyperparameters": {"batch_size": 1}, "extra_body": {"llmasos": {"batch_tokens": 64}}}, "llmasos", "both"),
+        ({"extra_body": {"llmasos": {"method": "pretrain", "depth": 4}}}, "llmasos.config", "depth is for a model"),
         ({"extra_body": {"llmasos": []}}, "llmasos", ""),
         ({"extra_body": {"colour": "red"}}, "colour", "Unknown field"),
     ],

@@ -51,11 +51,13 @@ MOST_TOKENS = 256
 """Of one prompt."""
 TOP = 5
 """Tokens at each position whose log-probabilities the engine is asked for."""
-TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 5e-2, "low-bit": 0.5}
+TOLERANCES = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 3e-2, "low-bit": 6e-2, "qlora": 0.2}
 """Mean difference of log-probabilities that rounding explains, in nats of a model whose logits spread by 1; wider
-spreads have more."""
-CLEAR = 4.0
+spreads have more. qlora: the served model has its own weights, and the adapter was trained beside rounded ones."""
+CLEAR = 8.0
 """The trained model leads clearly where its best token is ahead of the next by this many tolerances."""
+LEAST_CLEAR = 0.98
+"""The share of those positions at which the same token must be the best."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Comparison:
 
     @property
     def ok(self) -> bool:
-        return bool(self.skipped) or (self.mean_difference <= self.tolerance and self.clear == 1.0)
+        return bool(self.skipped) or (self.mean_difference <= self.tolerance and self.clear >= LEAST_CLEAR)
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,7 @@ def verify_run(
     where = pick_device(device)
     different = tuple(_different_model(run, target) if target.name == MODEL else _different_adapter(run, target))
     ids = _token_ids(run, prompts)
-    # what serves has the model's own weights, and QLoRA trained beside rounded ones
-    coarsest = "low-bit" if run.config.tuning == "qlora" else "float32"
+    coarsest = "qlora" if run.config.tuning == "qlora" else "float32"
     reference = _Reference.of(_trained(run, where), ids, coarsest)
     base = run.base()
     ways: list[tuple[str, Callable[[], Comparison]]] = [

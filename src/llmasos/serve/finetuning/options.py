@@ -75,7 +75,7 @@ def options_of(body: FineTuningRequest, hyperparameters: Hyperparameters) -> dic
         if ours in asked and getattr(hyperparameters, theirs) != "auto":
             raise InvalidInputError(f"{theirs} and llmasos.{ours} are both given.", hint="Give one.", param="llmasos")
     try:
-        TrainConfig.of(**options)
+        TrainConfig.of(**options, model=body.model)
     except InvalidInputError as e:
         param = f"llmasos.{e.param}" if e.param else "llmasos"
         raise InvalidInputError(f"llmasos: {e.message}", hint=e.hint, param=param) from e

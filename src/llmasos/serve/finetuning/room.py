@@ -119,7 +119,7 @@ class FineTuning(Kind):
 
     async def list(self, caller: Caller, after: str | None, limit: int, metadata: dict[str, str]) -> FineTuningJobList:
         """The latest first; of those with these labels."""
-        found = [self._wire(job) for job in await self._all(caller)]
+        found = [self._wire(job) for job in await self._jobs.kept(caller, self.name)]
         if after is not None:
             places = [i for i, job in enumerate(found) if job.id == after]
             if not places:
@@ -238,14 +238,11 @@ class FineTuning(Kind):
     def _run_of(self, job: Kept) -> Path:
         return self._run_folder(job.spec["run"])
 
-    async def _all(self, caller: Caller) -> Sequence[Kept]:
-        return await self._jobs.kept(caller, self.name)
-
     async def _kept(self, caller: Caller, id: str) -> Kept:
-        for job in await self._all(caller):
-            if job.id == id:
-                return job
-        raise FineTuningNotFoundError(id)
+        try:
+            return await self._jobs.kept_one(caller, id, self.name)
+        except JobNotFoundError:
+            raise FineTuningNotFoundError(id) from None
 
     async def _base(self, name: str, caller: Caller) -> tuple[str, str, str]:
         """The model's served name, that which goes into its child's, and what a run takes for it."""
@@ -357,6 +354,8 @@ def _progress(work: Work, event: dict[str, Any]) -> None:
         case "settled":
             names = ("num_epochs", "batch_size", "learning_rate_multiplier")
             found = {name.replace("num_epochs", "n_epochs"): event[name] for name in names if event[name] is not None}
+            if float(found.get("n_epochs", 0.5)).is_integer():
+                found["n_epochs"] = int(found["n_epochs"])
             work.change(details=details | {"hyperparameters": found})
         case "began":
             steps = {"step": event["step"], "steps": event["steps"]}

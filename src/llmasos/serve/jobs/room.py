@@ -264,6 +264,14 @@ class Jobs:
         found = [self._newer(row) for row in rows if row.kind == kind and self._may_see(caller, row)]
         return sorted(found, key=lambda job: job.created, reverse=True)
 
+    async def kept_one(self, caller: Caller, id: str, kind: str) -> Kept:
+        """One of these. Raises JobNotFoundError."""
+        await self.read()
+        job = await self._now(id)
+        if job is None or job.kind != kind or not self._may_see(caller, job):
+            raise JobNotFoundError(id)
+        return job
+
     async def get(self, caller: Caller, id: str) -> Job:
         """Raises JobNotFoundError, also for what the caller may not see."""
         await self.read()

@@ -51,6 +51,7 @@ def runs(action: Action = "ls", /, *names: str, output: str | None = None, json:
 def _list(found: Sequence[Run], as_json: bool) -> None:
     from llmasos.cli.jobs import age
     from llmasos.cli.messages import language
+    from llmasos.train.logs.progress import shown
     from llmasos.train.logs.words import Words, number
 
     if as_json:
@@ -64,9 +65,9 @@ def _list(found: Sequence[Run], as_json: bool) -> None:
         created = run.facts.get("created")
         rows.append(
             (
-                run.name,
-                str(run.fact("method", "-")),
-                str(run.fact("model.name", "-")),
+                shown(run.name),
+                shown(str(run.fact("method", "-"))),
+                shown(str(run.fact("model.name", "-"))),
                 _word(run, "state"),
                 _word(run, "steps"),
                 number(run.fact("evaluations.last.loss")),
@@ -143,6 +144,7 @@ def _compare(found: Sequence[Run], output: str | None, as_json: bool) -> None:
     from dataclasses import asdict
 
     from llmasos.cli.messages import language
+    from llmasos.train.logs.progress import shown
     from llmasos.train.logs.report import shown_fact, write_comparison
     from llmasos.train.logs.runs import compare
     from llmasos.train.logs.words import Words, number
@@ -152,16 +154,17 @@ def _compare(found: Sequence[Run], output: str | None, as_json: bool) -> None:
     if as_json:
         emit(asdict(compared) | ({"report": str(path)} if path else {}))
         return
-    words = Words(language())
-    rows = [[words(word), *(shown_fact(run, word, words) or "-" for run in found)] for word in compared.facts]
-    rows += [[name, *("-" if v is None else str(v) for v in values)] for name, values in compared.options.items()]
-    print(table(["", *compared.names], rows))
+    words, names = Words(language()), list(map(shown, compared.names))
+    rows = [[words(word), *(shown(shown_fact(run, word, words)) or "-" for run in found)] for word in compared.facts]
+    options = compared.options.items()
+    rows += [[name, *("-" if v is None else shown(str(v), 60) for v in values)] for name, values in options]
+    print(table(["", *names], rows))
     if compared.losses:
         common = {step: values for step, values in compared.losses.items() if None not in values}
         every = common if len(common) > 1 else compared.losses
         steps = [[str(step), *map(number, values)] for step, values in every.items()]
         print(f"\n{words('report.held_out')}: {words('report.loss')}")
-        print(table([words("step"), *compared.names], steps))
+        print(table([words("step"), *names], steps))
     if path:
         say(t("runs.written", path=path))
 

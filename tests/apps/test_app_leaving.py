@@ -97,6 +97,36 @@ async def test_an_async_function_is_cancelled_once_and_cleans_up() -> None:
     assert caller.sent[0]["status"] == 499
 
 
+async def test_what_a_thread_was_making_for_it_is_cleaned_up() -> None:
+    app = Application()
+
+    def slow() -> Iterator[str]:
+        begun.set()
+        assert go.wait(10)
+        log.append("made")
+        yield "x"
+        log.append("released")
+
+    def held() -> Iterator[str]:
+        try:
+            yield from slow()
+        finally:
+            log.append("closed")
+
+    @app.route("/wait")
+    async def wait(a: Annotated[str, Depends(held)]) -> str:
+        log.append("called")
+        return a
+
+    caller = Caller(app, "/wait")
+    await asyncio.to_thread(begun.wait, 10)
+    caller.left.set()
+    await asyncio.sleep(0.01)
+    go.set()
+    await asyncio.wait_for(caller.task, 10)
+    assert log == ["made", "closed"]
+
+
 async def test_a_function_in_a_thread_is_told() -> None:
     app = Application()
 

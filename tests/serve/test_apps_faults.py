@@ -175,12 +175,43 @@ def test_after_an_update_that_does_not_run_the_old_one_answers_at_once(world: Wo
     assert world.info("steady")["num_crashes"] == 0
 
 
+async def test_what_was_uninstalled_by_others_is_forgotten_and_what_came_back_is_not(tmp_path: Path) -> None:
+    there: set[str] = set()
+    revoked: list[str] = []
+
+    class Shelf:
+        def list(self) -> list[object]:
+            return []
+
+        def has(self, name: str) -> bool:
+            return name in there
+
+    class Ends(Supervisor):
+        async def revoke(self, name: str, actor: str) -> None:
+            revoked.append(name)
+
+    found = Ends.__new__(Ends)
+    found.home, found.idle_seconds, found._slots, found._closed = tmp_path, 1.0, {}, False
+    found.apps = Shelf()  # type: ignore[assignment]
+    found.slot("gone"), found.slot("back")
+    there.add("back")
+    await found._look()
+    assert list(found._slots) == ["back"] and revoked == ["gone"]
+    waiting = asyncio.create_task(found._look())
+    there.clear()
+    async with found.alone("back"):
+        await waiting  # somebody changes it just now: it is left alone
+    assert list(found._slots) == ["back"]
+    await found._look()
+    assert not found._slots
+
+
 async def test_a_call_that_comes_while_its_jobs_are_asked_for_is_not_broken_off(tmp_path: Path) -> None:
     class Idle:
         num_running, last_used, num_calls = 0, 0.0, 0
         documents, is_over = type("D", (), {"is_always_on": False})(), False
         terms = type("T", (), {"concurrency": 4})()
-        order = type("O", (), {"app": type("A", (), {"version": "1.0.0"})()})()
+        order = type("O", (), {"app": type("A", (), {"version": "1.0.0"})(), "values": {}})()
         ended = False
 
         async def is_working(self) -> bool:
@@ -194,7 +225,7 @@ async def test_a_call_that_comes_while_its_jobs_are_asked_for_is_not_broken_off(
     found = Supervisor.__new__(Supervisor)
     found.home, found.idle_seconds, found._slots, found._closed = tmp_path, 1.0, {}, False
     app = type("App", (), {"name": "ask", "version": "1.0.0", "manifest": None})()
-    found.apps = type("Apps", (), {"list": lambda self: [app]})()
+    found.apps = type("Shelf", (), {"list": lambda self: [app], "root": tmp_path})()
     slot = found.slot("ask")
     slot.running = idle = Idle()
     await found._look()

@@ -265,7 +265,14 @@ class _Solving:
             if kind == "plain":
                 return await self.context.in_thread(functools.partial(function, **arguments))
             manager = contextmanager(function)(**arguments)
-            value = await self.context.in_thread(manager.__enter__)
+            entering = asyncio.ensure_future(self.context.in_thread(manager.__enter__))
+            try:
+                value = await asyncio.shield(entering)
+            except asyncio.CancelledError:  # the thread goes on, and what it makes has to be cleaned up
+                await asyncio.wait([entering])
+                if not entering.cancelled() and entering.exception() is None:
+                    stack.push_async_exit(_exit_in_thread(manager, self.context))
+                raise
             stack.push_async_exit(_exit_in_thread(manager, self.context))
             return value
 

@@ -172,7 +172,7 @@ class Supervisor:
                 return
             await self.stop(slot.name)
             await self.revoke(slot.name, _ACTOR)
-            if not slot.num_waiting:
+            if slot.num_waiting == 1:  # nobody but us
                 self._slots.pop(slot.name, None)
 
     # one application

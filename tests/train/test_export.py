@@ -94,13 +94,15 @@ def test_a_model_is_what_was_trained_rounded_to_its_dtype(run, dtype) -> None:
     assert card.format == "safetensors" and Library().verify("mine").ok
 
 
-def test_dora_and_own_templates_become_whole_models_because_no_engine_serves_them_beside_theirs(run) -> None:
+def test_dora_and_own_templates_become_whole_models_because_no_engine_serves_them_beside_theirs(run, tmp_path) -> None:
     dora = run("dora", tuning="lora", lora={"r": 4, "dora": True})
     made = export_run(dora, install=True)
     assert made.model is not None and made.adapter is not None
     assert Library().has("dora") and find_adapter("dora") is None
     assert verify_run(dora, device="cpu").ok
-    own = run("own", tuning="lora", template=TEMPLATE)
+    (tmp_path / "own.jinja").write_text(TEMPLATE)
+    own = run("own", tuning="lora", template=str(tmp_path / "own.jinja"))
+    (tmp_path / "own.jinja").unlink()  # the run has it
     assert export_run(own, install=True).model == own / "model"
     assert load_model(own / "model", device="cpu").tokenizer.chat_template == TEMPLATE
 
@@ -114,6 +116,19 @@ def test_merging_gives_the_model_that_the_adapter_makes(run) -> None:
     changed = [name for name in base if not torch.equal(base[name], merged[name])]
     assert len(changed) == 2 * 7  # all linear layers of both blocks, and nothing else
     assert verify_run(folder, device="cpu").ok
+
+
+def test_a_run_has_one_place_in_the_library_as_adapter_or_model(run) -> None:
+    folder = run(tuning="lora")
+    export_run(folder, install=True)
+    assert find_adapter("mine") is not None and not Library().has("mine")
+    export_run(folder, install=True, merge=True)
+    assert find_adapter("mine") is None and Library().has("mine")
+    assert verify_run(folder, device="cpu").folder.name == "model"
+    export_run(folder, install=True, step=2)
+    assert find_adapter("mine") is not None and not Library().has("mine")
+    found = verify_run(folder, step=2, device="cpu")
+    assert found.folder.name == "adapter" and found.ok  # not the model of another step, which is there still
 
 
 def test_an_earlier_step_can_be_exported_and_exporting_again_replaces(run) -> None:
@@ -172,6 +187,8 @@ def test_what_is_wrong_is_said(run, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"is no run: it has no config\.yaml"):
         export_run(tmp_path)
     folder = run(tuning="lora")
+    with pytest.raises(NotFoundError, match=r"no chat template none\.jinja"):
+        run("untold", template="none.jinja")
     with pytest.raises(NotFoundError, match=r"Nothing of mine was exported"):
         verify_run(folder)
     with pytest.raises(NotFoundError, match=r"no checkpoint of step 9") as e:

@@ -276,7 +276,11 @@ class Hosted:
             if stamp is not None and self._brought.get(adapter) == stamp:
                 return
             if adapter in self._brought:  # it was trained further, or removed
-                await self.unload_adapter(name, adapter)
+                try:
+                    await self.unload_adapter(name, adapter)
+                except BusyError:
+                    if stamp is not None:
+                        return  # those who ask while it is in use get the one before
             if stamp is None:
                 del self._adapters[adapter]
                 raise NotFoundError(f"The adapter {adapter} is not installed any more.", hint="GET /v1/models lists.")

@@ -59,12 +59,14 @@ def find_adapter(name: str, home: Path | None = None) -> InstalledAdapter | None
 
 def install_adapter(source: Path, card: Card, home: Path | None = None) -> Path:
     """Put the adapter in the folder `source` into the library under `card.name`, in one step; its files are hard links
-    where the file system has them. An earlier one of the same run is replaced. Returns its folder.
+    where the file system has them. An earlier one of the same run is replaced, also a model. Returns
+    its folder.
 
     Raises InvalidInputError for the name, StoreError where something else has it, DiskFullError."""
     target = adapters_folder(home) / check_name(card.name)
     library = Library(home)
-    if (library.root / card.name).exists():
+    model = library.root / card.name
+    if model.exists() and not is_of_run(model, card):
         raise StoreError(f"The library has a model {card.name!r} already.", hint="Choose another name.")
     with model_lock(library.home, card.name):
         if target.exists() and not is_of_run(target, card):
@@ -78,6 +80,7 @@ def install_adapter(source: Path, card: Card, home: Path | None = None) -> Path:
                 staged.chmod(0o755)
                 discard(target)
                 os.rename(staged, target)
+                discard(model)
             except BaseException:
                 shutil.rmtree(staged, ignore_errors=True)
                 raise

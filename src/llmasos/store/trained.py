@@ -16,12 +16,14 @@ from llmasos.store.transfer import disk_errors
 
 def install_model(source: Path, card: Card, home: Path | None = None) -> Path:
     """Put the model in the folder `source` into the library under `card.name`, which appears there in one step. An
-    earlier one of the same run is replaced. What `card` says of files and format is found anew. Returns its folder.
+    earlier one of the same run, or its adapter, is replaced. What `card` says of files and format is found anew.
+    Returns its folder.
 
     Raises InvalidInputError for the name, StoreError where something else has it, DiskFullError, FormatError."""
     library = Library(home)
     target = library.root / check_name(card.name)
-    if (adapters_folder(home) / card.name).exists():
+    adapter = adapters_folder(home) / card.name
+    if adapter.exists() and not is_of_run(adapter, card):
         raise StoreError(f"The library has an adapter {card.name!r} already.", hint="Choose another name.")
     if target.exists() and not is_of_run(target, card):
         raise StoreError(
@@ -36,6 +38,7 @@ def install_model(source: Path, card: Card, home: Path | None = None) -> Path:
         with disk_errors(target):
             discard(target)
             os.rename(staged, target)
+            discard(adapter)
     except BaseException:
         discard(staged)
         raise

@@ -95,12 +95,14 @@ def export_run(
     output = output or folder
     model = adapter = None
     if config.tuning != "full":
+        tuned = run.with_adapter()
         with _whole(output / ADAPTER) as staged:
-            run.save_adapter(staged)
+            save(tuned, staged)
         adapter = output / ADAPTER
     if adapter is None or merge:
+        merged = run.merged(DTYPES[dtype])
         with _whole(output / MODEL) as staged:
-            run.merged(DTYPES[dtype]).save_pretrained(staged)
+            merged.save_pretrained(staged)
         model = output / MODEL
     made = Exported(run.step, dtype, model, adapter, None)
     if not (config.install if install is None else install):
@@ -167,23 +169,19 @@ class Run:
         tokenizer, template = self.method.tokenizer, self.config.template
         if template is None:
             return tokenizer
-        if template in tokenizer.chat_templates:
-            text = tokenizer.chat_templates[template]
-        else:
-            text = template if "{{" in template or "{%" in template else Path(template).read_text(encoding="utf-8")
-        tokenizer.chat_templates["default"] = text
+        tokenizer.chat_templates["default"] = tokenizer.chat_templates.get(template, template)
         return tokenizer
 
     def base(self) -> Path | None:
         """What was trained on; None: from scratch."""
         return ensure(self.config.model) if self.config.model else None
 
-    def save_adapter(self, folder: Path) -> None:
+    def with_adapter(self) -> LoadedModel:
+        """The adapter as it was trained, beside layers without weights."""
         model = self._skeleton()
         add_lora(model, lora_options(self.config))
         self._fill(model.module)
-        save_adapter(model, folder)
-        self.tokenizer().save_pretrained(folder)
+        return model
 
     def merged(self, dtype: torch.dtype) -> LoadedModel:
         """The whole trained model on the CPU, plain layers, its weights rounded to `dtype`."""
@@ -256,6 +254,13 @@ class Run:
             return Library().get(self._base_name() or "").licence
         except LLMasOSError:
             return None
+
+
+def save(model: LoadedModel, folder: Path) -> None:
+    """The adapter of a model, with its tokenizer and template."""
+    save_adapter(model, folder)
+    assert model.tokenizer is not None
+    model.tokenizer.save_pretrained(folder)
 
 
 def checkpoints_of(folder: Path) -> dict[int, Path]:

@@ -121,7 +121,12 @@ class Checkpointed(Listener):
 
     def saved(self, step: int, path: Path) -> None:
         teller = self._teller
-        model = self._serve(step) if step < teller.steps else None
+        model = None
+        if step < teller.steps:
+            try:
+                model = self._serve(step)
+            except LLMasOSError as e:  # nothing that training needs
+                teller.tell("message", level="warn", message=f"The checkpoint of step {step} is not served: {e}")
         teller.tell("checkpoint", step=step, train_loss=teller.train_loss, valid_loss=teller.valid_loss, model=model)
 
     def _serve(self, step: int) -> str | None:

@@ -155,6 +155,7 @@ def named(config: TrainConfig) -> TrainConfig:
     """With a name and a folder. Raises InvalidInputError for a run that is there already and should not go on, or
     should with other options."""
     _check(config)
+    config = config.model_copy(update={"template": template_text(config.template)})
     stem = Path(str(config.model or config.distillation.teacher or f"d{config.depth or ''}")).name.split(":")[-1]
     name = check_name(config.name or (config.output.name if config.output else f"{stem}-{config.method}"))
     folder = (config.output or runs_folder() / name).absolute()
@@ -189,6 +190,18 @@ def _as_begun(config: TrainConfig, before: TrainConfig) -> TrainConfig:
                 param=field,
             )
     return config.model_copy(update=updates)
+
+
+def template_text(template: str | None) -> str | None:
+    """The template itself where a file is named: the run keeps it. Raises NotFoundError, FormatError."""
+    if template is None or "{{" in template or "{%" in template or not template.endswith((".jinja", ".j2", ".txt")):
+        return template
+    try:
+        return Path(template).expanduser().read_text(encoding="utf-8")
+    except OSError as e:
+        raise NotFoundError(f"There is no chat template {template}.", hint="Name a file with Jinja.") from e
+    except UnicodeDecodeError as e:
+        raise FormatError(f"{template} is not UTF-8 text.", hint="Name a file with Jinja.") from e
 
 
 def _check(config: TrainConfig) -> None:

@@ -36,7 +36,7 @@ from llmasos.models.load import LoadedModel, hf_state, load_model
 from llmasos.models.lora import WEIGHTS, read_lora_config
 from llmasos.models.lowbit import Int4Linear, Int8Linear
 from llmasos.train.checkpoint import read_weights
-from llmasos.train.export import ADAPTER, DTYPES, MODEL, Run
+from llmasos.train.export import ADAPTER, DTYPES, MODEL, Run, save
 from llmasos.train.methods import method_of
 from llmasos.train.model import Placed, Trainee
 
@@ -119,14 +119,15 @@ class Verification:
 def verify_run(
     folder: Path, *, device: str = "auto", step: int | None = None, prompts: Sequence[str] = PROMPTS
 ) -> Verification:
-    """Compare what `export_run` wrote into the run's folder with what was trained.
+    """Compare what `export_run` wrote last into the run's folder with what was trained.
 
     `step`: that was exported; default: the latest checkpoint. Raises NotFoundError where nothing was exported, and what
     reading the run and the export raises: a folder that can't be loaded is no verdict but an error."""
     run = Run.open(folder, step)
-    target = next((one for one in (folder / MODEL, folder / ADAPTER) if one.is_dir()), None)
-    if target is None:
+    exported = [one for one in (folder / MODEL, folder / ADAPTER) if one.is_dir()]
+    if not exported:
         raise NotFoundError(f"Nothing of {folder.name} was exported yet.", hint=f"llmasos train export {folder.name}")
+    target = max(exported, key=lambda one: one.stat().st_mtime_ns)
     where = pick_device(device)
     different = tuple(_different_model(run, target) if target.name == MODEL else _different_adapter(run, target))
     ids = _token_ids(run, prompts)
@@ -259,7 +260,7 @@ def _different_model(run: Run, folder: Path) -> Iterator[str]:
 
 def _different_adapter(run: Run, folder: Path) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as fresh:
-        run.save_adapter(Path(fresh))
+        save(run.with_adapter(), Path(fresh))
         with (
             closing(open_checkpoint(Path(fresh) / WEIGHTS)) as wanted,
             closing(open_checkpoint(folder / WEIGHTS)) as checkpoint,

@@ -81,12 +81,13 @@ def test_what_they_are_told(tmp_path: Path) -> None:
 def test_tensorboard_has_every_step_once(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    tell(tmp_path, "tensorboard", 0, 1, end=False).saved(0, tmp_path)
     tell(tmp_path, "tensorboard", 0, 5, end=False).saved(3, tmp_path)
     tell(tmp_path, "tensorboard", 3, 8, end=True)
     found = EventAccumulator(str(tmp_path / "tensorboard"))
     found.Reload()
     assert [event.step for event in found.Scalars("train/loss")] == list(range(1, 9))
-    assert [event.step for event in found.Scalars("evaluation/loss")][-2:] == [4, 8]
+    assert [event.step for event in found.Scalars("evaluation/loss")] == [0, 4, 8]
     assert "sample/0/text_summary" in found.Tags()["tensors"]
 
 

@@ -55,9 +55,10 @@ class Files(Watcher):
         self._seconds = 0.0
 
     def began(self, step: int, num_steps: int) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.glob(".*.tmp"):  # by a process that was killed
-            left.unlink(missing_ok=True)
+        with self._kept(RUN):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob(".*.tmp"):  # by a process that was killed
+                left.unlink(missing_ok=True)
         before = read_facts(self.folder)
         self._seconds = float(before.get("seconds") or 0.0)
         self._take_out(step)

@@ -7,9 +7,9 @@ that they know (which come out the same).
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import math
+import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,8 +24,8 @@ PROJECT = "llmasos"
 MODULES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 _AT_ONCE = 200
 """Numbers that MLflow gets in one request, of several steps."""
-_LONGEST = 500
-"""Characters of an option's value that MLflow keeps."""
+_LONGEST, _MOST_PARAMS = 500, 100
+"""Characters of an option's value that MLflow keeps, and options that it takes at once."""
 
 
 def check_tracker(name: str) -> None:
@@ -84,7 +84,7 @@ class TensorBoard(Tracker):
     def began(self, step: int, num_steps: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
+        self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1 if step else 0)
         if not step:
             self._writer.add_text("config", _markdown(self.facts.get("config", {})))
 
@@ -111,18 +111,21 @@ class TensorBoard(Tracker):
 
 
 class WeightsAndBiases(Tracker):
-    """Files in RUN/wandb; project, entity and WANDB_MODE=offline as W&B's own variables say. The run's id is made of
-    its folder, so that it goes on as the same run."""
+    """Files in RUN/wandb; project, entity and WANDB_MODE=offline as W&B's own variables say. The run's id is kept in
+    RUN/wandb.txt, so that it goes on as the same run."""
 
     _run: Any = None
 
     def began(self, step: int, num_steps: int) -> None:
         import wandb
 
+        kept = self.folder / "wandb.txt"
+        if not kept.exists():
+            kept.write_text(secrets.token_hex(8))
         self._run = wandb.init(
             project=wandb.Settings().project or PROJECT,
             name=self.name,
-            id=hashlib.sha256(str(self.folder.absolute()).encode()).hexdigest()[:16],
+            id=kept.read_text().strip(),
             resume="allow",
             dir=str(self.folder),
             config=dict(self.facts),
@@ -162,9 +165,9 @@ class MLflow(Tracker):
 
     def began(self, step: int, num_steps: int) -> None:
         import mlflow
+        from mlflow.entities import Param
 
         self._waiting = []
-
         if not mlflow.is_tracking_uri_set():
             uri = f"sqlite:///{(self.folder / 'mlflow.db').absolute()}"
         else:
@@ -184,8 +187,9 @@ class MLflow(Tracker):
         experiment = found.experiment_id if found else self._client.create_experiment(PROJECT, place)
         self._id = self._client.create_run(experiment, run_name=self.name).info.run_id
         kept.write_text(self._id)
-        for name, value in _flat(self.facts.get("config", {})).items():
-            self._client.log_param(self._id, name, str(value)[:_LONGEST])
+        options = [Param(k, str(v)[:_LONGEST]) for k, v in _flat(self.facts.get("config", {})).items()]
+        for begin in range(0, len(options), _MOST_PARAMS):
+            self._client.log_batch(self._id, params=options[begin : begin + _MOST_PARAMS])
 
     def put(self, step: int, numbers: Mapping[str, float]) -> None:
         from mlflow.entities import Metric

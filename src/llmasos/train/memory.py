@@ -42,7 +42,7 @@ from llmasos.train.optim import OptimizerOptions, Optimizers
 LARGE = 2**25
 """Bytes from which on glibc gives a tensor memory of its own, and back to the system when it is freed."""
 HEAP = 1.65
-"""Memory that a heap takes for the tensors in it, measured over steps of many shapes (bench/plan_check.py)."""
+"""Memory that a heap takes for activations of many lengths, measured (bench/plan_check.py)."""
 RUNTIME = 130 * 2**20
 """Code and buffers of the kernels, which a process loads when it first computes."""
 
@@ -94,6 +94,8 @@ class Footprint:
     small: int = 0
     """The most that tensors below LARGE had, weights and states of the optimizer not counted; `large`: the others."""
     large: int = 0
+    scattered: int = 0
+    """Of `small`, what comes and goes in the order of layers, and not as casts and gradients do all at once."""
 
     @property
     def peak(self) -> int:
@@ -101,8 +103,9 @@ class Footprint:
 
     @property
     def resident(self) -> int:
-        """Of a CPU's process: a heap keeps what it once took, in pieces that do not all fit what comes next."""
-        return self.weights + self.optimizer + round(HEAP * self.small) + self.large + RUNTIME
+        """Of a CPU's process: its heap keeps what it once took, in pieces that do not all fit what comes next."""
+        lost = round((HEAP - 1) * min(self.small, self.scattered))
+        return self.weights + self.optimizer + self.small + self.large + lost + RUNTIME
 
     def at(self, layers: int, other: Footprint, others: int, wanted: int) -> Footprint:
         """On the straight line through this one, of `layers`, and another one of `others` layers."""
@@ -121,7 +124,7 @@ def footprint(shape: ModelConfig, setup: Setup, load: Load) -> Footprint:
     less = 2 * period if setup.recompute else period
     if shape.num_layers <= less + period:
         return _run(shape, setup, load)
-    first, second = (_run(_of_depth(shape, depth), setup, load) for depth in (less, less + period))
+    first, second = (_run(of_depth(shape, depth), setup, load) for depth in (less, less + period))
     return first.at(less, second, less + period, shape.num_layers)
 
 
@@ -134,12 +137,12 @@ def _period(shape: ModelConfig) -> int:
     return shape.num_layers
 
 
-def _of_depth(shape: ModelConfig, depth: int) -> ModelConfig:
+def of_depth(shape: ModelConfig, depth: int) -> ModelConfig:
     nope = tuple(i for i in shape.nope_layers if i < depth)
     return replace(shape, num_layers=depth, layer_types=shape.layer_types[:depth], nope_layers=nope)
 
 
-def _of_layer(shape: ModelConfig, layer: int) -> ModelConfig:
+def of_layer(shape: ModelConfig, layer: int) -> ModelConfig:
     """A model of this layer alone."""
     nope = (0,) if layer in shape.nope_layers else ()
     return replace(shape, num_layers=1, layer_types=shape.layer_types[layer : layer + 1], nope_layers=nope)
@@ -149,7 +152,8 @@ def _of_layer(shape: ModelConfig, layer: int) -> ModelConfig:
 def _kept(shape: ModelConfig, setup: Setup, load: Load) -> Kept:
     """What the block of a model of one layer keeps, compiled."""
     with FakeTensorMode():
-        module = _model(shape, setup).module
+        module = build(shape, setup).module
+        _without_values(module)
         rope = module.ropes[shape.is_sliding(0)] if shape.position == "rope" else None
         attend = _attention(layer_specs(shape), setup, load)
         return kept(module.layers[0], setup.dtype, load.num_tokens, rope, attend)
@@ -170,10 +174,11 @@ class Count(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for found in tree_iter(out):
             if isinstance(found, Tensor):
-                self._see(found)
+                self.see(found)
         return out
 
-    def _see(self, tensor: Tensor) -> None:
+    def see(self, tensor: Tensor) -> None:
+        """Count a tensor from now on; each memory counts once."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known:
@@ -203,9 +208,10 @@ class Count(TorchDispatchMode):
 def _run(shape: ModelConfig, setup: Setup, load: Load) -> Footprint:
     found: dict[str, int] = {}
     layers = range(shape.num_layers) if setup.compiled else ()
-    found_kept = [_kept(_of_layer(shape, layer), setup, load) for layer in layers]
+    found_kept = [_kept(of_layer(shape, layer), setup, load) for layer in layers]
     with FakeTensorMode(), Count() as count:
-        model = _model(shape, setup)
+        model = build(shape, setup)
+        _without_values(model.module)
         trainee = Trainee(model.module, dtype=setup.dtype, recompute=setup.recompute and not setup.compiled)
         for block, own in zip(model.module.layers, found_kept, strict=False):
             block.forward = StandIn(block, own, setup.recompute)
@@ -227,10 +233,10 @@ def _run(shape: ModelConfig, setup: Setup, load: Load) -> Footprint:
     return Footprint(**found)
 
 
-def _model(shape: ModelConfig, setup: Setup) -> LoadedModel:
+def build(shape: ModelConfig, setup: Setup) -> LoadedModel:
+    """The model that such a run trains, with weights that nobody set."""
     module = Decoder(shape).requires_grad_(setup.lora is None).train()
     model = LoadedModel(module, shape, None, Path())
-    module.ropes = {sliding: _Rope(rope) for sliding, rope in module.ropes.items()}
     if setup.lora is not None:
         for parameter in module.parameters():
             parameter.data = parameter.data.to(setup.dtype)
@@ -242,7 +248,8 @@ def _model(shape: ModelConfig, setup: Setup) -> LoadedModel:
 
 def _pass(trainee: Trainee, setup: Setup, load: Load, count: Count, found: dict[str, int]) -> None:
     """A micro-batch, both ways."""
-    before = count.live
+    before, small = count.live, count.small
+    most_small, count.most_small = count.most_small, small
     with count.phase(found, "forward"):
         tokens, positions = (torch.zeros(load.num_tokens, dtype=torch.int64) for _ in range(2))
         rows = torch.zeros(load.num_trained, dtype=torch.int64)
@@ -250,6 +257,8 @@ def _pass(trainee: Trainee, setup: Setup, load: Load, count: Count, found: dict[
         found["casts"] = sum(t.nbytes for t in casts.values())
         hidden = trainee.forward(tokens, positions, _attention(trainee.specs, setup, load), casts)
     found["activations"] = count.live - before - found["casts"]
+    small_casts = sum(t.nbytes for t in casts.values() if t.nbytes < LARGE)
+    found["scattered"] = max(0, count.most_small - small - small_casts)
     with count.phase(found, "loss"):
         scored, weight = trainee.scored(hidden[rows], casts)
         loss = (_loss if setup.on_gpu else linear_cross_entropy)(
@@ -258,6 +267,15 @@ def _pass(trainee: Trainee, setup: Setup, load: Load, count: Count, found: dict[
         del casts, hidden, scored, weight
     with count.phase(found, "backward"):
         loss.backward()
+    if setup.recompute:
+        small_gradients = sum(p.nbytes for p in trainee.decoder.parameters() if p.requires_grad and p.nbytes < LARGE)
+        again = count.most_small - small - small_casts - small_gradients
+        found["scattered"] = max(found["scattered"], again)
+    count.most_small = max(count.most_small, most_small)
+
+
+def _without_values(module: Decoder) -> None:
+    module.ropes = {sliding: _Rope(rope) for sliding, rope in module.ropes.items()}
 
 
 class _Rope(Rope):

@@ -23,7 +23,8 @@ from llmasos.train.config import TrainConfig
 from llmasos.train.flops import flops_per_token, num_weights, peak_flops
 from llmasos.train.lora import LoraOptions
 from llmasos.train.losses import PIECE
-from llmasos.train.memory import RUNTIME, Footprint, Load, Setup, footprint
+from llmasos.train.memory import RUNTIME, Footprint, Load, Setup, build, footprint, of_depth
+from llmasos.train.model import Placed, Trainee
 from llmasos.train.optim import OptimizerOptions
 
 USABLE = 0.95
@@ -38,8 +39,9 @@ LEAST_LENGTH = 128
 """Tokens below which no shorter samples are proposed."""
 MFU = {"full": 0.38, "lora": 0.45, "qlora": 0.35}
 """Shares of a GPU's peak that training reaches (measured on one H200, bench/LOG.md; qlora: assumed)."""
-CPU_SHARE = 0.5
-"""Of the rate of a large matrix product, on CPUs and on GPUs that no data sheet is known of."""
+PROBE_TOKENS = 256
+PROBE_WORDS = 2048
+"""Of what is measured where no data sheet tells the peak."""
 AGAIN = 4 / 3
 """Time of a step whose blocks are computed again: one forward pass more, of three."""
 GIB = 2**30
@@ -333,33 +335,49 @@ def _num_tokens(config: TrainConfig, stats: Stats) -> int:
 
 
 def _timed(found: Plan, case: _Case) -> Plan:
-    rate, basis = _rate(found)
-    is_full = found.config.tuning == "full"
-    flops = flops_per_token(found.shape, length=case.length, frozen=not is_full) * found.num_tokens
-    again = AGAIN if found.config.recompute else 1.0
-    return replace(found, seconds=again * flops / (rate * found.world_size), basis=basis)
-
-
-def _rate(found: Plan) -> tuple[float, str]:
-    """FLOP/s that training reaches on one device, and how that is known."""
-    share = MFU[found.config.tuning or "full"]
+    config = found.config
+    again = AGAIN if config.recompute else 1.0
     peak = peak_flops(found.device, found.dtype)
-    if peak is not None:
-        return share * peak, f"{share:.0%} of {peak / 1e12:,.0f} TFLOP/s"
-    measured = _product_rate(found.device, found.dtype)
-    return CPU_SHARE * measured, f"{CPU_SHARE:.0%} of {measured / 1e9:,.0f} GFLOP/s, measured now"
+    if peak is None:
+        each, basis = _probed(case), "one block, measured now"
+    else:
+        share = MFU[config.tuning or "full"]
+        is_frozen = config.tuning != "full"
+        each = flops_per_token(found.shape, length=case.length, frozen=is_frozen) / (share * peak)
+        basis = f"{share:.0%} of {peak / 1e12:,.0f} TFLOP/s"
+    return replace(found, seconds=again * each * found.num_tokens / found.world_size, basis=basis)
 
 
-def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a matrix product, the best of a few."""
-    size = 512 if device.type == "cpu" else 4096
-    a = torch.ones(size, size, device=device, dtype=dtype)
-    best = math.inf
-    for _ in range(4):
-        started = time.perf_counter()
-        float((a @ a)[0, 0])
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
+def _probed(case: _Case) -> float:
+    """Seconds that a token takes, from passes through one block with the loss over a small vocabulary, as the run would
+    make them but for compiling."""
+    shape, machine = case.shape, case.machine
+    few = replace(of_depth(shape, 1), vocab_size=min(shape.vocab_size, PROBE_WORDS))
+    num = min(case.length, PROBE_TOKENS)
+    with torch.random.fork_rng(), machine.device:
+        trainee = Trainee(build(few, case.setup(num)).module, dtype=machine.dtype)
+        for parameter in trainee.decoder.parameters():
+            parameter.data.normal_(0.0, 0.02)
+        placed = Placed(
+            tokens=torch.zeros(num, dtype=torch.int64),
+            positions=torch.arange(num),
+            rows=torch.arange(num),
+            labels=torch.zeros(num, dtype=torch.int64),
+            lengths=[num],
+        )
+        block, head = math.inf, math.inf
+        for _ in range(3):
+            started = time.perf_counter()
+            hidden = trainee.hidden(placed)
+            hidden.backward(torch.ones_like(hidden))
+            middle = time.perf_counter()
+            float(trainee.loss(placed).detach())
+            block = min(block, middle - started)
+            head = min(head, time.perf_counter() - middle)
+    # the second pass went through the block, too, one way of three
+    head = max(0.0, head - block / 3) * shape.vocab_size / few.vocab_size
+    share = case.stats.num_trained / max(1, case.stats.num_tokens)
+    return (shape.num_layers * block + share * head) / num
 
 
 # --- what would fit

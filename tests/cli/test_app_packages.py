@@ -154,7 +154,7 @@ def test_a_changed_byte_is_refused(cli: Cli, tmp_path: Path) -> None:
         (["install", "ask"], 3, "No package ask in bundled"),
         (["publish", "ask.llmapp"], 2, "No index of applications is known"),
         (["install", "ask", "--index", "none"], 3, "has no index.json"),
-        (["install", "ask", "--index", "https://127.0.0.1:9/x"], 6, "offline mode is on"),
+        (["install", "ask", "--index", "https://apps.example.org/x"], 6, "offline mode is on"),
         (["install", "a", "b"], 2, "'b' is one argument too many"),
         (["update", "ask", "--index", "none"], 3, "No application ask is installed"),
         (["rollback", "ask"], 3, "No application ask is installed"),

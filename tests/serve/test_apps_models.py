@@ -240,3 +240,23 @@ def test_who_leaves_ends_the_applications_stream(world: World) -> None:
             break
         time.sleep(0.02)
     assert use["running_calls"] == 0
+
+
+def test_one_that_was_installed_beside_the_server_is_a_model_at_once(world: World) -> None:
+    from llmasos.serve.apps.trial import install_checked
+    from llmasos.store.packages import Apps
+
+    def ask(name: str) -> str:
+        body = {"model": f"app/{name}", "max_tokens": 9, "messages": turn(WORDS)}
+        answer = world.client.post("/v1/messages", json=body)
+        assert answer.status_code == 200, answer.text
+        text: str = answer.json()["content"][0]["text"]
+        return text
+
+    apps = Apps(world.home)
+    tried, untried = (str(package_of(world.folder, ECHO, name=name)) for name in ("tried", "untried"))
+    install_checked(apps, lambda apps: apps.install(tried, accept=True))
+    names = [one["id"] for one in world.client.get("/v1/models").json()["data"]]
+    assert "app/tried" in names and ask("tried") == WORDS + " "
+    apps.install(untried, accept=True)
+    assert ask("untried") == WORDS + " ", "it is started to learn whether it chats"

@@ -49,12 +49,12 @@ async def app_chat(apps: Supervisor, caller: Caller, model: str, request: Reques
 
 
 async def checked(apps: Supervisor, caller: Caller, model: str) -> Installed:
-    """Raises ModelNotFoundError, ForbiddenError."""
+    """Raises ModelNotFoundError, ForbiddenError, and what `Supervisor.running` raises."""
     name = model.removeprefix(PREFIX)
     caller.check_model(model)
     caller.check_app(name)
     found = next((one for one in await asyncio.to_thread(apps.apps.list) if one.name == name and one.manifest), None)
-    if found is None or not (await apps.documents(found)).chats:
+    if found is None or not (await apps.learnt(found)).chats:
         why = "is not installed here" if found is None else "does not chat"
         raise ModelNotFoundError(f"The application {name[:80]!r} {why}.", hint="GET /v1/models lists those that do.")
     return found

@@ -36,7 +36,7 @@ from llmasos.apps.sandbox.report import enforcements
 from llmasos.client.types.apps import AppEnforcement, AppExit
 from llmasos.errors import ServerError
 from llmasos.serve.access.access import Tenant
-from llmasos.serve.apps import terms
+from llmasos.serve.apps import environment, terms
 from llmasos.serve.apps.door import ServerDoor
 from llmasos.serve.apps.log import AppLog
 from llmasos.serve.apps.network import NetworkDoor
@@ -75,6 +75,32 @@ class Documents:
     def is_always_on(self) -> bool:
         """Whether it does something without being asked."""
         return bool(self.app.get("schedules"))
+
+
+DOCUMENTS = "documents.json"
+"""Beside a version's environment: what it said of itself last."""
+
+
+def kept_documents(home: Path, app: Installed) -> Documents:
+    """Blocking."""
+    try:
+        found = json.loads(_documents_path(home, app).read_bytes())
+        return Documents(dict(found["app"]), dict(found["openapi"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Documents()
+
+
+def keep_documents(home: Path, app: Installed, found: Documents) -> None:
+    """Blocking."""
+    path = _documents_path(home, app)
+    whole = path.with_suffix(".new")
+    with contextlib.suppress(OSError):
+        whole.write_text(json.dumps({"app": found.app, "openapi": found.openapi}), encoding="utf-8")
+        os.replace(whole, path)
+
+
+def _documents_path(home: Path, app: Installed) -> Path:
+    return environment.folder_of(home, app.name, app.version) / DOCUMENTS
 
 
 _PATH = re.compile(r"/[^?#\\\s]*")

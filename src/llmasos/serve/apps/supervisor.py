@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -32,7 +30,6 @@ LOOK_SECONDS = 5.0
 STEADY_SECONDS = 60.0
 """A process that ends sooner than this after its start, again and again, is waited for longer each time."""
 MOST_PAUSE = 300.0
-DOCUMENTS = "documents.json"
 _ACTOR = "server"
 
 _log = logging.getLogger("llmasos.serve.apps")
@@ -270,7 +267,7 @@ class Supervisor:
             raise
         slot.starting, slot.begun, slot.running, slot.retry_at = None, None, found, None
         slot.documents = app.version, found.documents
-        await asyncio.to_thread(self._keep_documents, app, found.documents)
+        await asyncio.to_thread(running.keep_documents, self.home, app, found.documents)
         self._keep(self._watch(slot, found))
         return found
 
@@ -357,28 +354,18 @@ class Supervisor:
     # what is kept beside its versions
 
     async def documents(self, app: Installed) -> Documents:
-        """What this version said of itself when it was started last; nothing if it never was."""
+        """What this version said of itself when it was started last, here or when it was installed; nothing if it
+        never was."""
         slot = self.slot(app.name)
-        if slot.documents[0] != app.version:
-            slot.documents = app.version, await asyncio.to_thread(self._kept_documents, app)
+        if slot.documents[0] != app.version or not slot.documents[1].app:  # they may have come meanwhile
+            slot.documents = app.version, await asyncio.to_thread(running.kept_documents, self.home, app)
         return slot.documents[1]
 
-    def _documents_path(self, app: Installed) -> Path:
-        return environment.folder_of(self.home, app.name, app.version) / DOCUMENTS
-
-    def _kept_documents(self, app: Installed) -> Documents:
-        try:
-            found = json.loads(self._documents_path(app).read_bytes())
-            return Documents(dict(found["app"]), dict(found["openapi"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return Documents()
-
-    def _keep_documents(self, app: Installed, found: Documents) -> None:
-        path = self._documents_path(app)
-        whole = path.with_suffix(".new")
-        with contextlib.suppress(OSError):
-            whole.write_text(json.dumps({"app": found.app, "openapi": found.openapi}), encoding="utf-8")
-            os.replace(whole, path)
+    async def learnt(self, app: Installed) -> Documents:
+        """`documents`; one that has said nothing yet is started for it. Raises as `running` does."""
+        if not (found := await self.documents(app)).app:
+            found = (await self.running(app.name)).documents
+        return found
 
     @contextlib.asynccontextmanager
     async def alone(self, name: str) -> AsyncIterator[Slot]:

@@ -88,6 +88,7 @@ def install_checked(apps: Apps, work: Callable[[Apps], Installed]) -> tuple[Inst
         trial = try_out(apps, app)
         if trial.error is not None and not trial.unsure:
             raise trial.error
+        running.keep_documents(apps.home, app, trial.documents)
     except LLMasOSError as e:
         put_back(apps, app, before, is_new=True, had_data=app.name in had_data)
         raise UnhealthyError(

@@ -257,3 +257,61 @@ def test_layers_made_for_answering_cannot_be_trained_beside(folder: Path) -> Non
     model = load_model(folder, device="cpu", dtype="bfloat16", quantization="int8")
     with pytest.raises(UnsupportedError, match="qlora"):
         add_lora(model, LoraOptions())
+
+
+def write_gguf(path: Path) -> Path:
+    """A llama of two layers with matrices in Q4_1, as llama.cpp's converter names and writes them."""
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(path, "llama")
+    sizes = {"context_length": 128, "embedding_length": 64, "block_count": 2, "feed_forward_length": 96}
+    sizes |= {"attention.head_count": 4, "attention.head_count_kv": 2, "vocab_size": 256, "rope.dimension_count": 16}
+    for name, value in sizes.items():
+        writer.add_uint32(f"llama.{name}", value)
+    writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+    block = {"attn_q": (64, 64), "attn_k": (32, 64), "attn_v": (32, 64), "attn_output": (64, 64)}
+    block |= {"ffn_gate": (96, 64), "ffn_up": (96, 64), "ffn_down": (64, 96), "attn_norm": (64,), "ffn_norm": (64,)}
+    shapes = {"token_embd": (256, 64), "output_norm": (64,)}
+    shapes |= {f"blk.{i}.{name}": shape for i in range(2) for name, shape in block.items()}
+    kind = gguf.GGMLQuantizationType.Q4_1
+    for at, (name, shape) in enumerate(shapes.items()):
+        values = torch.randn(shape, generator=torch.Generator().manual_seed(at)) * 0.3
+        coded = len(shape) == 2
+        data = gguf.quants.quantize(values.numpy(), kind) if coded else (values * 0 + 1).numpy()
+        writer.add_tensor(f"{name}.weight", data, raw_dtype=kind if coded else None)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("kind", [None, "nf4", "int4"])
+def test_training_begins_from_gguf(kind: Kind | None, tmp_path: Path) -> None:
+    """Low-bit weights for answering are decoded, or coded anew for training; int4 is Q4_1's own layout."""
+    path = write_gguf(tmp_path / "model.gguf")
+    linear = None if kind is None else partial(FrozenLinear, kind=kind)
+    given = {"device": "cpu", "dtype": "float32", "quantization": "none", "with_tokenizer": False}
+    model, full = load_model(path, linear=linear, **given), load_model(path, **given)  # type: ignore[arg-type]
+    placed = Placed.of(Batch(), CPU)
+    with torch.no_grad():
+        expected = Trainee(full.module, dtype=torch.float32).loss(placed)
+    assert len(add_lora(model, LoraOptions(r=4))) == 8
+    trainee = Trainee(model.module, dtype=torch.float32)
+    optimizer = torch.optim.AdamW([p for p in model.module.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(8):
+        loss = trainee.loss(placed)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[0] == pytest.approx(float(expected), rel=0.05 if kind == "nf4" else 1e-3)
+    assert losses[-1] < 0.9 * losses[0]
+    merge_lora(model)
+    model.save_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        merged = Trainee(model.module, dtype=torch.float32).loss(placed)
+        again = load_model(tmp_path / "merged", **given)  # type: ignore[arg-type]
+        torch.testing.assert_close(
+            Trainee(again.module, dtype=torch.float32).loss(placed), merged, rtol=1e-4, atol=1e-3
+        )

@@ -148,6 +148,7 @@ def test_adapters_that_were_trained_here_are_listed_run_and_removed(cli: Cli, ti
     said = {name: cli("run", name, "hi", "--raw", "--max-tokens", "8", "--device", "cpu").out
             for name in ("tiny", "ft:tiny::1", "ft-tiny-1")}  # fmt: skip
     assert said["ft:tiny::1"] == said["ft-tiny-1"] != said["tiny"]
+    assert "of tiny" in cli("show", "ft:tiny::1").out and cli("show", "ft-tiny-1", "--json").json["base"] == "tiny"
     assert cli("rm", "ft:tiny::1", stdin="\n", terminal=True).code == 1 and folder.exists()
     assert cli("rm", "ft:tiny::1", "--yes", "--json").json["removed"] == "ft-tiny-1" and not folder.exists()
     assert cli("rm", "ft:tiny::1", "--yes").code == 3 and (tiny_model / "config.json").exists()

@@ -12,6 +12,8 @@ from llmasos.cli.render import Reporter, emit, pairs, say, size, table
 from llmasos.errors import ChecksumError, InvalidInputError, LLMasOSError, NotFoundError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from llmasos.store import Card, Entry, ImportPlan, Library, Verification
 
 
@@ -67,13 +69,18 @@ def card_facts(card: Card, library: Library) -> dict[str, Any]:
 
 
 def show(model: str, /, *, json: bool = False) -> None:
-    """`llmasos show`: an installed model, or what the catalogue knows of one."""
+    """`llmasos show`: an installed model or adapter, or what the catalogue knows of one."""
     from llmasos.store import Library
+    from llmasos.store.adapters import find_adapter
+    from llmasos.store.card import read_card
 
     library = Library()
     try:
         folder = library.folder(model)
     except NotFoundError:
+        if (adapter := find_adapter(model)) is not None:
+            _show_adapter(read_card(adapter.path), adapter.path, as_json=json)
+            return
         resolved = library.resolve(model)
         if resolved.entry is None:
             raise
@@ -102,6 +109,22 @@ def show(model: str, /, *, json: bool = False) -> None:
     print()
     rows = [(f.path, size(f.size), f.sha256[:16] or "-", f.linked_from or "") for f in card.files]
     print(table([t("head.file"), t("head.size"), "SHA-256", t("head.linked")], rows))
+
+
+def _show_adapter(card: Card, folder: Path, *, as_json: bool) -> None:
+    if as_json:
+        emit(jsonlib.loads(card.model_dump_json()) | {"path": str(folder), "installed": True})
+        return
+    facts = [
+        (t("head.name"), card.serves_as or card.name),
+        (t("ls.adapter"), t("ls.of", model=card.base)),
+        (t("head.source"), _run(card)),
+        (t("head.licence"), card.licence or "-"),
+        (t("head.path"), str(folder)),
+        (t("head.size"), size(card.size)),
+        (t("head.installed"), f"{card.created:%Y-%m-%d %H:%M}"),
+    ]
+    print(pairs(facts))
 
 
 def _config(card: Card, library: Library) -> dict[str, int]:

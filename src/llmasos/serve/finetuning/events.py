@@ -11,16 +11,18 @@ from typing import Any, Literal
 
 from llmasos.client.types.finetuning import CheckpointMetrics, FineTuningCheckpoint, FineTuningEvent
 from llmasos.errors import InvalidInputError
+from llmasos.store.transfer import disk_errors
 
 FILE = "events.jsonl"
 _LOSS = "{:.4g}"
 
 
 def note(folder: Path, message: str, level: Literal["info", "warn", "error"] = "info") -> None:
-    """What the server tells. Blocking."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"type": "message", "at": time.time(), "level": level, "message": message}) + "\n")
+    """What the server tells. Blocking. Raises DiskFullError, StoreError."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"type": "message", "at": time.time(), "level": level, "message": message}) + "\n")
 
 
 def read(folder: Path, behind: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:

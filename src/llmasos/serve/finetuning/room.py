@@ -107,10 +107,11 @@ class FineTuning(Kind):
                 "llmasos": body.llmasos or {},
                 "result_id": new_file_id(),
             }
-            work = await self._jobs.make(self.name, served, spec, caller, id=id)
             await asyncio.to_thread(events.note, self._run_folder(run), f"Created fine-tuning job: {id}")
+            work = await self._jobs.make(self.name, served, spec, caller, id=id)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            for made in (folder, self._run_folder(run)):
+                shutil.rmtree(made, ignore_errors=True)
             raise
         return self._wire(self._jobs.go_on(work).job)
 

@@ -13,7 +13,7 @@ import pytest
 from fake_llm import FakeLLM
 from prometheus_client.parser import text_string_to_metric_families
 
-from llmasos.errors import FormatError, InvalidInputError, NotFoundError
+from llmasos.errors import BusyError, FormatError, InvalidInputError, NotFoundError
 from llmasos.inference.host.forecast import Forecast
 from llmasos.inference.host.host import Host
 from llmasos.inference.host.memory import Budgets, Prediction, Seen
@@ -224,6 +224,10 @@ def shelve(tmp_path, name, base="one", **fields):
     return install_adapter(source, Card(name=name, base=base, **fields))
 
 
+def busy(name):
+    raise BusyError(f"The adapter {name!r} is in use.")
+
+
 def adapters_of(models, name):
     return [one.name for one in models.backing.host.loaded()[name][0].adapters]
 
@@ -248,6 +252,9 @@ async def test_an_adapter_in_the_library_is_served_beside_its_model_from_the_mom
         os.utime(folder / "adapter_model.safetensors", ns=(5, 5))  # it was trained further
         loads = []
         llm = models.backing.host.loaded()["one"][0]
+        forget, llm.unload_adapter = llm.unload_adapter, busy
+        assert await ask(models, "ft:one:x:1") == "hell" and adapters_of(models, "one") == ["ft:one:x:1"]
+        llm.unload_adapter = forget
         llm.load_adapter = lambda name, path: loads.append((name, path))
         await ask(models, "ft:one:x:1")
         await ask(models, "ft:one:x:1")

@@ -24,7 +24,7 @@ from llmasos.models.families import config_from_hf
 from llmasos.models.load import LoadedModel, load_model
 from llmasos.text import load_tokenizer
 from llmasos.train import answers as answers_module
-from llmasos.train.answers import Prompts, Shadow, plain_weights, teacher_answers
+from llmasos.train.answers import Answer, Prompts, Shadow, plain_weights, teacher_answers
 from llmasos.train.config import Distillation, TrainConfig
 from llmasos.train.events import Listener, StepReport
 from llmasos.train.lora import LoraOptions, add_lora
@@ -491,3 +491,23 @@ def test_a_teacher_that_never_ends_or_has_no_prompts_is_said(tmp_path: Path) -> 
     texts.write_text('{"text": "Once upon a time."}\n')
     with pytest.raises(UnsupportedError, match="answers prompts, and this is text data"):
         ask(texts)
+    with pytest.raises(InvalidInputError, match=r"answers every prompt once, and .* has a weight"):
+        ask(Path(f"{data}=0.5"))
+
+
+def test_answers_to_other_columns_are_other_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, data = write_tiny_model(tmp_path / "teacher"), tmp_path / "rows.jsonl"
+    data.write_text('{"a": "What is 1?", "b": "What is 2?", "c": "It is so."}\n')
+    monkeypatch.setattr(answers_module.Writer, "write", lambda self, prompts, **how: [Answer([40, 41], True)])
+    files = [
+        teacher_answers(
+            teacher,
+            Prompts([str(data)], columns={"prompt": name, "completion": "c"}),
+            max_new_tokens=4,
+            device="cpu",
+            dtype="float32",
+        )
+        for name in ("a", "b")
+    ]
+    asked = [json.loads(file.read_text())["messages"][0]["content"] for file in files]
+    assert asked == ["What is 1?", "What is 2?"]

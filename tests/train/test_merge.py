@@ -220,6 +220,9 @@ def test_wrong_requests_say_what_is_wrong(make: Make, tmp_path: Path) -> None:
         ([a, b], {"base": a}, "have a base"),
         ([a, b], {"method": "ties", "base": a, "density": 0.0}, "density=0.0"),
         ([a, b, adapter], {}, "folded into one model"),
+        ([adapter, a], {}, "does not come first"),
+        ([a, adapter], {"method": "slerp"}, "slerp is for models"),
+        ([a, adapter], {"weights": [1, 2]}, "2 weights are given for 1 adapters"),
         ([adapter], {}, "does not say which model"),
     ):
         with pytest.raises(InvalidInputError, match=what):

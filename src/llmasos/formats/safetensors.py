@@ -338,6 +338,7 @@ def stream_safetensors(
         folder.mkdir(parents=True, exist_ok=True)
         for file, shard in zip(names, shards, strict=True):
             _stream(folder / file, {key: like[key] for key in shard}, given)
+        assert next(given, None) is None, "more tensors than were announced"
         if len(shards) > 1:
             total = sum(t.numel() * t.element_size() for t in like.values())
             weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}

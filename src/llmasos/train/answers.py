@@ -13,7 +13,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from llmasos.data import Example, open_dataset, parse_sources
 from llmasos.data.readers import Columns
 from llmasos.data.schemas import read, schema_of
-from llmasos.errors import FormatError, UnsupportedError
+from llmasos.errors import FormatError, InvalidInputError, UnsupportedError
 from llmasos.inference.build import build_engine
 from llmasos.inference.config import EngineConfig
 from llmasos.inference.rank import page_needs, resolve
@@ -160,15 +160,20 @@ def teacher_answers(
     An answer is to what stands before the row's first one. Answers without an end in `max_new_tokens` are left out:
     they would teach to stop in the middle. Raises UnsupportedError for rows that are no chats, FormatError when no
     answer is left, and what reading the rows raises."""
-    files = [
-        file for source in parse_sources(prompts.data) for file in open_dataset(source.ref, columns=prompts.columns)
-    ]
+    sources = parse_sources(prompts.data)
+    if weighted := [source for source in sources if source.weight is not None]:
+        raise InvalidInputError(
+            f"The teacher answers every prompt once, and {weighted[0].ref} has a weight.",
+            hint="Leave the weights out, or leave out --distillation.sequence.",
+            param="data",
+        )
+    files = [file for source in sources for file in open_dataset(source.ref, columns=prompts.columns)]
     facts = {
         "version": _VERSION,
         "data": [file.digest() for file in files],
         "model": _fingerprint(path),
         "schema": prompts.schema,
-        "columns": prompts.columns if prompts.columns is None else [*prompts.columns],
+        "columns": dict(columns) if isinstance(columns := prompts.columns, Mapping) else columns,
         "template": prompts.template,
         "max_new_tokens": max_new_tokens,
     }

@@ -30,6 +30,7 @@ from llmasos import __version__
 from llmasos.errors import InvalidInputError, LLMasOSError, UnsupportedError
 from llmasos.formats.safetensors import stream_safetensors
 from llmasos.models.config import ModelConfig
+from llmasos.models.encoder import pooling_defaults, pooling_files
 from llmasos.models.families import config_to_hf, family_of
 from llmasos.models.families.mapping import to_hf
 from llmasos.models.load import LoadedModel, WeightReader, check_expressible, read_json, write_atomically
@@ -90,7 +91,7 @@ def merge(
         raise InvalidInputError(
             f"method={method!r} is not known.", hint=f"Use {', '.join(get_args(Method))}.", param="method"
         )
-    paths, adapters = _sorted_out(models)
+    paths, adapters = _sorted_out(models, method)
     shares = _checked(weights, len(adapters) or len(paths), method, has_adapters=bool(adapters))
     with ExitStack() as stack:
         readers = [stack.enter_context(closing(WeightReader(path))) for path in paths]
@@ -119,7 +120,7 @@ def merge(
 # --- what is asked for
 
 
-def _sorted_out(models: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
+def _sorted_out(models: Sequence[str | Path], method: str) -> tuple[list[Path], list[Path]]:
     """Models and adapters. An adapter alone brings its model."""
     if not models:
         raise InvalidInputError("No model is named.", hint="llmasos train merge A B --name NAME", param="models")
@@ -129,6 +130,12 @@ def _sorted_out(models: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
         if len(models) < 2:
             raise InvalidInputError(f"{models[0]} alone is merged already.", hint="Name two models.", param="models")
         return [ensure(ref) for ref in others], []
+    if method != "linear":
+        raise InvalidInputError(
+            f"{adapters[0][0]} is an adapter, which is folded in, and {method} is for models.",
+            hint="Leave out --method, or merge whole models.",
+            param="method",
+        )
     if not others:
         others = [_base_of(adapters[0][0], adapters[0][1])]
     if len(others) > 1 or (len(models) > 1 and _adapter(models[0]) is not None and others[0] in models):
@@ -332,12 +339,16 @@ def _with_adapters(
 def _write(folder: Path, reader: WeightReader, tensors: Iterator[tuple[str, Tensor]], dtype: str) -> None:
     check_expressible(reader.config)
     kind = _dtype(dtype, reader)
-    names = reader.names
-    state = {n: p.to(kind) for n, p in reader.module.named_parameters() if n in set(names)}
+    names = set(reader.names)
+    state = {n: p.to(kind) for n, p in reader.module.named_parameters() if n in names}
     like = dict(to_hf(family_of(reader.config), reader.config, state))
     stream_safetensors(like, tensors, folder)
     config = config_to_hf(reader.config) | {"dtype": str(kind).removeprefix("torch.")}
     write_atomically(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if reader.config.is_encoder:
+        for name, content in pooling_files(pooling_defaults(reader.path), reader.config.hidden_size).items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            write_atomically(folder / name, json.dumps(content, indent=2) + "\n")
 
 
 def _dtype(wanted: str, reader: WeightReader) -> torch.dtype:

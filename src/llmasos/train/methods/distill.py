@@ -90,8 +90,8 @@ class Distiller(NextToken):
         if not prompts:
             return _packed([], [], batch.tokens.device)
         if self._shadow is None:
-            longest = max(self.room, max(map(len, prompts)) + most)
-            self._shadow = Shadow(self.model, self.trainee.dtype, max_length=longest, room=self.room)
+            longest = self.room + most  # a prompt alone may be as long as a batch
+            self._shadow = Shadow(self.model, self.trainee.dtype, max_length=longest, room=longest)
         self._shadow.refresh()
         seed = int(torch.randint(2**31, ()))
         answers = self._shadow.writer.write(prompts, max_new_tokens=most, temperature=1.0, seed=seed)

@@ -63,7 +63,7 @@ await walk(({ page, url, out, told, button, dialog, shot, audit, narrow, look, f
       async () => {
         // a name that is given while the answer comes stays, and Escape in the box ends the answer
         await fresh("slow");
-        await box.fill("A question that is answered slowly, letter by letter, until somebody stops it");
+        await box.fill("A question that is answered letter by letter until somebody stops it. ".repeat(30));
         await page.keyboard.press("Enter");
         await last.waitFor();
         await page.locator(".chats li", { hasText: "A question" }).getByRole("button", { name: "Rename" }).click();

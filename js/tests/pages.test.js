@@ -85,6 +85,15 @@ test("lines of the log by level and words", () => {
   assert.deepEqual(facts.filtered(lines, "warning", "qwen").map(({ message }) => message), ["it failed"]);
 });
 
+test("the losses of a training job by step, with what was measured beside them", () => {
+  const step = (step, loss) => ({ type: "metrics", data: { step, total_steps: 4, train_loss: loss, learning_rate: 1e-4 } });
+  const events = [{ type: "message", data: { step: 9 } }, step(1, 3), step(2, null), { type: "metrics", data: { step: 2, valid_loss: 2.5 } }, step(2, 2)];
+  const curve = facts.curveOf(events);
+  assert.deepEqual([curve.steps, curve.train, curve.valid], [[1, 2], [3, 2], [null, 2.5]]);
+  assert.deepEqual([curve.last.step, curve.last.valid_loss, curve.last.total_steps], [2, 2.5, 4]);
+  assert.deepEqual(facts.curveOf([]), { steps: [], train: [], valid: [], last: null });
+});
+
 test("steps of an agent on a line of time stay on it", () => {
   const run = { seconds: 10, steps: [{ number: 1, kind: "answer", started: 0, seconds: 4, calls: [{ name: "f", started: 4, seconds: 8 }] }] };
   const [step] = facts.timeline(run);

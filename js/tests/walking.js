@@ -34,7 +34,7 @@ export async function walk(steps) {
     console.log(JSON.stringify(told));
   } catch (error) {
     await tools.shot("failed");
-    console.error(`at step ${now} of "${part}":`, error, JSON.stringify(told));
+    console.error(`at "${functions[now]?.name || now}" of "${part}":`, error, JSON.stringify(told));
     process.exitCode = 1;
   } finally {
     await close();
@@ -68,9 +68,11 @@ function helpers(page, url, out, told, axe) {
       await page.setViewportSize({ width: 360, height: 720 });
       const spills = await page.evaluate(() => {
         const main = document.querySelector("main");
-        return document.documentElement.scrollWidth > innerWidth || main.scrollWidth > main.clientWidth + 1;
+        if (document.documentElement.scrollWidth <= innerWidth && main.scrollWidth <= main.clientWidth + 1) return [];
+        const isOut = (one) => one.getBoundingClientRect().right > innerWidth + 1 && !one.parentElement.closest(".scroll-x");
+        return [...main.querySelectorAll("*")].filter(isOut).map((one) => `${one.tagName} ${one.className}`).concat("main");
       });
-      if (spills) told.wide.push(name);
+      if (spills.length) told.wide.push([name, ...spills.slice(0, 5)]);
       await page.screenshot({ path: `${out}/${name}-narrow.png` });
       await page.setViewportSize({ width: 1280, height: 720 });
     },

@@ -154,7 +154,7 @@ def walk(tiny_llm: LLM, tmp_path: Path) -> Iterator[Callable[[str], dict[str, An
     reference = f"http://127.0.0.1:{files.server_address[1]}/tiny-model.gguf"
 
     def go(part: str) -> dict[str, Any]:
-        command = [str(NODE), "tests/console.browser.js", url, str(out), reference, part]
+        command = [str(NODE), "tests/console.browser.js", url, str(out), part, reference]
         done = subprocess.run(command, cwd=JS, capture_output=True, text=True, timeout=280)
         assert done.returncode == 0, done.stderr
         told = json.loads(done.stdout)
@@ -166,7 +166,7 @@ def walk(tiny_llm: LLM, tmp_path: Path) -> Iterator[Callable[[str], dict[str, An
 
     try:
         with Database.open(f"sqlite:///{tmp_path / 'access.db'}") as database:
-            models = {"tiny": tiny_llm, "slow": FakeLLM("slow", delay=0.05)}
+            models = {"tiny": tiny_llm, "slow": FakeLLM("slow", delay=0.4)}
             with served(create_app(models, access=Access(database, Policy()))) as url:
                 yield go
     finally:

@@ -70,7 +70,7 @@ def walk(tmp_path: Path, home: Path) -> Iterator[Callable[[str], dict[str, Any]]
     (home / "mcp.json").write_text(json.dumps({"mcpServers": {"sums": server}}))
     models = {
         "fake": Caller("fake", context_length=100_000),
-        "slow": FakeLLM("slow", delay=0.05),
+        "slow": FakeLLM("slow", delay=0.05, context_length=10_000),
         "letters": Letters("letters", template=False),
     }
     with (

@@ -127,6 +127,25 @@ async def test_how_long_a_model_stays_is_said_with_the_lease() -> None:
             await asyncio.sleep(0)
 
 
+async def test_how_long_models_stay_can_be_changed_while_they_are_there() -> None:
+    async with world(spec("a")) as models:
+        transport = httpx.ASGITransport(assemble(models, residents=InHost(models.backing, models.backing.look)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            url = "/llmasos/v1/load"
+            first = (await client.post(url, json={"model": "a", "keep_alive": 60})).json()
+            assert first["keep_alive"] == 60 and first["expires_at"] is not None
+            await ask(models, "a")
+            assert status(models, "a").keep_alive == 60, "later requests leave it as it is"
+            ever = (await client.post(url, json={"model": "a", "keep_alive": -1})).json()
+            assert ever["keep_alive"] is None and ever["expires_at"] is None
+            assert (await client.post(url, json={"model": "a"})).json()["keep_alive"] is None
+            assert (await client.post(url, json={"model": "a", "keep_alive": -2})).status_code == 400
+            await client.post(url, json={"model": "a", "keep_alive": 0})
+            assert len(models.started) == 1
+        while status(models, "a").state != "absent":
+            await asyncio.sleep(0)
+
+
 async def test_a_key_reaches_its_models_only_by_whatever_name() -> None:
     async with world(spec("a"), spec("b")) as models:
         caller = Caller(key_id="k", models=("b", "nick"))

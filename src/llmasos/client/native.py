@@ -144,9 +144,11 @@ class Native(_Calls):
         """The models that are loaded, loading or failed, and those that were unloaded, with why."""
         return self._parsed(ModelStatusList, self._http.json("GET", _path("status"))).data
 
-    def load(self, model: str, *, pin: bool | None = None) -> ModelStatus:
-        """Returns when the model is ready."""
-        return self._parsed(ModelStatus, self._http.json("POST", _path("load"), _given(model=model, pin=pin)))
+    def load(self, model: str, *, pin: bool | None = None, keep_alive: float | None = None) -> ModelStatus:
+        """Returns when the model is ready. `keep_alive`: seconds that it stays after its last request; -1: until its
+        room is needed."""
+        fields = _given(model=model, pin=pin, keep_alive=keep_alive)
+        return self._parsed(ModelStatus, self._http.json("POST", _path("load"), fields))
 
     def unload(self, model: str, *, force: bool = False) -> ModelStatus:
         return self._parsed(ModelStatus, self._http.json("POST", _path("unload"), {"model": model, "force": force}))
@@ -299,8 +301,9 @@ class AsyncNative(_Calls):
     async def status(self) -> list[ModelStatus]:
         return self._parsed(ModelStatusList, await self._http.json("GET", _path("status"))).data
 
-    async def load(self, model: str, *, pin: bool | None = None) -> ModelStatus:
-        return self._parsed(ModelStatus, await self._http.json("POST", _path("load"), _given(model=model, pin=pin)))
+    async def load(self, model: str, *, pin: bool | None = None, keep_alive: float | None = None) -> ModelStatus:
+        fields = _given(model=model, pin=pin, keep_alive=keep_alive)
+        return self._parsed(ModelStatus, await self._http.json("POST", _path("load"), fields))
 
     async def unload(self, model: str, *, force: bool = False) -> ModelStatus:
         body = {"model": model, "force": force}

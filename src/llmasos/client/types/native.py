@@ -70,6 +70,8 @@ class ModelStatus(WireResponse):
     """Share of the pages of keys and values in use; 1 is all."""
     load_seconds: float | None = None
     last_used: datetime | None = None
+    keep_alive: float | None = None
+    """Seconds that it stays after its last request; null: until its room is needed."""
     expires_at: datetime | None = None
     """When it is unloaded if nobody asks for it until then; null: not by time, or in use."""
     loads: int = 0
@@ -140,6 +142,9 @@ class LoadRequest(WireRequest):
     model: str = Field(min_length=1, max_length=500)
     pin: bool | None = None
     """Keep it whatever else is asked for; null leaves that as it is."""
+    keep_alive: float | None = Field(default=None, ge=-1, le=1e9)
+    """Seconds that it stays after its last request, until the server ends; -1: until its room is needed; null leaves
+    that as it is."""
 
 
 class UnloadRequest(WireRequest):

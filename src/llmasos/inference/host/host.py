@@ -301,6 +301,13 @@ class Host:
                 self._stop(self._residency.stop(life.replica, "unloaded"))
         await asyncio.gather(*(life.task for life in lives if life.task is not None), return_exceptions=True)
 
+    def keep(self, name: str, seconds: float) -> None:
+        """From now on a model stays so long after its last lease, where that does not say otherwise. math.inf: until
+        its room is needed."""
+        self._hosted(name).keep_alive = seconds
+        self._residency.keep(name, self._clock.time(), seconds)
+        self._step()
+
     def pin(self, name: str, pinned: bool = True) -> None:
         """A pinned model is not evicted, and started again after a crash though nobody asks for it."""
         self._hosted(name).pinned = pinned

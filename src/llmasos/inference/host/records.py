@@ -165,6 +165,7 @@ def status_of(hosted: Hosted, now: float) -> ModelStatus:
         plan_error=hosted.plan_error,
         busy=sum(r.busy for r in replicas),
         waiting=len(hosted.waiting),
+        keep_alive=hosted.keep_alive,
         last_used=hosted.last_used,
         expires_at=unix + max(expiries) - now if len(expiries) == len(ready) and expiries else None,
         pinned=hosted.pinned,

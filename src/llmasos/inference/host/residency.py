@@ -200,6 +200,12 @@ class Residency:
         replica.used_at, replica.uses = now, replica.recent_uses(now)
         replica.expires_at = now + keep_alive
 
+    def keep(self, model: str, now: float, keep_alive: float) -> None:
+        """Replicas that nobody uses stay as long from now."""
+        for replica in self.of(model):
+            if replica.state is State.READY and not replica.busy:
+                replica.expires_at = now + keep_alive
+
     def pin(self, model: str, pinned: bool) -> None:
         for replica in self.of(model):
             replica.pinned = pinned

@@ -58,6 +58,8 @@ class ModelStatus:
     """Of the last load: (predicted - measured) / measured."""
     busy: int
     waiting: int
+    keep_alive: float
+    """For how long it stays after its last lease; math.inf: until its room is needed."""
     last_used: float | None
     expires_at: float | None
     """None: not loaded, busy, pinned, or kept for ever."""

@@ -35,6 +35,9 @@ class Residents(Protocol):
     async def load(self, name: str, *, pin: bool | None) -> None: ...
     async def unload(self, name: str, *, force: bool) -> None: ...
     async def pin(self, name: str, pinned: bool) -> None: ...
+    async def keep(self, name: str, seconds: float) -> None:
+        """How long it stays after its last request; math.inf: until its room is needed."""
+
     async def removed(self, name: str) -> None:
         """The model's files were deleted."""
 
@@ -62,6 +65,10 @@ class InProcess:
         self._models[name]
         if not pinned:
             raise self._refused(name)
+
+    async def keep(self, name: str, seconds: float) -> None:
+        self._models[name]
+        raise self._refused(name)
 
     async def removed(self, name: str) -> None:
         pass
@@ -94,6 +101,9 @@ class InHost:
 
     async def pin(self, name: str, pinned: bool) -> None:
         self._host.pin(await self._own_name(name), pinned)
+
+    async def keep(self, name: str, seconds: float) -> None:
+        self._host.keep(await self._own_name(name), seconds)
 
     async def removed(self, name: str) -> None:
         await self._backing.removed(name)
@@ -144,6 +154,7 @@ def _wire(one: HostStatus, copies: Sequence[ServedModel]) -> ModelStatus:
         waiting=one.waiting,
         load_seconds=one.load_seconds,
         last_used=_moment(one.last_used),
+        keep_alive=one.keep_alive if math.isfinite(one.keep_alive) else None,
         expires_at=_moment(one.expires_at),
         loads=one.loads,
         restarts=one.restarts,
@@ -175,6 +186,8 @@ def create_router(residents: Residents) -> APIRouter:
         inflight.asks(body.model)
         caller_of(request).check_model(body.model)
         await residents.load(body.model, pin=body.pin)
+        if body.keep_alive is not None:
+            await residents.keep(body.model, math.inf if body.keep_alive < 0 else body.keep_alive)
         return found(body.model)
 
     @router.post("/unload", summary="Unload a model", responses=responses(404, 409))

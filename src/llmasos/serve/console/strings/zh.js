@@ -374,7 +374,7 @@ export default {
   "activity.step": "第 {n} 步",
   "activity.step_summary": "对先前内容的摘要",
   "activity.tokens": "token",
-  "activity.told": "运行的 {n} 条消息|运行的 {n} 条消息",
+  "activity.told": "运行的 {n} 条消息",
   "activity.took": "用时",
   "activity.train_step": "步数",
   "activity.train_step_of": "{step} / {total}",

@@ -51,3 +51,18 @@ export function timeline(run) {
   const span = ({ started, seconds }) => ({ left: started / end, width: Math.max(seconds / end, 0.004) });
   return run.steps.map((step) => ({ ...span(step), number: step.number, kind: step.kind, calls: step.calls.map((call) => ({ ...span(call), name: call.name })) }));
 }
+
+/** The losses of a training job by step: {steps, train, valid, last}; a step that was done again counts as it was then. */
+export function curveOf(events) {
+  const points = new Map();
+  let last = null;
+  for (const { type, data } of events) {
+    if (type !== "metrics" || !Number.isFinite(data?.step)) continue;
+    points.set(data.step, { ...points.get(data.step), ...data });
+    if (data.total_steps !== undefined) last = { ...last, ...data };
+    else if (last) last = { ...last, valid_loss: data.valid_loss };
+  }
+  const steps = [...points.keys()].sort((a, b) => a - b);
+  const values = (name) => steps.map((step) => points.get(step)[name] ?? null);
+  return { steps, train: values("train_loss"), valid: values("valid_loss"), last };
+}

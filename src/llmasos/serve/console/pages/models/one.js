@@ -34,6 +34,7 @@ export function One({ name, installed, status, reload, onClose }) {
       onClose();
     });
   };
+  const keep = (seconds) => act((native) => native.load(name, { keep_alive: Number(seconds) }));
   const isUp = status && status.state !== "absent" && status.state !== "failed";
   const pull = () => act(async (native) => {
     await native.startPull(name);
@@ -50,6 +51,8 @@ export function One({ name, installed, status, reload, onClose }) {
     ${status?.last_error && html`<${Attention} tone="bad">${status.last_error}<//>`}
     <${Plan} name=${name} />
     ${isUp && html`<${Now} status=${status} />`}
+    ${isUp && !status.pinned && html`<${Field} label=${t("models.keep")} hint=${t("models.keep_hint")}>
+      <${Select} value=${String(status.keep_alive ?? -1)} onChange=${keep} disabled=${busy} options=${stays(status.keep_alive)} /><//>`}
     ${status?.why_evicted && html`<div><h3>${t("models.why_evicted")}</h3><p class="muted">${status.why_evicted}</p></div>`}
     ${installed && html`<${KeyValues} pairs=${[
       [t("models.use"), installed.use],
@@ -78,6 +81,14 @@ const Now = ({ status }) => html`<div><h3 class="row">${t("models.now")} <${Stat
     [t("models.last_used"), status.last_used && ago(status.last_used)],
     [t("models.restarts"), status.restarts || null],
   ]} /></div>`;
+
+const STAYS = [0, 60, 300, 1800, 3600, 86400];
+
+/** How long a model may stay, in seconds, with what is in force. */
+function stays(now) {
+  const all = now === null || now === undefined || STAYS.includes(now) ? STAYS : [...STAYS, now].sort((a, b) => a - b);
+  return [...all.map((value) => ({ value: String(value), label: value ? duration(value) : t("models.keep_none") })), { value: "-1", label: t("models.stays") }];
+}
 
 const NEXT = 350;
 

@@ -36,7 +36,7 @@ def main() -> int:
         print(line, flush=True)
 
     if "wrong" in first:
-        tell("error", **error_facts(FormatError("chats.jsonl:1: no assistant speaks.", hint="Add a turn.")))
+        tell("error", **error_facts(FormatError(f"{config['data'][0]}:1: no assistant speaks.", hint="Add a turn.")))
         return 4
     step = int(place.read_text()) if place.exists() else 0
     if not place.exists():

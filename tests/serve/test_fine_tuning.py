@@ -196,8 +196,9 @@ def test_events_come_as_they_happen(client: openai.OpenAI, url: str, home: Path)
 
 def test_a_run_that_fails_says_why_and_one_that_died_can_go_on(client: openai.OpenAI) -> None:
     wrong = wait(client, create(client, "wrong").id)
-    assert wrong.status == "failed" and wrong.error.message == "chats.jsonl:1: no assistant speaks. Add a turn."
-    assert client.fine_tuning.jobs.list_events(wrong.id).data[0].level == "error"
+    assert wrong.status == "failed" and wrong.error.message == "training_file.jsonl:1: no assistant speaks. Add a turn."
+    last = client.fine_tuning.jobs.list_events(wrong.id).data[0]
+    assert last.level == "error" and last.message == wrong.error.message
     died = wait(client, create(client, "die").id)
     assert died.status == "failed" and "code -9: out of luck" in died.error.message
     client.fine_tuning.jobs.resume(died.id)

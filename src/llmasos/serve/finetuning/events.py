@@ -4,6 +4,7 @@ A line has its number in the file as its identity, so pages and followers can go
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,13 +53,19 @@ def number_of(job: str, id: str) -> int:
     return int(number[:18])
 
 
-def shown(job: str, number: int, raw: dict[str, Any]) -> FineTuningEvent:
+def without_folder(text: str, folder: Path) -> str:
+    """Clients know their files by name, not where the server keeps them."""
+    return text.replace(f"{folder}{os.sep}", "")
+
+
+def shown(job: str, number: int, raw: dict[str, Any], folder: Path) -> FineTuningEvent:
+    """`folder`: where the job's files are."""
     level, message, data = _said(raw)
     return FineTuningEvent(
         id=event_id(job, number),
         created_at=int(raw["at"]),
         level=level,
-        message=message,
+        message=without_folder(message, folder),
         type="metrics" if raw["type"] in ("step", "evaluation") else "message",
         data=data,
     )

@@ -30,7 +30,7 @@ from llmasos.client.types.finetuning import (
 )
 from llmasos.data.readers import open_dataset
 from llmasos.data.schemas import schema_of
-from llmasos.errors import FormatError, InvalidInputError, UnsupportedError
+from llmasos.errors import FormatError, InvalidInputError, LLMasOSError, UnsupportedError
 from llmasos.serve.caller import Caller
 from llmasos.serve.files.store import FileNotFoundHereError, Files, new_file_id, row_of
 from llmasos.serve.finetuning import child, events, options
@@ -149,7 +149,9 @@ class FineTuning(Kind):
         def look() -> FineTuningEventList:
             found = [one for one in events.read(self._run_of(job)) if below is None or one[0] < below]
             page = found[::-1][:limit]
-            return FineTuningEventList(data=[events.shown(id, *one) for one in page], has_more=len(found) > limit)
+            return FineTuningEventList(
+                data=[events.shown(id, *one, self._folder(id)) for one in page], has_more=len(found) > limit
+            )
 
         return await asyncio.to_thread(look)
 
@@ -161,7 +163,7 @@ class FineTuning(Kind):
             job = await self._kept(caller, id)
             for number, raw in await asyncio.to_thread(list, events.read(self._run_of(job), behind)):
                 behind = number
-                yield events.shown(id, number, raw)
+                yield events.shown(id, number, raw, self._folder(id))
             if job.state not in ACTIVE:
                 return
             await asyncio.sleep(POLL_SECONDS)
@@ -189,7 +191,11 @@ class FineTuning(Kind):
     async def run(self, work: Work) -> Any:
         folder = self._folder(work.job.id)
         work.change(details={**work.job.details, "began": False})
-        made = await child.run(folder / "job.yaml", folder / "log.txt", lambda event: _progress(work, event))
+        try:
+            made = await child.run(folder / "job.yaml", folder / "log.txt", lambda event: _progress(work, event))
+        except LLMasOSError as e:
+            e.message = events.without_folder(e.message, folder)
+            raise
         await self._adopt(made["model"], work.job.spec["base"])
         files = await self._publish(work.job)
         return {"model": made["model"], "trained_tokens": made["trained_tokens"], "result_files": files}

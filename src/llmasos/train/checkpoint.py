@@ -1,102 +1,385 @@
 """A run's place on disk: trained weights, optimizers, step, place in the data, random numbers.
 
-    RUN/checkpoints/000200/   weights.safetensors  optimizer.pt  state.json
-    RUN/checkpoints/000200.…tmp                   one that is being written; what a kill leaves is removed later
+    RUN/checkpoints/000200/   .metadata  __0_0.distcp …  random-0.pt …  state.json
+    RUN/checkpoints/000200.tmp                        one that is being written; what a kill leaves is removed later
 
-A folder gets its name when all of it is on the disk, so the newest named one is whole. optimizer.pt is read with
-`weights_only`: tensors and numbers, no code.
+Tensors are written by torch.distributed.checkpoint, each rank its own part, and can be read by another number of ranks.
+They are copied first and written by a thread, while the run goes on. A folder gets its name when all of it is on the
+disk, so the newest named one is whole; state.json has the CRC-32 of every file. What is read holds tensors and numbers,
+no code: the index, which torch pickles, may name nothing but its own classes.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
-import secrets
 import shutil
-from collections.abc import Mapping
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from llmasos.errors import DiskFullError, FormatError
+from llmasos.errors import DiskFullError, FormatError, LLMasOSError
 from llmasos.train.optim import Optimizers
+from llmasos.train.parallel.ranks import Ranks
+from llmasos.train.parallel.shard import at_rest, whole_tensor
+from llmasos.train.parallel.tensor import cut_of
 
-VERSION = 1
+VERSION = 2
+_WEIGHTS, _OPTIMIZER = "weights/", "optimizer/"
+_CHUNK = 1 << 24
 
 
 class Checkpoints:
-    """In `folder`; the latest `keep` stay."""
+    """In `folder`; the latest `keep` stay. As a context, it waits for what is being written."""
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int = 2, ranks: Ranks | None = None) -> None:
+        self.folder, self.keep, self.ranks = folder, keep, ranks or Ranks()
+        self._writer: _Writer | None = None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._writer is not None:  # the run fails: what it wrote before stays good
+            self._writer.join()
+            self._writer = None
 
     def latest(self) -> Path | None:
-        found = sorted(p for p in self.folder.glob("[0-9]*") if p.name.isdecimal())
+        found = self._whole()
         return found[-1] if found else None
+
+    def _whole(self) -> list[Path]:
+        return sorted((p for p in self.folder.glob("[0-9]*") if p.name.isdecimal()), key=lambda p: int(p.name))
+
+    # --- writing
+
+    @property
+    def is_writing(self) -> bool:
+        return self._writer is not None and self._writer.is_alive()
 
     def save(self, step: int, module: nn.Module, optimizers: Optimizers, state: Mapping[str, Any]) -> Path:
         """Raises DiskFullError; the checkpoints before it stay then."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.begin(step, module, optimizers, state)
+        self.finish()
+        return path
+
+    def begin(self, step: int, module: nn.Module, optimizers: Optimizers, state: Mapping[str, Any]) -> Path:
+        """Copy everything, and write it in a thread. All ranks call it; returns what the folder will be."""
+        self.finish()
+        groups = [optimizer["param_groups"] for optimizer in optimizers.state_dict()]
+        facts = {"version": VERSION, "step": step, "world_size": self.ranks.world_size, "groups": groups, **state}
+        tensors = _copied(_tensors(module, optimizers, self.ranks))
         final = self.folder / f"{step:06d}"
-        temporary = self.folder / f"{final.name}.{secrets.token_hex(4)}.tmp"
-        try:
-            temporary.mkdir()
-            weights = {n: p.detach().contiguous() for n, p in module.named_parameters() if p.requires_grad}
-            save_file(weights, temporary / "weights.safetensors")
-            torch.save({"optimizers": optimizers.state_dict(), "random": _random_state()}, temporary / "optimizer.pt")
-            (temporary / "state.json").write_text(json.dumps({"version": VERSION, "step": step, **state}))
-            for file in temporary.iterdir():
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
-            if final.exists():
-                shutil.rmtree(final)
-            os.replace(temporary, final)
-        except (OSError, RuntimeError) as e:  # torch and safetensors say RuntimeError or their own for a full disk
-            if isinstance(e, OSError) or "write" in str(e).lower():
-                raise DiskFullError(
-                    f"The checkpoint of step {step} could not be written: {e}.",
-                    hint=f"Free some space in {self.folder}; the run goes on from the last checkpoint with resume.",
-                ) from e
-            raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        self._sweep()
+        self._writer = _Writer(self, final, tensors, _random_state(), facts)
+        self._writer.start()
         return final
 
-    def load(self, path: Path, module: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
-        """Everything as it was when it was saved; returns what `save` got as `state`, and `step`."""
-        state: dict[str, Any] = json.loads((path / "state.json").read_text())
-        if state.get("version") != VERSION:
-            raise FormatError(f"{path} is a checkpoint of version {state.get('version')!r}.", hint="Begin a new run.")
-        weights = read_weights(path)
-        own = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        if weights.keys() != own.keys() or any(weights[n].shape != own[n].shape for n in own):
-            raise FormatError(
-                f"{path} holds other weights than this run trains.",
-                hint="Go on with the model, adapter options and recipe that it was begun with, or begin a new run.",
-            )
-        with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(weights[name])
-        rest = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
-        optimizers.load_state_dict(rest["optimizers"])
-        _set_random_state(rest["random"])
-        return state
+    def finish(self) -> tuple[int, Path] | None:
+        """Wait for what is being written: its step and folder. Raises DiskFullError on all ranks together."""
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return None
+        writer.join()
+        self.ranks.check(writer.failed)
+        return int(writer.facts["step"]), writer.final
 
-    def _sweep(self) -> None:
-        whole = sorted(p for p in self.folder.glob("[0-9]*") if p.name.isdecimal())
-        for old in [*whole[: -self.keep], *self.folder.glob("*.tmp")]:
+    def sweep(self) -> None:
+        for old in [*self._whole()[: -self.keep], *self.folder.glob("*.tmp")]:
             shutil.rmtree(old, ignore_errors=True)
 
+    # --- reading
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    def load(self, path: Path, module: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
+        """Everything as it was when it was saved; returns what `save` got as `state`, and `step`.
+
+        Raises FormatError for one that is damaged, naming the one before, or of other weights."""
+        ranks = self.ranks
+        state, problem = self._checked(path)
+        ranks.check(problem)
+        metadata = _Reader(path).read_metadata()
+        at_rest(module)
+        own = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        targets = _targets(metadata, own, optimizers, ranks, path)
+        _read(targets, path, ranks)
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(_part(targets[_WEIGHTS + name], parameter, ranks))
+        for number, optimizer in enumerate(optimizers.each):
+            held = [p for group in optimizer.param_groups for p in group["params"]]
+            found: dict[int, dict[str, Any]] = {}
+            for name, value in targets.items():
+                if name.startswith(f"{_OPTIMIZER}{number}/"):
+                    _, _, index, key = name.split("/")
+                    part = _part(value, held[int(index)], ranks) if value.dim() else value
+                    found.setdefault(int(index), {})[key] = part
+            optimizer.load_state_dict({"state": found, "param_groups": state["groups"][number]})
+        _set_random_state(_random_of(path, ranks, state["world_size"]))
+        return state
+
+    def _checked(self, path: Path) -> tuple[dict[str, Any], Exception | None]:
+        """What the checkpoint says of itself, and what is wrong with it; each rank looks at some of the files."""
+        try:
+            state: dict[str, Any] = json.loads((path / "state.json").read_text())
+            if state.get("version") != VERSION:
+                return {}, FormatError(
+                    f"{path} is a checkpoint of version {state.get('version')!r}.", hint="Begin a new run."
+                )
+            for i, (name, crc) in enumerate(sorted(state["files"].items())):
+                if i % self.ranks.world_size == self.ranks.rank and _crc(path / name) != crc:
+                    raise ValueError(f"{name} is not what was written")
+        except (OSError, ValueError, KeyError, AttributeError) as e:
+            before = [p for p in self._whole() if int(p.name) < int(path.name)]
+            hint = "Begin a new run; there is no checkpoint before it."
+            if before:
+                hint = f"Remove that folder, and resume goes on from {before[-1].name}, the one before it."
+            return {}, FormatError(f"The checkpoint {path} is damaged: {e}.", hint=hint)
+        return state, None
+
+
+class _Writer(threading.Thread):
+    """Writes one checkpoint. What goes wrong on one rank goes wrong on all, and nothing is left."""
+
+    def __init__(
+        self, owner: Checkpoints, final: Path, tensors: dict[str, Tensor], random: dict[str, Any], facts: dict[str, Any]
+    ) -> None:
+        super().__init__(name="checkpoint", daemon=True)
+        self.owner, self.final, self.facts = owner, final, facts
+        self._tensors, self._random = tensors, random
+        self.failed: Exception | None = None
+
+    def run(self) -> None:
+        temporary = self.final.with_name(f"{self.final.name}.tmp")
+        ranks = self.owner.ranks
+        try:
+            self._write(temporary, ranks)
+        except BaseException as e:  # dcp's own is no Exception
+            reason = _reason(e)
+            if isinstance(reason, OSError) or "write" in str(reason).lower():
+                self.failed = DiskFullError(
+                    f"The checkpoint of step {self.facts['step']} could not be written: {reason}.",
+                    hint=f"Free some space in {self.final.parent}; `resume` goes on from the last checkpoint.",
+                )
+            else:
+                self.failed = LLMasOSError(f"The checkpoint of step {self.facts['step']} failed: {reason!r}.")
+        finally:
+            self._tensors = {}
+            if ranks.is_first:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def _write(self, temporary: Path, ranks: Ranks) -> None:
+        def make() -> None:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+
+        def own() -> dict[str, int]:
+            torch.save(self._random, temporary / f"random-{ranks.rank}.pt")
+            names = [f"random-{ranks.rank}.pt", *(p.name for p in temporary.glob(f"__{ranks.rank}_*"))]
+            names += [".metadata"] if ranks.is_first else []
+            return {name: _crc(temporary / name) for name in names}
+
+        def finish(found: list[dict[str, int]]) -> None:
+            files = {name: crc for each in found for name, crc in each.items()}
+            (temporary / "state.json").write_text(json.dumps({**self.facts, "files": files}))
+            for file in (*temporary.iterdir(), temporary):
+                descriptor = os.open(file, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+            if self.final.exists():
+                shutil.rmtree(self.final)
+            os.replace(temporary, self.final)
+            self.owner.sweep()
+
+        _together(ranks, make if ranks.is_first else _nothing)
+        options: dict[str, Any] = {"no_dist": True} if ranks.world_size == 1 else {"process_group": ranks.saving}
+        with _unwarned():
+            dcp.save(self._tensors, storage_writer=dcp.FileSystemWriter(temporary), **options)
+        found = _together(ranks, own)
+        _together(ranks, (lambda: finish(found)) if ranks.is_first else _nothing)
+
+
+def _nothing() -> None:
+    return None
+
+
+def _together(ranks: Ranks, work: Any) -> list[Any]:
+    """What it gives on each rank; raised on all if one fails."""
+    result, failed = None, None
+    try:
+        result = work()
+    except Exception as e:
+        failed = e
+    if ranks.world_size == 1:
+        found = [(result, failed)]
+    else:
+        found = [None] * ranks.world_size  # type: ignore[list-item]
+        dist.all_gather_object(found, (result, failed), group=ranks.saving)
+    for _, problem in found:
+        if problem is not None:
+            raise problem
+    return [given for given, _ in found]
+
+
+def _reason(e: BaseException) -> BaseException:
+    failures = getattr(e, "failures", None)
+    return next(iter(failures.values()))[0] if failures else e
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
     """The weights that a checkpoint holds, whole, by their names in the trained module: what is exported."""
-    return load_file(path / "weights.safetensors")
+    _, problem = Checkpoints(path.parent)._checked(path)
+    if problem is not None:
+        raise problem
+    metadata = _Reader(path).read_metadata()
+    found = {
+        name: torch.empty(tuple(facts.size), dtype=facts.properties.dtype)
+        for name, facts in metadata.state_dict_metadata.items()
+        if name.startswith(_WEIGHTS) and isinstance(facts, TensorStorageMetadata)
+    }
+    _read(found, path, Ranks())
+    return {name.removeprefix(_WEIGHTS): tensor for name, tensor in found.items()}
+
+
+def _tensors(module: nn.Module, optimizers: Optimizers, ranks: Ranks) -> dict[str, Tensor]:
+    """By name, whole or DTensors: nothing in them depends on the number of ranks."""
+    at_rest(module)
+
+    def given(tensor: Tensor, like: Tensor) -> Tensor:
+        return whole_tensor(tensor, like, ranks) if ranks.tensor > 1 else tensor
+
+    found = {_WEIGHTS + n: given(p.detach(), p) for n, p in module.named_parameters() if p.requires_grad}
+    for number, optimizer in enumerate(optimizers.each):
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        for index, values in optimizer.state_dict()["state"].items():
+            for key, value in values.items():
+                found[f"{_OPTIMIZER}{number}/{index}/{key}"] = given(value, held[index])
+    return found
+
+
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """In the CPU's memory, and no longer what training changes."""
+    on_gpu = any(t.is_cuda for t in tensors.values())
+    copies = {n: t if t.is_cuda else t.detach().clone().contiguous() for n, t in tensors.items()}
+    if not on_gpu:
+        return copies
+    from torch.distributed.checkpoint.staging import BlockingAsyncStager
+
+    staged: dict[str, Tensor] = BlockingAsyncStager(cache_staged_state_dict=False).stage(copies)  # type: ignore[assignment]
+    return staged
+
+
+def _targets(
+    metadata: Metadata, own: dict[str, nn.Parameter], optimizers: Optimizers, ranks: Ranks, path: Path
+) -> dict[str, Tensor]:
+    """Tensors to read into: like the parameters they belong to, where they have their shape."""
+    facts = {n: f for n, f in metadata.state_dict_metadata.items() if isinstance(f, TensorStorageMetadata)}
+    saved = {n.removeprefix(_WEIGHTS): tuple(f.size) for n, f in facts.items() if n.startswith(_WEIGHTS)}
+    if saved != {name: _whole_shape(p) for name, p in own.items()}:
+        raise FormatError(
+            f"{path} holds other weights than this run trains.",
+            hint="Go on with the model, adapter options and recipe that it was begun with, or begin a new run.",
+        )
+    held = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers.each]
+    targets = {}
+    for name, fact in facts.items():
+        if name.startswith(_WEIGHTS):
+            like = own[name.removeprefix(_WEIGHTS)]
+        else:
+            _, number, index, _ = name.split("/")
+            like = held[int(number)][int(index)]
+        dtype, size = fact.properties.dtype, tuple(fact.size)
+        if hasattr(like, "to_local") and size == tuple(like.shape):
+            targets[name] = torch.zeros_like(like.detach(), dtype=dtype)
+        else:
+            targets[name] = torch.zeros(size, dtype=dtype)
+    return targets
+
+
+def _whole_shape(parameter: Tensor) -> tuple[int, ...]:
+    shape, cut = list(parameter.shape), getattr(parameter, "cut", None)
+    if cut is not None:
+        shape[cut.dim] *= len(cut.of)
+    return tuple(shape)
+
+
+def _part(tensor: Tensor, like: Tensor, ranks: Ranks) -> Tensor:
+    cut = getattr(like, "cut", None)
+    return tensor if cut is None else cut_of(tensor, cut, ranks)
+
+
+class _Reader(dcp.FileSystemReader):
+    """Its index is unpickled with torch's own classes only."""
+
+    def read_metadata(self, *args: Any, **options: Any) -> Metadata:
+        try:
+            with (Path(self.path) / ".metadata").open("rb") as file:
+                found: Metadata = _Unpickler(file).load()
+        except (OSError, pickle.UnpicklingError, EOFError, AttributeError) as e:
+            raise FormatError(f"The checkpoint {self.path} is damaged: .metadata: {e}.", hint="Remove it.") from e
+        if getattr(found, "storage_meta", None) is not None:
+            found.storage_meta.load_id = self.load_id
+        return found
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        is_plain = (module, name) in _PLAIN
+        if "." not in name and (is_plain or module.startswith("torch.distributed.checkpoint.")):
+            found = super().find_class(module, name)
+            if is_plain or isinstance(found, type):
+                return found
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+_PLAIN = {
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    *(("torch", str(d).removeprefix("torch.")) for d in vars(torch).values() if isinstance(d, torch.dtype)),
+    *(("pathlib", n) for n in ("Path", "PosixPath", "PurePosixPath")),
+    *(("pathlib._local", n) for n in ("Path", "PosixPath", "PurePosixPath")),
+    ("collections", "OrderedDict"),
+}
+
+
+def _read(targets: dict[str, Tensor], path: Path, ranks: Ranks) -> None:
+    options: dict[str, Any] = {"no_dist": True} if ranks.world_size == 1 else {"process_group": ranks.control}
+    try:
+        with _unwarned():
+            dcp.load(targets, storage_reader=_Reader(path), **options)
+    except BaseException as e:
+        reason = _reason(e)
+        if isinstance(reason, KeyboardInterrupt):
+            raise
+        raise FormatError(f"The checkpoint {path} cannot be read: {reason}.", hint="Remove it.") from e
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _crc(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            crc = zlib.crc32(chunk, crc)
+    return crc
 
 
 def _random_state() -> dict[str, Any]:
@@ -104,16 +387,22 @@ def _random_state() -> dict[str, Any]:
     version, internal, following = random.getstate()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         "numpy": [kind, torch.from_numpy(np.array(words, np.int64)), position, has_gauss, gauss],
         "python": [version, list(internal), following],
     }
 
 
+def _random_of(path: Path, ranks: Ranks, saved: int) -> dict[str, Any]:
+    """This rank's; ranks that were not there before begin with one of those that were."""
+    found: dict[str, Any] = torch.load(path / f"random-{ranks.rank % saved}.pt", map_location="cpu", weights_only=True)
+    return found
+
+
 def _set_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
     kind, words, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((kind, words.numpy().astype(np.uint32), position, has_gauss, gauss))
     version, internal, following = state["python"]

@@ -2,6 +2,9 @@
 
 for each step: micro-batches -> loss of each / trained tokens of the step -> gradients -> clip, step, schedule
                -> tell listeners -> save every so often, at the end, and when the run is told to stop
+
+On several ranks all take each step together: trained tokens, the gradient's norm, and whether to stop are those of all.
+The first rank alone writes the log and tells listeners.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -29,6 +32,9 @@ from llmasos.train.checkpoint import Checkpoints
 from llmasos.train.events import Evaluation, Listener, StepReport
 from llmasos.train.model import Placed
 from llmasos.train.optim import OptimizerOptions, Optimizers
+from llmasos.train.parallel.gradients import Reducer
+from llmasos.train.parallel.ranks import Ranks, explained
+from llmasos.train.parallel.shard import at_rest
 from llmasos.train.schedule import Schedule
 
 
@@ -77,10 +83,18 @@ class Loop:
     listeners: Sequence[Listener] = ()
     evaluate: Callable[[int], Evaluation] | None = None
     """Gets the number of steps done."""
+    ranks: Ranks = field(default_factory=Ranks)
+    """`learner` is spread over them already, and `batches` are this one's."""
+    keep: int = 2
+    """Checkpoints."""
 
     def __post_init__(self) -> None:
         self.optimizers = Optimizers(self.learner.module, self.optimizer)
-        self.checkpoints = Checkpoints(self.run / "checkpoints")
+        self.checkpoints = Checkpoints(self.run / "checkpoints", self.keep, ranks=self.ranks)
+        whole = self.ranks.data_size > 1 and self.ranks.kind == "ddp"
+        self._reducer = Reducer(self.optimizers.parameters, self.ranks.group("replica")) if whole else None
+        # FSDP takes the mean over ranks, and the loss is a sum
+        self._share = self.ranks.data_size if self.ranks.kind != "ddp" else 1
         self.step = 0
         self._evaluated = -1
         self._bad = 0
@@ -102,7 +116,7 @@ class Loop:
     def _forget_after(self, step: int) -> None:
         """Steps that were run and lost are run again: the log has each once."""
         log = self.run / "log.jsonl"
-        if log.exists():
+        if self.ranks.is_first and log.exists():
             lines = [line for line in log.read_text().splitlines() if line.endswith("}")]
             write_atomically(log, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
 
@@ -119,7 +133,7 @@ class Loop:
         self._each(lambda listener: listener.began(self.step, self.options.steps))
         reason = "finished"
         try:
-            with self._signals():
+            with self._signals(), explained(self.ranks), self.checkpoints:
                 reason = self._steps()
         except BaseException as e:
             reason = f"{type(e).__name__}: {e}"
@@ -145,16 +159,21 @@ class Loop:
             if _is_time(self.step, self.options.evaluate_every):
                 self._evaluate()
             if _is_time(self.step, self.options.save_every):
-                self.save()
+                self.save(wait=False)
                 saved = self.step
-            if self._stop.is_set():
+            is_late = 0 < self.options.max_seconds <= time.monotonic() - started
+            stopped, late, writing = self.ranks.most(self._stop.is_set(), is_late, self.checkpoints.is_writing)
+            if not writing:
+                self._saved()
+            if stopped:
                 reason = "stopped"
                 break
-            if 0 < self.options.max_seconds <= time.monotonic() - started:
+            if late:
                 reason = "time"
                 break
         if saved != self.step:
             self.save()
+        self._saved()
         if self._evaluated != self.step and reason != "stopped":
             self._evaluate()  # also by a run that was killed between its last checkpoint and this
         return reason
@@ -162,38 +181,56 @@ class Loop:
     def _evaluate(self) -> None:
         if self.evaluate is not None:
             found = self.evaluate(self.step)
+            at_rest(self.learner.module)
             self._evaluated = self.step
             self._each(lambda listener: listener.evaluated(found))
 
     def _each(self, tell: Callable[[Listener], None]) -> None:
-        for listener in self.listeners:
+        for listener in self.listeners if self.ranks.is_first else ():
             tell(listener)
 
-    def save(self) -> Path:
+    def save(self, *, wait: bool = True) -> Path:
+        """Weights are copied now and written while the run goes on, unless it should wait for that."""
+        self._saved()
         state = {"batches": self.batches.state_dict(), "bad": self._bad, "mean_norm": self._mean_norm}
         state["evaluated"] = self._evaluated
-        path = self.checkpoints.save(self.step, self.learner.module, self.optimizers, state)
-        self._each(lambda listener: listener.saved(self.step, path))
+        path = self.checkpoints.begin(self.step, self.learner.module, self.optimizers, state)
+        if wait:
+            self._saved()
         return path
+
+    def _saved(self) -> None:
+        """What is being written is done now, and told."""
+        if done := self.checkpoints.finish():
+            self._each(lambda listener: listener.saved(*done))
 
     def _train_step(self, micro: list[Batch]) -> StepReport:
         started = time.perf_counter()
-        num_trained = sum(batch.num_trained for batch in micro)
+        num_trained, num_tokens = self.ranks.sums(
+            sum(batch.num_trained for batch in micro), sum(len(batch.tokens) for batch in micro)
+        )
         total = torch.zeros((), device=self.device)
-        for batch in micro:
+        for i, batch in enumerate(micro):
+            if self._reducer and i == len(micro) - 1:
+                self._reducer.last()
             loss = self.learner.loss(Placed.of(batch, self.device)) / max(1, num_trained)
-            loss.backward()
+            (loss * self._share if self._share > 1 else loss).backward()
             total += loss.detach()
+        if self._reducer:
+            self._reducer.finish()
+        self._add_partial()
         factor = self.schedule.factor(self.step, self.options.steps)
         norm, skipped = self._update(factor)
         self.step += 1
-        parts = {name: float(part) / max(1, num_trained) for name, part in self.learner.parts().items()}
+        summed = self.learner.parts()
+        mean, *sums = self.ranks.total(torch.stack([total, *(torch.as_tensor(p).to(total) for p in summed.values())]))
+        parts = {name: float(part) / max(1, num_trained) for name, part in zip(summed, sums, strict=True)}
         return StepReport(
             step=self.step,
-            loss=float(total),
+            loss=float(mean),
             gradient_norm=norm,
             rate=self.optimizer.lr * factor,
-            num_tokens=sum(len(batch.tokens) for batch in micro),
+            num_tokens=num_tokens,
             num_trained=num_trained,
             seconds=time.perf_counter() - started,
             skipped=skipped,
@@ -203,7 +240,8 @@ class Loop:
 
     def _update(self, factor: float) -> tuple[float, str]:
         """A step, unless its gradient is bad; a few of those are left out, then the run is."""
-        norm = float(torch.linalg.vector_norm(torch.stack(self._norms())))
+        whole = self.ranks.norm(self.optimizers.parameters) if self._is_spread else None
+        norm = float(torch.linalg.vector_norm(torch.stack(self._norms())) if whole is None else whole)
         why = ""
         if not math.isfinite(norm):
             why = f"the gradient is {norm}"
@@ -221,14 +259,28 @@ class Loop:
             return norm, why
         self._bad = 0
         self._mean_norm = norm if not self._mean_norm else 0.95 * self._mean_norm + 0.05 * norm
-        self.optimizers.step(factor)
+        self.optimizers.step(factor, whole)
         return norm, ""
+
+    @property
+    def _is_spread(self) -> bool:
+        """No rank has the whole gradient."""
+        return self.ranks.tensor > 1 or self.ranks.kind != "ddp"
+
+    def _add_partial(self) -> None:
+        """Small weights that all ranks of the tensor dimension have, each using them for its own part."""
+        if self.ranks.tensor > 1:
+            for parameter in self.optimizers.parameters:
+                if getattr(parameter, "partial", False) and parameter.grad is not None:
+                    torch.distributed.all_reduce(parameter.grad, group=self.ranks.group("tensor"))
 
     def _norms(self) -> list[Tensor]:
         gradients = [p.grad for p in self.optimizers.parameters if p.grad is not None]
         return list(torch._foreach_norm(gradients)) or [torch.zeros((), device=self.device)]
 
     def _tell(self, report: StepReport) -> None:
+        if not self.ranks.is_first:
+            return
         self.run.mkdir(parents=True, exist_ok=True)
         with (self.run / "log.jsonl").open("a") as file:
             file.write(json.dumps(vars(report)) + "\n")

@@ -79,6 +79,8 @@ class Trainee:
         self, decoder: Decoder, *, dtype: torch.dtype, recompute: bool = False, compiled: bool = False
     ) -> None:
         self.decoder, self.dtype = decoder, dtype
+        self.casts_itself = True
+        """False: FSDP casts what it gathers."""
         self.specs = layer_specs(decoder.config)
         for parameter in decoder.parameters():
             if parameter.requires_grad:
@@ -100,6 +102,8 @@ class Trainee:
 
     def casts(self) -> dict[str, Tensor]:
         """What stands in for the weights during a pass."""
+        if not self.casts_itself:
+            return {}
         return {
             name: parameter.to(self.dtype)
             for name, parameter in self.decoder.named_parameters()
@@ -137,4 +141,4 @@ class Trainee:
         return {"bias": cast, "scale": config.logit_scale, "softcap": config.final_softcap}
 
     def _cast(self, parameter: Tensor, casts: Mapping[str, Tensor]) -> Tensor:
-        return casts.get(self._names[id(parameter)], parameter)
+        return casts[self._names[id(parameter)]] if casts and self._names[id(parameter)] in casts else parameter

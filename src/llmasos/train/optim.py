@@ -73,9 +73,14 @@ class Optimizers:
                 torch.optim.Muon(muon, lr=options.lr, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw")
             )
 
-    def step(self, factor: float) -> Tensor:
-        """Clip, then a step at `factor` of the rate. Returns the gradient's norm before, a scalar on the device."""
-        norm = clip_grad_norm_(self.parameters, self.options.max_norm or float("inf"))
+    def step(self, factor: float, norm: Tensor | None = None) -> Tensor:
+        """Clip, then a step at `factor` of the rate. norm: the gradient's, where it is spread over processes. Returns
+        the gradient's norm before, a scalar on the device."""
+        if norm is None:
+            norm = clip_grad_norm_(self.parameters, self.options.max_norm or float("inf"))
+        elif self.options.max_norm:
+            clip = (self.options.max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch clips
+            torch._foreach_mul_([_local(p.grad) for p in self.parameters if p.grad is not None], clip)
         for optimizer in self.each:
             for group in optimizer.param_groups:
                 group["lr"] = self.options.lr * factor
@@ -93,6 +98,11 @@ class Optimizers:
     def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
         for optimizer, state in zip(self.each, states, strict=True):
             optimizer.load_state_dict(state)
+
+
+def _local(gradient: Tensor) -> Tensor:
+    part: Tensor = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+    return part
 
 
 class AdamW8bit(torch.optim.Optimizer):

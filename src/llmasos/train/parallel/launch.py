@@ -1,0 +1,164 @@
+"""Processes of a run: this one is the first rank, and the others are begun by it; or all of them by torchrun."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from llmasos.errors import InvalidInputError
+from llmasos.train.config import TrainConfig
+from llmasos.train.parallel.ranks import COLLECTIVE, PATIENCE, LostRankError, Ranks
+
+BEGIN = timedelta(minutes=3)
+"""Until all processes are there."""
+END_SECONDS = 60.0
+"""A process that has nothing left to do may take this long to end."""
+
+
+@contextmanager
+def joined(config: TrainConfig) -> Iterator[Ranks]:
+    """The ranks of a run: `config.gpus` processes, of which this one begins all others; those that torchrun began; or
+    just this one.
+
+    Raises InvalidInputError for more GPUs than there are, LostRankError for processes that do not begin."""
+    if dist.is_available() and dist.is_initialized():
+        yield _of_group(config)
+        return
+    if "LLMASOS_TRAIN_STORE" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        with _group(config):
+            yield _of_group(config)
+        return
+    number = config.gpus or 1
+    if number == 1:
+        if config.tensor_parallel_size > 1:
+            raise InvalidInputError(
+                f"tensor_parallel_size={config.tensor_parallel_size} needs as many processes.",
+                hint=f"Set gpus={config.tensor_parallel_size}.",
+                param="tensor_parallel_size",
+            )
+        yield Ranks()
+        return
+    if number % config.tensor_parallel_size:
+        raise InvalidInputError(
+            f"{number} processes cannot be split into groups of {config.tensor_parallel_size}.",
+            hint="Make gpus a multiple of tensor_parallel_size.",
+            param="tensor_parallel_size",
+        )
+    if device_type(config) == "cuda" and number > torch.cuda.device_count():
+        raise InvalidInputError(
+            f"gpus={number}, and there are {torch.cuda.device_count()}.",
+            hint=f"Use gpus={max(1, torch.cuda.device_count())}.",
+            param="gpus",
+        )
+    with _launched(config, number):
+        yield _of_group(config)
+
+
+def device_type(config: TrainConfig) -> str:
+    if config.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return config.device.split(":")[0]
+
+
+def _of_group(config: TrainConfig) -> Ranks:
+    local_rank = int(os.environ.get("LOCAL_RANK", dist.get_rank()))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
+    return Ranks.of_group(
+        config.parallel, config.tensor_parallel_size, device_type(config), local_rank=local_rank, local_size=local_size
+    )
+
+
+@contextmanager
+def _group(config: TrainConfig) -> Iterator[None]:
+    """Join those that are there already."""
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if port := os.environ.get("LLMASOS_TRAIN_STORE"):
+        threading.Thread(target=_end_with_the_first, daemon=True).start()
+        _init(config, rank, size, dist.TCPStore("127.0.0.1", int(port), size, False, timeout=BEGIN))
+    else:
+        _init(config, rank, size, None)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _init(config: TrainConfig, rank: int, size: int, store: dist.Store | None) -> None:
+    on_gpu = device_type(config) == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        store=store,
+        rank=rank if store else -1,
+        world_size=size if store else -1,
+        timeout=COLLECTIVE if on_gpu else PATIENCE,
+    )
+
+
+def _end_with_the_first() -> None:
+    """Standard input ends with the process that holds it."""
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+@contextmanager
+def _launched(config: TrainConfig, number: int) -> Iterator[None]:
+    store = dist.TCPStore("127.0.0.1", 0, number, True, wait_for_workers=False, timeout=BEGIN)
+    others = [_begin(config, rank, number, store.port) for rank in range(1, number)]
+    is_over = threading.Event()
+    threading.Thread(target=_watch, args=(others, is_over), daemon=True).start()
+    failed = True
+    try:
+        try:
+            _init(config, 0, number, store)
+        except (RuntimeError, dist.DistError) as e:
+            codes = [other.poll() for other in others]
+            raise LostRankError(f"The run's processes did not all begin (exit codes {codes}): {e}") from e
+        yield
+        failed = False
+    finally:
+        is_over.set()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        for other in others:
+            _end(other, 1.0 if failed else END_SECONDS)
+
+
+def _begin(config: TrainConfig, rank: int, number: int, port: int) -> subprocess.Popen[bytes]:
+    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number}
+    own |= {"LLMASOS_TRAIN_STORE": port}
+    words = [sys.executable, "-m", "llmasos.train.parallel.worker", config.model_dump_json(by_alias=True)]
+    return subprocess.Popen(
+        words, env={**os.environ, **{k: str(v) for k, v in own.items()}}, stdin=subprocess.PIPE, stdout=2
+    )
+
+
+def _end(other: subprocess.Popen[bytes], seconds: float) -> None:
+    try:
+        other.wait(seconds)
+    except subprocess.TimeoutExpired:
+        other.kill()
+        other.wait()
+    finally:
+        if other.stdin is not None:
+            other.stdin.close()
+
+
+def _watch(others: list[subprocess.Popen[bytes]], is_over: threading.Event) -> None:
+    """GPUs wait for one that is gone until they are told."""
+    while not is_over.wait(1.0):
+        if any(other.poll() for other in others):
+            abort = getattr(dist.distributed_c10d, "_abort_process_group", None)
+            if not is_over.wait(10.0) and abort is not None and dist.is_initialized():
+                abort()
+            return

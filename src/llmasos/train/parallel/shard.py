@@ -1,0 +1,111 @@
+"""Weights spread over ranks, from outside of the model's definition: FSDP2, HSDP, and tensor parallelism.
+
+`spread` comes after the learner is built and before its optimizer is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from llmasos.errors import InvalidInputError
+from llmasos.train.parallel.ranks import Ranks
+from llmasos.train.parallel.tensor import cut_layers, uncut
+
+if TYPE_CHECKING:
+    from llmasos.train.model import Trainee
+
+KEPT = 0.2
+"""Of a GPU's memory: weights that take less stay whole between forward and backward pass, which saves sending them
+once more."""
+
+
+def spread(trainee: Trainee, ranks: Ranks, optimizer: str = "adamw") -> None:
+    """Raises InvalidInputError, UnsupportedError for what cannot be spread so."""
+    if ranks.world_size == 1:
+        return
+    is_sharded = ranks.kind != "ddp"
+    if optimizer != "adamw" and (is_sharded or ranks.tensor > 1):
+        raise InvalidInputError(
+            f"{optimizer} needs whole matrices, and parallel={ranks.kind}, tensor_parallel_size={ranks.tensor} spread "
+            "them.",
+            hint='Use optimizer="adamw", or parallel="ddp".',
+            param="optimizer",
+        )
+    if ranks.tensor > 1:
+        if is_sharded:
+            raise InvalidInputError(
+                f"tensor_parallel_size={ranks.tensor} with parallel={ranks.kind}: the two are not used together.",
+                hint='Use parallel="ddp" beside it, or parallel="fsdp" alone.',
+                param="parallel",
+            )
+        cut_layers(trainee.decoder, ranks)
+    if is_sharded:
+        _fully_shard(trainee, ranks)
+
+
+def _fully_shard(trainee: Trainee, ranks: Ranks) -> None:
+    """Each block is gathered when it is needed, the next one while it computes; masters stay float32."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.tensor import Shard
+
+    decoder = trainee.decoder
+    assert ranks.mesh is not None
+    mesh = ranks.mesh["replica", "shard"] if ranks.kind == "hsdp" else ranks.mesh["shard"]
+    shards = ranks.size("shard")
+
+    def placed(parameter: nn.Parameter) -> Any:
+        """Adapters' A is [parts, rank, inputs]: of few parts."""
+        return Shard(1) if parameter.dim() == 3 and parameter.shape[1] % shards == 0 else None
+
+    options: dict[str, Any] = {
+        "mesh": mesh,
+        "mp_policy": MixedPrecisionPolicy(param_dtype=trainee.dtype, reduce_dtype=torch.float32),
+        "shard_placement_fn": placed,
+    }
+    again = _must_reshard(trainee)
+    for block in decoder.layers:
+        if block._compiled_call_impl is not None:  # what gathers weights stays outside of the compiled part
+            block._compiled_call_impl = None
+            block.forward = torch.compile(block.forward)
+        fully_shard(block, reshard_after_forward=again, **options)
+    fully_shard(decoder, reshard_after_forward=False, **options)  # the head is used after the forward pass
+    for before, after in zip(decoder.layers, decoder.layers[1:], strict=False):
+        before.set_modules_to_forward_prefetch([after])
+    trainee.casts_itself = False
+
+
+def _must_reshard(trainee: Trainee) -> bool:
+    device = trainee.decoder.device
+    if device.type != "cuda":
+        return True
+    size = sum(p.numel() for p in trainee.decoder.parameters()) * trainee.dtype.itemsize
+    return size > KEPT * torch.cuda.get_device_properties(device).total_memory
+
+
+def at_rest(module: nn.Module) -> None:
+    """No weight is gathered: after passes without a backward one."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for one in module.modules():
+        if isinstance(one, FSDPModule):
+            one.reshard()
+
+
+def whole_tensor(tensor: Tensor, like: Tensor, ranks: Ranks) -> Tensor:
+    """Of a parameter, or of something of its shape (`like` is the parameter). All ranks call it."""
+    found: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return uncut(found, like, ranks) if ranks.tensor > 1 else found
+
+
+def whole(module: nn.Module, ranks: Ranks) -> dict[str, Tensor]:
+    """All weights as one process has them, on the CPU of the first rank; empty elsewhere. All ranks call it."""
+    at_rest(module)
+    found = {}
+    for name, parameter in module.named_parameters():
+        full = whole_tensor(parameter.detach(), parameter, ranks)
+        if ranks.is_first:
+            found[name] = full.cpu()
+    return found

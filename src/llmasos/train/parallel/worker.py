@@ -1,0 +1,25 @@
+"""A rank beside the first: `python -m llmasos.train.parallel.worker CONFIG`, begun by `launch`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from llmasos.errors import LLMasOSError
+from llmasos.train.config import TrainConfig
+
+
+def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the first rank, which tells all
+    from llmasos.train.run import train
+
+    try:
+        train(TrainConfig.model_validate_json(sys.argv[1]), export=False)
+    except LLMasOSError as e:
+        print(f"{e}", file=sys.stderr)
+        return e.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

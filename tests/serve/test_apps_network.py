@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import http.server
+import itertools
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -125,8 +126,12 @@ def test_grants_are_by_name_and_port() -> None:
     for host, port in (("a.example", 80), ("b.example", 80), ("xb.example", 80), ("a.example.evil", 443), ("", 1)):
         with pytest.raises(Refused):
             check_granted(granted, host, port)
-    with pytest.raises(Refused):
-        check_granted([Grant("net", "*")], "127.0.0.1", 80)  # any host is any name
+    for pattern, host in itertools.product(
+        ("*", "*:80", "*.0.0.1", "*.localhost"), ("127.0.0.1", "localhost", "[::1]", "x.localhost")
+    ):
+        with pytest.raises(Refused):
+            check_granted([Grant("net", pattern)], host, 80)  # any host is any name, whatever the port
+    check_granted([Grant("net", "localhost:80")], "localhost", 80)
 
 
 def test_offline_mode_holds_for_applications(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,7 +128,8 @@ def check_granted(granted: Sequence[Grant], host: str, port: int) -> None:
     if settings().offline and not is_literal(host):
         raise Refused("403 Forbidden", f"offline mode is on, so {host} was not asked")
     wanted = Grant("net", f"{host}:{port}")
-    if not any(one.covers(wanted) and (one.value != "*" or not is_literal(host)) for one in granted):
+    # a pattern is for the internet: what is on this machine or in its network has to be named
+    if not any(one.covers(wanted) and not ("*" in one.value and is_literal(host)) for one in granted):
         raise Refused("403 Forbidden", f"{host}:{port} is none of the hosts that were granted")
 
 

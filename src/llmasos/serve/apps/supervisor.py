@@ -113,7 +113,7 @@ class Supervisor:
         while True:
             try:
                 await self._look()
-            except (LLMasOSError, OSError):
+            except Exception:  # whatever it is: the others are looked after, and it is tried again
                 _log.exception("installed applications could not be looked after")
             await asyncio.sleep(LOOK_SECONDS)
 
@@ -149,17 +149,18 @@ class Supervisor:
                     await self.running(name)
 
     async def _has_other_values(self, app: Installed, found: Running) -> bool:
-        """Whether somebody has set others beside the server: it reads them when it starts."""
+        """Whether somebody has set others beside the server: it reads them when it starts. Its jobs are waited for."""
         try:
-            return await asyncio.to_thread(values.values_of, self.apps, app) != found.order.values
+            kept = await asyncio.to_thread(values.values_of, self.apps, app)
         except LLMasOSError:  # it goes on with what it has
             return False
+        return kept != found.order.values and not await found.is_working()
 
     async def _revoke_of_gone(self) -> None:
         """Keys of applications that were uninstalled while no server ran."""
         there = {app.name for app in await asyncio.to_thread(self.apps.list)}
         for name in await asyncio.to_thread(self.keys.names):
-            if name not in there:
+            if name not in there and not await asyncio.to_thread(self.apps.has, name):  # it may just have come
                 await self.revoke(name, _ACTOR)
 
     async def _forget(self, slot: Slot) -> None:

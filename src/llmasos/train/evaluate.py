@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,8 +118,9 @@ class Evaluator:
         trainee, config = self.trainee, self.trainee.decoder.config
         casts = trainee.casts()
         longest = max(len(ids) for _, ids in self.prompts)
+        attn: Any = trainee.decoder.layers[0].attn  # of this rank, which may have some of the heads
         cache = ContiguousCache(
-            config,
+            replace(config, num_heads=attn.num_heads, num_kv_heads=attn.num_kv_heads),
             len(self.prompts),
             device=trainee.decoder.device,
             dtype=trainee.dtype,
@@ -183,21 +187,21 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     devices = sorted({p.get_device() for p in module.parameters() if p.is_cuda})
     python, array = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices), torch.no_grad(), _as_written(module):
+        with torch.random.fork_rng(devices), torch.no_grad(), _as_written():
             module.eval()
             yield
     finally:
         for one, mode in modes.items():
             one.training = mode
+            if reshard := getattr(one, "reshard", None):
+                reshard()  # FSDP keeps weights together that a backward pass would spread again
         random.setstate(python)
         np.random.set_state(array)
 
 
-def _as_written(module: nn.Module) -> AbstractContextManager[object]:
+def _as_written() -> AbstractContextManager[object]:
     """Compiled blocks are not compiled once more, for passes without gradients, but run as they are written."""
-    if any(one._compiled_call_impl is not None for one in module.modules()):
-        return torch.compiler.set_stance("force_eager")
-    return nullcontext()
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def evaluation_tokens(steps: int, batch_tokens: int, evaluate_every: int) -> int:

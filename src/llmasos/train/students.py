@@ -106,6 +106,6 @@ def check_vocabulary(student: Tokenizer, teacher: Tokenizer, config: ModelConfig
         what = f"the teacher knows {config.vocab_size:,} tokens, and the student's tokenizer has {student.vocab_size:,}"
     raise UnsupportedError(
         f"Teacher and student have different vocabularies: {what} ({len(different):,} differ).",
-        hint="Take a teacher of the student's family, or let it write the answers: --distillation.sequence.",
+        hint="Take one of the student's family, or only its answers: --distillation.sequence --distillation.weight 0.",
         param="distillation.teacher",
     )

@@ -91,8 +91,7 @@ def test_a_run_that_is_evaluated_at_every_step_is_the_one_that_never_is(world: P
         trainee = Trainee(model.module, dtype=torch.float32)
         if is_compiled:
             torch.compiler.reset()
-            for block in model.module.layers:
-                block.compile(backend=backend)
+            model.module.layers[1].mlp.compile(backend=backend, dynamic=True)  # a part: tracing takes time
         assert model.tokenizer is not None
         held_out = batches(world, model)
         kept = Kept()
@@ -101,7 +100,7 @@ def test_a_run_that_is_evaluated_at_every_step_is_the_one_that_never_is(world: P
             batches(world, model, split="train", epochs=50),
             OptimizerOptions(lr=1e-2),
             Schedule(),
-            LoopOptions(steps=5, evaluate_every=every),
+            LoopOptions(steps=3, evaluate_every=every),
             world / name,
             CPU,
             [kept],
@@ -112,7 +111,7 @@ def test_a_run_that_is_evaluated_at_every_step_is_the_one_that_never_is(world: P
         return kept, weights
 
     (seen, with_), (unseen, without) = run("a", 1), run("b", 0)
-    assert [one.step for one in seen.evaluations] == [0, 1, 2, 3, 4, 5] and not unseen.evaluations
+    assert [one.step for one in seen.evaluations] == [0, 1, 2, 3] and not unseen.evaluations
     assert seen.losses == unseen.losses
     assert compiled.count("a") == compiled.count("b") and bool(compiled) == is_compiled
     assert with_ and all(torch.equal(tensor, without[name]) for name, tensor in with_.items())

@@ -19,8 +19,9 @@ await walk(({ page, url, out, told, button, dialog, shot, audit, narrow }) => ({
         const answered = page.waitForResponse((response) => response.url().endsWith("/load"));
         await stay.selectOption(seconds);
         await answered;
-        await page.waitForResponse((response) => response.url().endsWith("/status"));
-        return stay.inputValue();
+        await page.waitForResponse(async (response) => response.url().endsWith("/status") && (await response.json()).data.some((one) => String(one.keep_alive ?? -1) === seconds));
+        while ((await stay.inputValue()) !== seconds) await page.waitForTimeout(20); // it is drawn
+        return seconds;
       };
       told.kept = await set("1800");
       told.ever = await set("-1");

@@ -27,9 +27,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as read_tensors
+from torch.distributed.checkpoint.state_dict_saver import save as write_tensors
 
 from llmasos.errors import DiskFullError, FormatError, LLMasOSError
 from llmasos.train.optim import Optimizers
@@ -207,7 +209,7 @@ class _Writer(threading.Thread):
         _together(ranks, make if ranks.is_first else _nothing)
         options: dict[str, Any] = {"no_dist": True} if ranks.world_size == 1 else {"process_group": ranks.saving}
         with _unwarned():
-            dcp.save(self._tensors, storage_writer=dcp.FileSystemWriter(temporary), **options)
+            write_tensors(self._tensors, storage_writer=FileSystemWriter(temporary), **options)
         found = _together(ranks, own)
         _together(ranks, (lambda: finish(found)) if ranks.is_first else _nothing)
 
@@ -278,7 +280,7 @@ def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return copies
     from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
-    staged: dict[str, Tensor] = BlockingAsyncStager(cache_staged_state_dict=False).stage(copies)  # type: ignore[assignment]
+    staged: dict[str, Tensor] = BlockingAsyncStager(cache_staged_state_dict=False).stage(copies)
     return staged
 
 
@@ -321,7 +323,7 @@ def _part(tensor: Tensor, like: Tensor, ranks: Ranks) -> Tensor:
     return tensor if cut is None else cut_of(tensor, cut, ranks)
 
 
-class _Reader(dcp.FileSystemReader):
+class _Reader(FileSystemReader):
     """Its index is unpickled with torch's own classes only."""
 
     def read_metadata(self, *args: Any, **options: Any) -> Metadata:
@@ -330,7 +332,7 @@ class _Reader(dcp.FileSystemReader):
                 found: Metadata = _Unpickler(file).load()
         except (OSError, pickle.UnpicklingError, EOFError, AttributeError) as e:
             raise FormatError(f"The checkpoint {self.path} is damaged: .metadata: {e}.", hint="Remove it.") from e
-        if getattr(found, "storage_meta", None) is not None:
+        if found.storage_meta is not None:
             found.storage_meta.load_id = self.load_id
         return found
 
@@ -359,7 +361,7 @@ def _read(targets: dict[str, Tensor], path: Path, ranks: Ranks) -> None:
     options: dict[str, Any] = {"no_dist": True} if ranks.world_size == 1 else {"process_group": ranks.control}
     try:
         with _unwarned():
-            dcp.load(targets, storage_reader=_Reader(path), **options)
+            read_tensors(targets, storage_reader=_Reader(path), **options)
     except BaseException as e:
         reason = _reason(e)
         if isinstance(reason, KeyboardInterrupt):

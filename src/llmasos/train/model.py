@@ -7,15 +7,16 @@ arrive in float32. Weights that are frozen stay as they are stored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils.checkpoint import checkpoint
 
 from llmasos.data import IGNORED
@@ -89,7 +90,9 @@ class Trainee:
         self._prepare_rope()
         for block in decoder.layers:
             if recompute:
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+                # a compiled block is given its weights; another one must find those of the pass on its way back, too
+                again = partial(checkpoint, block.forward, use_reentrant=False)
+                block.forward = again if compiled else partial(_again, block, block.forward)
             if compiled:
                 block.compile()
 
@@ -142,3 +145,21 @@ class Trainee:
 
     def _cast(self, parameter: Tensor, casts: Mapping[str, Tensor]) -> Tensor:
         return casts[self._names[id(parameter)]] if casts and self._names[id(parameter)] in casts else parameter
+
+
+def _again(block: nn.Module, forward: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """A block's pass that keeps its inputs only, and is made again with the weights that stand in now: on the way back
+    the module has its own again."""
+    own = {
+        (f"{prefix}." if prefix else "") + name: weight
+        for prefix, module in block.named_modules()
+        for name, weight in module._parameters.items()
+        if weight is not None
+    }
+
+    def run(*given: Any) -> Tensor:
+        with _reparametrize_module(block, own):
+            return forward(*given)
+
+    out: Tensor = checkpoint(run, *inputs, use_reentrant=False)
+    return out

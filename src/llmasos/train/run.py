@@ -10,7 +10,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from llmasos.data import Batches, Stats, Totals
 from llmasos.devices import place
-from llmasos.errors import BusyError, FormatError, InvalidInputError, NotFoundError
+from llmasos.errors import BusyError, FormatError, InvalidInputError, LLMasOSError, NotFoundError
 from llmasos.models.config import ModelConfig
 from llmasos.settings import settings
 from llmasos.store.card import check_name
@@ -34,6 +34,7 @@ from llmasos.train.loop import Loop, LoopOptions
 from llmasos.train.methods import METHODS, Method, method_of
 from llmasos.train.methods.base import NextToken
 from llmasos.train.optim import OptimizerOptions
+from llmasos.train.parallel import Ranks, begins, explained, joined, regrouped, spread
 from llmasos.train.plan import Plan, plan
 from llmasos.train.schedule import Schedule
 
@@ -140,15 +141,29 @@ def train(
     before anything is loaded, BusyError for a run that another process has, DivergedError, DiskFullError."""
     config = named(config)
     assert config.output is not None
-    with _held(config):
-        if not (config.output / CONFIG).exists():  # of a run that never began, with other data perhaps
+    with _held(config) if begins() else nullcontext(), joined(config) as ranks, explained(ranks):
+        if ranks.is_first and not (config.output / CONFIG).exists():  # of a run that never began, with other data
             shutil.rmtree(config.output / "tokenizer", ignore_errors=True)
-        prepared = prepare(config, on_progress=on_progress)
-        prepared.config.save(config.output / CONFIG)
-        reason, step, evaluation = _carry_out(prepared, listeners, progress=progress)
-        is_over = export and reason != "stopped"
+        prepared = _prepare_together(config, ranks, on_progress)
+        if ranks.is_first:
+            prepared.config.save(config.output / CONFIG)
+        reason, step, evaluation = _carry_out(prepared, regrouped(prepared.config), listeners, progress=progress)
+        is_over = export and reason != "stopped" and ranks.is_first
         exported = export_run(config.output, install=prepared.config.install) if is_over else None
         return Result(str(config.name), config.output, reason, step, evaluation, exported)
+
+
+def _prepare_together(config: TrainConfig, ranks: Ranks, on_progress: OnProgress | None) -> Prepared:
+    """The first rank settles, tokenises and plans; the others do as it did."""
+    prepared, problem = None, None
+    if ranks.is_first:
+        try:
+            prepared = prepare(config, on_progress=on_progress, ranks=ranks)
+        except LLMasOSError as e:
+            problem = e
+    ranks.check(problem)
+    settled = ranks.told(prepared.config if prepared else None)
+    return prepared or prepare(settled, ranks=ranks)
 
 
 def named(config: TrainConfig) -> TrainConfig:
@@ -221,8 +236,12 @@ def plan_run(config: TrainConfig) -> Plan:
         return prepare(config.model_copy(update={"output": Path(scratch)})).plan
 
 
-def prepare(config: TrainConfig, *, on_progress: OnProgress | None = None) -> Prepared:
-    """Settle every option, read the model's shape and tokenise the data. `config` is `named`."""
+def prepare(config: TrainConfig, *, on_progress: OnProgress | None = None, ranks: Ranks | None = None) -> Prepared:
+    """Settle every option, read the model's shape and tokenise the data. `config` is `named`. ranks: who reads what;
+    default: a plan for as many as the options say."""
+    data_size = ranks.data_size if ranks else max(1, (config.gpus or 1) // config.tensor_parallel_size)
+    if config.tensor_parallel_size > 1 and config.parallel == "auto":
+        config = config.model_copy(update={"parallel": "ddp"})
     is_free = config.batch_tokens is None
     defaults = METHODS[config.method].defaults(config)
     config = config.model_copy(update={k: v for k, v in defaults.items() if getattr(config, k) is None})
@@ -253,12 +272,15 @@ def prepare(config: TrainConfig, *, on_progress: OnProgress | None = None) -> Pr
         stats,
         device=placement.device,
         dtype=placement.dtype,
-        world_size=config.gpus or 1,
+        world_size=data_size,
         teacher=method.teacher_shape,
     )
     config, accumulation = planned.config, planned.accumulation
     method.config = config
     batches = _batches(config, method, split="train")
+    for each in (batches, held_out) if ranks else ():
+        if each is not None:
+            each.rank, each.world_size = ranks.data_rank, ranks.data_size  # type: ignore[union-attr]
     steps = _steps(config, batches, accumulation)
     part = max(1, steps // PARTS)
     config = config.model_copy(
@@ -269,9 +291,10 @@ def prepare(config: TrainConfig, *, on_progress: OnProgress | None = None) -> Pr
         }
     )
     method.config = config
-    return Prepared(
-        config, method, batches, held_out, stats, steps, accumulation, placement.device, placement.dtype, planned
-    )
+    device = placement.device
+    if ranks and ranks.world_size > 1 and device.type == "cuda":
+        device = torch.device("cuda", ranks.local_rank)
+    return Prepared(config, method, batches, held_out, stats, steps, accumulation, device, placement.dtype, planned)
 
 
 def _batches(config: TrainConfig, method: Method, *, split: str) -> Batches:
@@ -335,26 +358,33 @@ def _steps(config: TrainConfig, batches: Batches, accumulation: int) -> int:
 
 
 def _carry_out(
-    prepared: Prepared, listeners: Sequence[Listener], *, progress: bool
+    prepared: Prepared, ranks: Ranks, listeners: Sequence[Listener], *, progress: bool
 ) -> tuple[str, int, Evaluation | None]:
     config, method = prepared.config, prepared.method
     assert config.output is not None
     torch.manual_seed(config.seed)
     learner = method.build(prepared.device, prepared.dtype)
+    num_trained = sum(p.numel() for p in learner.module.parameters() if p.requires_grad)
+    assert config.optimizer is not None
+    spread(learner.trainee, ranks, config.optimizer)
     seen = _Seen()
-    watching = listeners_for(
-        config,
-        config.output,
-        shape=prepared.shape,
-        batches=prepared.batches,
-        stats=prepared.stats,
-        device=prepared.device,
-        dtype=prepared.dtype,
-        path=method.path if config.model is not None else None,
-        num_trained=sum(p.numel() for p in learner.module.parameters() if p.requires_grad),
-        plan=prepared.plan.as_dict(),
-        progress=progress,
-    )
+    watching: list[Listener] = []
+    if ranks.is_first:
+        watching = list(
+            listeners_for(
+                config,
+                config.output,
+                shape=prepared.shape,
+                batches=prepared.batches,
+                stats=prepared.stats,
+                device=prepared.device,
+                dtype=prepared.dtype,
+                path=method.path if config.model is not None else None,
+                num_trained=num_trained,
+                plan=prepared.plan.as_dict(),
+                progress=progress,
+            )
+        )
     loop = Loop(
         learner,
         prepared.batches,
@@ -370,7 +400,9 @@ def _carry_out(
         config.output,
         prepared.device,
         [seen, *watching, *listeners],
-        _evaluator(prepared, learner),
+        _evaluator(prepared, learner, ranks),
+        ranks,
+        config.keep,
     )
     if config.resume:
         loop.resume()
@@ -378,12 +410,12 @@ def _carry_out(
     return reason, loop.step, seen.evaluation
 
 
-def _evaluator(prepared: Prepared, learner: NextToken) -> Evaluator | None:
+def _evaluator(prepared: Prepared, learner: NextToken, ranks: Ranks) -> Evaluator | None:
     config = prepared.config
     if prepared.held_out is None and not config.prompts:
         return None
     assert config.batch_tokens is not None
-    return Evaluator(
+    found = Evaluator(
         learner.trainee,
         prepared.held_out,
         prepared.method.tokenizer,
@@ -391,7 +423,10 @@ def _evaluator(prepared: Prepared, learner: NextToken) -> Evaluator | None:
         chat=config.method != "pretrain",
         template=config.template,
         max_tokens=evaluation_tokens(prepared.steps, config.batch_tokens, config.evaluate_every or 0),
+        total=ranks.total,
     )
+    found.prompts = ranks.told(found.prompts)  # those of the held-out part are each rank's own
+    return found
 
 
 def optimizer_options(config: TrainConfig) -> OptimizerOptions:

@@ -12,6 +12,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 from llmasos.errors import InvalidInputError
 from llmasos.train.config import TrainConfig
@@ -62,6 +63,17 @@ def joined(config: TrainConfig) -> Iterator[Ranks]:
         yield _of_group(config)
 
 
+def begins() -> bool:
+    """Whether this process is the run's only one or its first."""
+    is_rank = "LLMASOS_TRAIN_STORE" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    return not is_rank or os.environ.get("RANK", "0") == "0"
+
+
+def regrouped(config: TrainConfig) -> Ranks:
+    """The same processes, spread as the plan says."""
+    return _of_group(config) if dist.is_available() and dist.is_initialized() else Ranks()
+
+
 def device_type(config: TrainConfig) -> str:
     if config.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -82,7 +94,7 @@ def _group(config: TrainConfig) -> Iterator[None]:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if port := os.environ.get("LLMASOS_TRAIN_STORE"):
         threading.Thread(target=_end_with_the_first, daemon=True).start()
-        _init(config, rank, size, dist.TCPStore("127.0.0.1", int(port), size, False, timeout=BEGIN))
+        _init(config, rank, size, TCPStore("127.0.0.1", int(port), size, False, timeout=BEGIN))
     else:
         _init(config, rank, size, None)
     try:
@@ -91,7 +103,7 @@ def _group(config: TrainConfig) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _init(config: TrainConfig, rank: int, size: int, store: dist.Store | None) -> None:
+def _init(config: TrainConfig, rank: int, size: int, store: TCPStore | None) -> None:
     on_gpu = device_type(config) == "cuda"
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)))
@@ -113,7 +125,7 @@ def _end_with_the_first() -> None:
 
 @contextmanager
 def _launched(config: TrainConfig, number: int) -> Iterator[None]:
-    store = dist.TCPStore("127.0.0.1", 0, number, True, wait_for_workers=False, timeout=BEGIN)
+    store = TCPStore("127.0.0.1", 0, number, True, wait_for_workers=False, timeout=BEGIN)
     others = [_begin(config, rank, number, store.port) for rank in range(1, number)]
     is_over = threading.Event()
     threading.Thread(target=_watch, args=(others, is_over), daemon=True).start()
@@ -137,7 +149,12 @@ def _launched(config: TrainConfig, number: int) -> Iterator[None]:
 def _begin(config: TrainConfig, rank: int, number: int, port: int) -> subprocess.Popen[bytes]:
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number}
     own |= {"LLMASOS_TRAIN_STORE": port}
-    words = [sys.executable, "-m", "llmasos.train.parallel.worker", config.model_dump_json(by_alias=True)]
+    words = [
+        sys.executable,
+        "-m",
+        "llmasos.train.parallel.worker",
+        config.model_dump_json(by_alias=True, exclude_unset=True),
+    ]
     return subprocess.Popen(
         words, env={**os.environ, **{k: str(v) for k, v in own.items()}}, stdin=subprocess.PIPE, stdout=2
     )

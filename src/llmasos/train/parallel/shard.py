@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from llmasos.errors import InvalidInputError
@@ -66,10 +67,11 @@ def _fully_shard(trainee: Trainee, ranks: Ranks) -> None:
         "shard_placement_fn": placed,
     }
     again = _must_reshard(trainee)
+    block: Any
     for block in decoder.layers:
         if block._compiled_call_impl is not None:  # what gathers weights stays outside of the compiled part
             block._compiled_call_impl = None
-            block.forward = torch.compile(block.forward)
+            block.forward = torch.compile(block.forward)  # type: ignore[operator]
         fully_shard(block, reshard_after_forward=again, **options)
     fully_shard(decoder, reshard_after_forward=False, **options)  # the head is used after the forward pass
     for before, after in zip(decoder.layers, decoder.layers[1:], strict=False):
@@ -96,8 +98,21 @@ def at_rest(module: nn.Module) -> None:
 
 def whole_tensor(tensor: Tensor, like: Tensor, ranks: Ranks) -> Tensor:
     """Of a parameter, or of something of its shape (`like` is the parameter). All ranks call it."""
-    found: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    found = _gathered(tensor, ranks) if hasattr(tensor, "to_local") else tensor
     return uncut(found, like, ranks) if ranks.tensor > 1 else found
+
+
+def _gathered(tensor: Any, ranks: Ranks) -> Tensor:
+    """Plain, blocking collectives on the CPU: weights need not fit twice into a GPU."""
+    found: Tensor = torch.zeros(tensor.shape, dtype=tensor.dtype)
+    dim = tensor.placements[-1].dim
+    part, size = tensor.to_local().detach().cpu(), ranks.size("shard")
+    each = -(-tensor.shape[dim] // size)  # the last ranks have less, or nothing
+    begin = min(ranks.data_rank % size * each, tensor.shape[dim])
+    if ranks.data_rank < size:
+        found.narrow(dim, begin, part.shape[dim]).copy_(part)
+    dist.all_reduce(found, group=ranks.control)
+    return found
 
 
 def whole(module: nn.Module, ranks: Ranks) -> dict[str, Tensor]:

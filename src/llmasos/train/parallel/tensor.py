@@ -58,6 +58,16 @@ class _Sum(torch.autograd.Function):
         return outer[0], None
 
 
+def _same(x: Tensor, group: Any) -> Tensor:
+    out: Tensor = _Same.apply(x, group)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _sum(x: Tensor, group: Any) -> Tensor:
+    out: Tensor = _Sum.apply(x, group)  # type: ignore[no-untyped-call]
+    return out
+
+
 def cut_layers(decoder: Decoder, ranks: Ranks) -> None:
     """Raises InvalidInputError, UnsupportedError for a model that cannot be split so."""
     config, size = decoder.config, ranks.tensor
@@ -79,7 +89,8 @@ def cut_layers(decoder: Decoder, ranks: Ranks) -> None:
         )
     group = ranks.group("tensor")
     for block in decoder.layers:
-        attn, mlp = block.attn, block.mlp
+        attn: Any = block.attn
+        mlp: Any = block.mlp
         q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         inner = config.intermediate_size
         _cut_rows(attn, "qkv", [q, kv, kv], ranks, group)
@@ -88,7 +99,8 @@ def cut_layers(decoder: Decoder, ranks: Ranks) -> None:
         _cut_columns(mlp, "down", inner, ranks, group)
         attn.num_heads, attn.num_kv_heads = config.num_heads // size, config.num_kv_heads // size
         for name in ("q_norm", "k_norm"):
-            for parameter in getattr(attn, name, nn.Module()).parameters():
+            norm: Any = getattr(attn, name, nn.Module())
+            for parameter in norm.parameters():
                 parameter.partial = True
 
 
@@ -105,7 +117,7 @@ def _cut_rows(owner: nn.Module, name: str, sections: list[int], ranks: Ranks, gr
         layer.a.partial = True  # type: ignore[attr-defined]
         layer.own = layer.own[rows[_own(ranks)].to(layer.own.device)]
         layer.out_features = base.out_features
-    layer.register_forward_pre_hook(lambda module, args: (_Same.apply(args[0], group),))
+    layer.register_forward_pre_hook(lambda module, args: (_same(args[0], group),))
 
 
 def _cut_columns(owner: nn.Module, name: str, width: int, ranks: Ranks, group: Any) -> None:
@@ -120,13 +132,13 @@ def _cut_columns(owner: nn.Module, name: str, width: int, ranks: Ranks, group: A
         layer.in_features = base.in_features
         if base.bias is not None and _own(ranks):
             base.bias.data = torch.zeros_like(base.bias)  # frozen, and added once
-        layer.register_forward_hook(lambda module, args, out: _Sum.apply(out, group))
+        layer.register_forward_hook(lambda module, args, out: _sum(out, group))
     else:
         layer.forward = partial(_summed, layer, group)
 
 
 def _summed(layer: nn.Linear, group: Any, x: Tensor) -> Tensor:
-    out: Tensor = _Sum.apply(F.linear(x, layer.weight), group)  # type: ignore[no-untyped-call]
+    out = _sum(F.linear(x, layer.weight), group)
     return out if layer.bias is None else out + layer.bias
 
 
@@ -155,9 +167,9 @@ def _own(ranks: Ranks) -> int:
     return ranks.rank % ranks.tensor
 
 
-def _cut(parameter: nn.Parameter, cut: Cut, ranks: Ranks) -> None:
+def _cut(parameter: Any, cut: Cut, ranks: Ranks) -> None:
     parameter.data = cut_of(parameter.data, cut, ranks)
-    parameter.cut = cut  # type: ignore[attr-defined]
+    parameter.cut = cut
 
 
 def cut_of(tensor: Tensor, cut: Cut, ranks: Ranks) -> Tensor:

@@ -1,0 +1,215 @@
+"""What the ranks of tests/train/test_parallel.py do: python parallel_work.py FOLDER RANK WORLD PORT NAMES…"""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from llmasos.data import Batches
+from llmasos.errors import LLMasOSError
+from llmasos.models.load import load_model
+from llmasos.train.events import Listener, StepReport
+from llmasos.train.loop import Loop, LoopOptions
+from llmasos.train.lora import LoraOptions, add_lora
+from llmasos.train.model import Placed, Trainee
+from llmasos.train.optim import OptimizerOptions
+from llmasos.train.parallel import Ranks, spread, whole
+from llmasos.train.schedule import Schedule
+
+
+@dataclass
+class Learner:
+    trainee: Trainee
+
+    @property
+    def module(self) -> torch.nn.Module:
+        return self.trainee.decoder
+
+    def loss(self, batch: Placed) -> Tensor:
+        return self.trainee.loss(batch)
+
+    def parts(self) -> dict[str, Tensor]:
+        return {}
+
+
+class At(Listener):
+    def __init__(self, step: int, then: Any) -> None:
+        self.step, self.then = step, then
+
+    def stepped(self, report: StepReport) -> None:
+        if report.step == self.step:
+            self.then()
+
+
+def make(home: Path, ranks: Ranks, run: str, *, lora: bool = False, steps: int = 2, **options: Any) -> Loop:
+    """A step reads two batches, whoever reads them."""
+    torch.manual_seed(0)
+    model = load_model(home / "model", device="cpu", dtype="float32")
+    assert model.tokenizer is not None
+    if lora:
+        add_lora(model, LoraOptions(r=4))
+        for name, parameter in model.module.named_parameters():
+            if name.endswith(".b"):
+                torch.nn.init.normal_(parameter, std=0.1)
+    else:
+        model.module.requires_grad_()
+    trainee = Trainee(model.module, dtype=torch.float32)
+    spread(trainee, ranks)
+    batches = Batches(
+        home / "data.jsonl", model.tokenizer, max_length=64, batch_tokens=128, epochs=None, seed=3,
+        rank=ranks.data_rank, world_size=ranks.data_size,
+    )  # fmt: skip
+    return Loop(
+        Learner(trainee),
+        batches,
+        OptimizerOptions(lr=1e-2, weight_decay=0.1, max_norm=0.5, eps=1e-4),
+        Schedule("constant", warmup=0.0),
+        LoopOptions(steps=steps, accumulation=2 // ranks.data_size, **options),
+        home / run,
+        torch.device("cpu"),
+        ranks=ranks,
+    )
+
+
+def weights(loop: Loop) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in whole(loop.learner.module, loop.ranks).items()}
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+class Killed(Exception):
+    pass
+
+
+def equal(home: Path, kind: str, tensor: int, lora: bool) -> None:
+    ranks = Ranks.of_group(kind, tensor, "cpu", local_rank=dist.get_rank(), local_size=2)
+    name = f"{kind}{tensor}{'lora' if lora else ''}"
+    loop = make(home, ranks, name, lora=lora)
+    loop.train()
+    found = weights(loop)
+    if ranks.is_first:
+        torch.save({"weights": found, "losses": losses(home / name)}, home / f"{name}.pt")
+
+
+def kill(home: Path) -> None:
+    """Bit for bit on two ranks; both agree on NaN, on a full disk and on the end that one is told of."""
+    ranks = Ranks.of_group("fsdp", 1, "cpu", local_rank=dist.get_rank(), local_size=2)
+    uncut = make(home, ranks, "uncut", steps=6)
+    uncut.train()
+    expected = weights(uncut)
+    cut = make(home, ranks, "cut", steps=6, save_every=2)
+
+    inner = cut.learner.loss
+
+    def fails(batch: Placed) -> Tensor:
+        if cut.step == 3:
+            raise Killed
+        return inner(batch)
+
+    cut.learner.loss = fails  # type: ignore[method-assign]
+    with contextlib.suppress(Killed):
+        cut.train()
+    again = make(home, ranks, "cut", steps=6)
+    torch.manual_seed(99)
+    assert again.resume() and again.step == 2
+    assert again.train() == "finished"
+    found = weights(again)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+    bad = make(home, ranks, "bad", steps=3)
+    plain = bad.learner.loss
+    bad.learner.loss = lambda batch: plain(batch) * (float("nan") if ranks.rank == 1 and bad.step == 1 else 1)  # type: ignore[method-assign]
+    told: list[str] = []
+
+    class Told(Listener):
+        def stepped(self, report: StepReport) -> None:
+            told.append(report.skipped)
+
+    bad.listeners = [Told()]
+    assert bad.train() == "finished"
+    assert [bool(t) for t in told] == ([False, True, False] if ranks.is_first else [])
+
+    stopped = make(home, ranks, "stopped", steps=6)
+    one = stopped.learner.loss
+
+    def loss(batch: Placed) -> Tensor:
+        if ranks.rank == 1 and stopped.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return one(batch)
+
+    stopped.learner.loss = loss  # type: ignore[method-assign]
+    assert stopped.train() == "stopped" and stopped.step == 2
+
+    save = torch.save
+
+    def full(*args: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    if ranks.rank == 1:
+        torch.save = full
+    try:
+        stopped.save()
+    except LLMasOSError as e:
+        assert "could not be written" in str(e), e
+    else:
+        raise AssertionError("a full disk was not noticed")
+    finally:
+        torch.save = save
+    assert [p.name for p in (home / "stopped" / "checkpoints").iterdir()] == ["000002"]
+
+
+def other_number(home: Path) -> None:
+    """From one rank to two, with tensor parallel and FSDP, and saved for one again."""
+    for kind, tensor in (("fsdp", 1), ("ddp", 2)):
+        ranks = Ranks.of_group(kind, tensor, "cpu", local_rank=dist.get_rank(), local_size=2)
+        loop = make(home, ranks, f"from-one-{kind}", steps=4)
+        assert loop.resume() and loop.step == 2
+        loop.train()
+
+
+def lost(home: Path) -> None:
+    ranks = Ranks.of_group("ddp", 1, "cpu", local_rank=dist.get_rank(), local_size=2)
+    loop = make(home, ranks, "lost", steps=50)
+    inner = loop.learner.loss
+
+    def loss(batch: Placed) -> Tensor:
+        if ranks.rank == 1 and loop.step == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return inner(batch)
+
+    loop.learner.loss = loss  # type: ignore[method-assign]
+    try:
+        loop.train()
+    except LLMasOSError as e:
+        (home / "lost.txt").write_text(f"{type(e).__name__}: {e}")
+        os._exit(0)
+
+
+def main() -> None:
+    home, rank, world, port, *names = sys.argv[1:]
+    store = dist.TCPStore("127.0.0.1", int(port), int(world), rank == "0", timeout=timedelta(seconds=90))
+    dist.init_process_group("gloo", store=store, rank=int(rank), world_size=int(world), timeout=timedelta(seconds=90))
+    for name in names:
+        if name == "equal":
+            for kind, tensor in (("ddp", 1), ("fsdp", 1), ("ddp", 2), ("hsdp", 1)):
+                for lora in (False, True):
+                    equal(Path(home), kind, tensor, lora)
+        else:
+            globals()[name](Path(home))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

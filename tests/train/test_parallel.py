@@ -1,0 +1,102 @@
+"""Two processes learn what one does, lose nothing, and agree on everything."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from parallel_work import losses, make, weights
+
+from llmasos.train.parallel import Ranks
+from tiny import write_tiny_model
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes did, beside what one does."""
+    path = tmp_path_factory.mktemp("parallel")
+    before, os.environ["LLMASOS_HOME"] = os.environ.get("LLMASOS_HOME"), str(path / "home")
+    try:
+        write_tiny_model(path / "model")
+        rows = [
+            {"text": f"Row {i}: the quick brown fox number {i * 7 % 13} jumps over dog {i % 5}."} for i in range(60)
+        ]
+        (path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for lora in (False, True):
+            make(path, Ranks(), f"one-{lora}", lora=lora).train()
+        for name in ("from-one-fsdp", "from-one-ddp"):
+            make(path, Ranks(), name).train()
+        make(path, Ranks(), "one-long", steps=4).train()
+        said = two(path, "equal", "kill", "other_number", "lost")
+        (path / "said.txt").write_text(said)
+    finally:
+        if before is None:
+            del os.environ["LLMASOS_HOME"]
+        else:
+            os.environ["LLMASOS_HOME"] = before
+    return path
+
+
+def two(path: Path, *names: str) -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    paths = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(HERE / "parallel_work.py"), str(path), str(rank), "2", str(port), *names],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert processes[0].returncode == 0, "\n=====\n".join(said)
+    return said[0]
+
+
+@pytest.mark.parametrize("how", ["ddp1", "fsdp1", "ddp2", "hsdp1"])
+@pytest.mark.parametrize("lora", [False, True])
+def test_two_processes_learn_what_one_does(how: str, lora: bool, home: Path) -> None:
+    """ddp2: tensor parallel."""
+    one = make(home, Ranks(), f"one-{lora}", lora=lora)
+    before = weights(one)
+    assert one.resume()
+    found = torch.load(home / f"{how}{'lora' if lora else ''}.pt")
+    assert found["losses"] == pytest.approx(losses(home / f"one-{lora}"), abs=1e-5)
+    expected = weights(one)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found["weights"][name], tensor, atol=1e-5, rtol=0)
+    assert max(float((expected[n] - before[n]).abs().max()) for n in expected) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "ddp"])
+def test_a_run_goes_on_with_another_number_of_processes(kind: str, home: Path) -> None:
+    """Two steps by one process and two by two are four by one; and what two saved, one reads."""
+    back = make(home, Ranks(), f"from-one-{kind}", steps=4)
+    assert back.resume() and back.step == 4
+    one = make(home, Ranks(), "one-long", steps=4)
+    assert one.resume()
+    assert losses(home / f"from-one-{kind}") == pytest.approx(losses(home / "one-long"), abs=1e-5)
+    found = weights(back)
+    for name, tensor in weights(one).items():
+        torch.testing.assert_close(found[name], tensor, atol=2e-5, rtol=0)
+
+
+def test_a_process_that_is_killed_ends_the_others_with_a_clear_message(home: Path) -> None:
+    said = (home / "lost.txt").read_text()
+    assert said.startswith("LostRankError") and "lost another one of the run" in said

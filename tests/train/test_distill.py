@@ -226,6 +226,14 @@ def test_a_shadow_of_an_adapter_has_it_folded_in(tmp_path: Path) -> None:
     assert dict(plain_weights(model.module)).keys() == shadow.copy.state_dict().keys()
 
 
+def test_a_student_that_is_spread_over_processes_cannot_write() -> None:
+    student = random_model(3, std=0.2)
+    student.module.layers[0].attn.num_heads //= 2  # as tensor parallelism leaves it
+    with pytest.raises(UnsupportedError, match="spread over processes") as caught:
+        Shadow(student, torch.float32, max_length=32, room=64)
+    assert "--parallel ddp" in caught.value.hint
+
+
 # --- students of a teacher's layers
 
 

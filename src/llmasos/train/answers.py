@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from llmasos.data import Example, open_dataset, parse_sources
 from llmasos.data.readers import Columns
@@ -31,7 +32,7 @@ from llmasos.inference.config import EngineConfig
 from llmasos.inference.rank import page_needs, resolve
 from llmasos.inference.request import SamplingParams
 from llmasos.inference.state import Request
-from llmasos.models.decoder import Decoder
+from llmasos.models.decoder import Attention, Decoder
 from llmasos.models.load import LoadedModel, load_model, write_atomically
 from llmasos.models.weights import is_tied, tie
 from llmasos.settings import settings
@@ -90,6 +91,7 @@ class Shadow:
 
     def __init__(self, model: LoadedModel, dtype: torch.dtype, *, max_length: int, room: int) -> None:
         self.trained: Decoder = model.module
+        _check_whole(self.trained)
         device = self.trained.device
         with torch.device("meta"):
             copy = Decoder(model.config)
@@ -116,6 +118,18 @@ class Shadow:
         own = dict(self.copy.named_parameters(remove_duplicate=False))
         for name, tensor in plain_weights(self.trained):
             own[name].copy_(tensor)
+
+
+def _check_whole(decoder: Decoder) -> None:
+    """Raises UnsupportedError for a process that has a part of the weights only."""
+    parts = any(isinstance(parameter, DTensor) for parameter in decoder.parameters())
+    heads = {layer.num_heads for layer in decoder.modules() if isinstance(layer, Attention)}
+    if parts or heads != {decoder.config.num_heads}:
+        raise UnsupportedError(
+            "A student whose weights are spread over processes cannot write its own answers.",
+            hint="Use --parallel ddp, or leave out --distillation.on_policy.",
+            param="distillation.on_policy",
+        )
 
 
 def plain_weights(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -212,7 +212,7 @@ def test_a_damaged_checkpoint_is_named(run) -> None:
     for file in checkpoints_of(folder)[3].rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[:20])
-    with pytest.raises(FormatError, match="000003 can't be read"):
+    with pytest.raises(FormatError, match="000003 is damaged"):
         export_run(folder)
     assert export_run(folder, step=2).step == 2
 

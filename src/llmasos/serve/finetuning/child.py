@@ -51,6 +51,7 @@ async def run(config: Path, log: Path, told: Told) -> dict[str, Any]:
         code = await process.wait()
     finally:
         await _end(process)
+        process.stdin.close()
     if last.get("type") == "error":
         raise error_of(last)
     if last.get("type") == "result":

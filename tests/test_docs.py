@@ -243,7 +243,7 @@ def flags(command: Command) -> set[str]:
 def test_the_page_of_the_command_line_has_every_flag(language: str, command: Command) -> None:
     sections = re.split(r"^## ", prose(page(language, "cli.md")), flags=re.MULTILINE)
     [section] = [s for s in sections if s.split("\n", 1)[0] == command.name]
-    documented = set(re.findall(r"`(--[a-z-]+)", section))
+    documented = set(re.findall(r"`(--[a-z.-]+)", section))
     assert documented == flags(command)
 
 
@@ -309,7 +309,7 @@ def test_the_table_of_metrics_is_that_of_the_server(language: str) -> None:
     from llmasos.serve.metrics import Metrics
 
     times = dict.fromkeys(("plan_error", "load_seconds", "last_used", "expires_at", "retry_at"))
-    counts = dict.fromkeys(("num_replicas", "busy", "waiting", "loads", "restarts"), 1)
+    counts = dict.fromkeys(("num_replicas", "busy", "waiting", "keep_alive", "loads", "restarts"), 1)
     tables = {name: {"cpu": 1} for name in ("predicted_bytes", "measured_bytes", "evictions")}
     texts = dict.fromkeys(("why_evicted", "last_error"))
     one = ModelStatus("m", "m", "ready", (), pinned=False, **times, **counts, **tables, **texts)

@@ -211,3 +211,27 @@ def test_weights_stay_float32_while_the_pass_is_bfloat16(tmp_path: Path) -> None
     assert trainee.hidden(placed).dtype == torch.bfloat16
     trainee.loss(placed).backward()
     assert {p.grad.dtype for p in model.module.parameters() if p.grad is not None} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lora", [False, True])
+def test_blocks_that_are_computed_again_give_the_same_gradients(dtype: torch.dtype, lora: bool, tmp_path: Path) -> None:
+    """In bfloat16 they must see the casts of the pass again, not the float32 weights."""
+    found = []
+    for recompute in (False, True):
+        model = load(folder(tmp_path, "llama"))
+        torch.manual_seed(0)
+        if lora:
+            add_lora(model, LoraOptions(r=4))
+            for _, layer in lora_layers(model.module):
+                torch.nn.init.normal_(layer.b, std=0.1)
+        else:
+            model.module.requires_grad_()
+        trainee = Trainee(model.module, dtype=dtype, recompute=recompute)
+        loss = trainee.loss(Placed.of(batch([9, 17]), torch.device("cpu")))
+        loss.backward()
+        found.append((loss.detach(), {n: p.grad for n, p in model.module.named_parameters() if p.requires_grad}))
+    (plain, gradients), (again, theirs) = found
+    assert torch.equal(plain, again)
+    for name, gradient in gradients.items():
+        assert gradient is not None and torch.equal(gradient, theirs[name]), name

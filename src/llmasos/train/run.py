@@ -425,6 +425,8 @@ def _evaluator(prepared: Prepared, learner: NextToken, ranks: Ranks) -> Evaluato
         max_tokens=evaluation_tokens(prepared.steps, config.batch_tokens, config.evaluate_every or 0),
         total=ranks.total,
     )
+    if ranks.tensor > 1:  # the cache of generation has whole heads
+        found.prompts = []
     found.prompts = ranks.told(found.prompts)  # those of the held-out part are each rank's own
     return found
 

@@ -71,11 +71,11 @@ def _fully_shard(trainee: Trainee, ranks: Ranks) -> None:
     for block in decoder.layers:
         if block._compiled_call_impl is not None:  # what gathers weights stays outside of the compiled part
             block._compiled_call_impl = None
-            block.forward = torch.compile(block.forward)  # type: ignore[operator]
+            block.forward = torch.compile(block.forward)
         fully_shard(block, reshard_after_forward=again, **options)
     fully_shard(decoder, reshard_after_forward=False, **options)  # the head is used after the forward pass
     for before, after in zip(decoder.layers, decoder.layers[1:], strict=False):
-        before.set_modules_to_forward_prefetch([after])
+        before.set_modules_to_forward_prefetch([after])  # type: ignore[operator]
     trainee.casts_itself = False
 
 

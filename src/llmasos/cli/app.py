@@ -158,7 +158,7 @@ def _about(command: Command, name: str, kind: Any) -> cyclopts.Parameter:
     return cyclopts.Parameter(
         help=text,
         name=f"--{nested.replace('_', '-')}" if nested != name else None,
-        negative=f"--no-{name}" if name in _CAN_BE_OFF else (),
+        negative=f"--no-{name}" if command.name == "train" and name in _CAN_BE_OFF else (),
         alias=_SHORT.get(name),
         converter=_whole if _metavar(kind) == "N" else None,
         allow_leading_hyphen=name == REST,

@@ -103,6 +103,7 @@ def case(name: str, steps: int, threads: int) -> dict[str, Any]:
 
     from llmasos.train.config import TrainConfig
     from llmasos.train.memory import Peak
+    from llmasos.train.parallel.ranks import Ranks
     from llmasos.train.run import _carry_out, named, prepare
 
     torch.set_num_threads(threads)
@@ -125,7 +126,7 @@ def case(name: str, steps: int, threads: int) -> dict[str, Any]:
         planned = time.perf_counter() - began
         peak = Peak(torch.device("cpu"))
         began = time.perf_counter()
-        _carry_out(prepared, (), progress=False)
+        _carry_out(prepared, Ranks(), (), progress=False)
         seconds = time.perf_counter() - began
     return row(name, prepared.plan.memory, peak.num_bytes) | {
         "prepared_s": round(planned, 1),

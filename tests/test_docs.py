@@ -119,6 +119,9 @@ def server(served: dict[str, Any], home: Path) -> Iterator[str]:
     """A server of its own for every page: its files and keys are in the test's home."""
     with live_server(served) as url:
         yield url
+    for llm in served.values():  # what a page trained or loaded is not there for the next one
+        for adapter in llm.adapters:
+            llm.unload_adapter(adapter.name)
 
 
 def is_run(path: Path) -> bool:

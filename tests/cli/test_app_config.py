@@ -54,12 +54,16 @@ def test_values_are_set_shown_and_taken_back(cli: Cli, app: Apps, home: Path, tm
     assert [line.split()[0] for line in shown.out.splitlines()[1:]] == [
         *("style", "limit", "loud", "token", "place", "name")
     ]
-    assert [line for line in shown.out.splitlines() if "needed" in line][0].startswith("token")
+    assert next(line for line in shown.out.splitlines() if "needed" in line).startswith("token")
     words = ("style=long", "limit=7", "loud=yes", "token=s3cr=t", f"place={tmp_path}", "name=a=b c")
     done = cli("app", "config", "ask", *words)
     assert done.code == 0 and "s3cr" not in done.out + done.err
     assert kept(home) == {
-        **{"style": "long", "limit": 7, "loud": True, "token": "s3cr=t", "place": str(tmp_path)},
+        "style": "long",
+        "limit": 7,
+        "loud": True,
+        "token": "s3cr=t",
+        "place": str(tmp_path),
         "name": "a=b c",
     }
     assert stat.S_IMODE((home / "apps" / "ask" / "config.json").stat().st_mode) == 0o600
@@ -67,7 +71,11 @@ def test_values_are_set_shown_and_taken_back(cli: Cli, app: Apps, home: Path, tm
     assert found["token"] == found["token"] | {"is_set": True, "value": None}
     assert found["limit"]["value"] == 7
     assert load_application("ask").config == {
-        **{"style": "long", "limit": 7, "loud": True, "token": "s3cr=t", "place": tmp_path},
+        "style": "long",
+        "limit": 7,
+        "loud": True,
+        "token": "s3cr=t",
+        "place": tmp_path,
         "name": "a=b c",
     }
     assert "as it was" in cli("app", "config", "ask", "style=", "limit=2.5").err
@@ -112,7 +120,7 @@ def test_secrets_come_from_files_and_standard_input_and_are_not_shown(
         done = cli("app", "config", "ask", *words, stdin=stdin)
         assert done.code == 0 and value not in done.out + done.err
         assert kept(home)["token"] == value
-    assert "set" in [line for line in cli("app", "config", "ask").out.splitlines() if line.startswith("token")][0]
+    assert "set" in next(line for line in cli("app", "config", "ask").out.splitlines() if line.startswith("token"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what holds applications is Linux's")

@@ -74,6 +74,7 @@ def test_every_message_is_used() -> None:
         *("command.", "details.", "option.", "group.", "phase.", "config.", "head.", "job.", "chat.help.", "verify."),
         *("state.", "key.active", "key.expired", "key.revoked", "train.plan."),
         *("sandbox.what.", "sandbox.by.", "sandbox.why."),
+        "runs.names.",
         *("running.state.", "running.start", "running.restart", "running.stop"),
     )
     named = set(re.findall(r"""["']([\w.]+)["']""", source))

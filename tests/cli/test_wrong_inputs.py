@@ -373,7 +373,9 @@ def test_there_are_thirty_and_no_two_alike() -> None:
 
 
 def test_offline_asks_nobody(cli: Cli, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But this machine, whose servers are not the outside."""
     web.add_repo("acme/tiny", tiny_repo())
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://hub.example.org")
     monkeypatch.setenv("LLMASOS_OFFLINE", "1")
     for args in (["pull", "acme/tiny"], ["plan", "acme/tiny"], ["run", "acme/tiny", "hi"]):
         result = cli(*args)

@@ -1,4 +1,4 @@
-"""What the ranks of tests/train/test_parallel.py do: python parallel_work.py FOLDER RANK WORLD PORT NAMES…"""
+"""What the ranks of tests/train/test_train_parallel.py do: python parallel_work.py FOLDER RANK WORLD PORT NAMES…"""
 
 import contextlib
 import json

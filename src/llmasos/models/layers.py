@@ -28,13 +28,21 @@ def activate(x: Tensor, kind: Activation) -> Tensor:
         case "gelu":
             return F.gelu(x)
         case "gelu_tanh":
-            return F.gelu(x, approximate="tanh")
+            return _gelu_tanh(x)
         case "gelu_quick":
             return x * torch.sigmoid(1.702 * x)
         case "relu":
             return F.relu(x)
         case "relu2":
             return F.relu(x).square()
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    if not torch.compiler.is_compiling():
+        return F.gelu(x, approximate="tanh")
+    # (1 + tanh z) / 2 = sigmoid 2z: a compiler's tanh takes longer than reading and writing x
+    y = x.float()
+    return (y * torch.sigmoid(1.5957691216057308 * (y + 0.044715 * y * y * y))).to(x.dtype)
 
 
 class Norm(nn.Module):
@@ -94,6 +102,8 @@ class Rope:
         """Make the tables of positions below `length`. From then on the caller answers for asking no further, and a
         GPU is not waited for to find out."""
         key = (device, dtype)
+        if self.interleaved:
+            self._partners(device)
         if self._kind not in LENGTH_DEPENDENT and length > self._prepared.get(key, 0):
             self._grow(key, length)
             self._prepared[key] = length

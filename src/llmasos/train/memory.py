@@ -291,6 +291,10 @@ class _Rope(Rope):
     def tables(self, positions: Tensor, dtype: torch.dtype, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._empty(len(positions), dtype)
 
+    def _partners(self, device: torch.device) -> Tensor:
+        # a tensor of one trace means nothing to the next: not kept
+        return torch.arange(self.dim, device=device) ^ 1
+
     def _empty(self, num: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         return torch.empty(num, 1, self.dim, dtype=dtype), torch.empty(num, 1, self.dim, dtype=dtype)
 

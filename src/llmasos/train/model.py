@@ -7,7 +7,7 @@ arrive in float32. Weights that are frozen stay as they are stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -88,12 +88,17 @@ class Trainee:
                 parameter.data = parameter.data.float()
         self._names = {id(parameter): name for name, parameter in decoder.named_parameters()}
         self._prepare_rope()
+        if compiled:
+            # blocks share their code: where attention differs between them, each is a case of its own
+            limits: Any = torch._dynamo.config
+            limits.recompile_limit = max(limits.recompile_limit, 4 * len(decoder.layers))
         for block in decoder.layers:
             if recompute:
-                # a compiled block is given its weights; another one must find those of the pass on its way back, too
-                again = partial(checkpoint, block.forward, use_reentrant=False)
-                block.forward = again if compiled else partial(_again, block, block.forward)
-            if compiled:
+                # what is compiled is a block's own pass: compiled with the checkpoint around it, each block would be
+                # another function, and compilers give up after a few
+                forward = torch.compile(block.forward) if compiled else block.forward
+                block.forward = partial(_again, block, forward)
+            elif compiled:
                 block.compile()
 
     def _prepare_rope(self) -> None:
@@ -107,11 +112,20 @@ class Trainee:
         """What stands in for the weights during a pass."""
         if not self.casts_itself:
             return {}
-        return {
-            name: parameter.to(self.dtype)
+        rooms: dict[str, list[str]] = {}
+        weights = {
+            name: parameter
             for name, parameter in self.decoder.named_parameters()
             if parameter.dtype != self.dtype and not name.endswith((".a", ".b", ".length"))
         }
+        for name, parameter in weights.items():
+            if parameter.requires_grad:
+                rooms.setdefault(_room(name), []).append(name)
+        found = {name: weight.to(self.dtype) for name, weight in weights.items() if not weight.requires_grad}
+        for names in rooms.values():
+            casts = _Cast.apply(self.dtype, *(weights[name] for name in names))  # type: ignore[no-untyped-call]
+            found.update(zip(names, casts, strict=True))
+        return found
 
     def hidden(self, batch: Placed, casts: Mapping[str, Tensor] | None = None) -> Tensor:
         """Hidden states after the final norm, [T, D]."""
@@ -145,6 +159,33 @@ class Trainee:
 
     def _cast(self, parameter: Tensor, casts: Mapping[str, Tensor]) -> Tensor:
         return casts[self._names[id(parameter)]] if casts and self._names[id(parameter)] in casts else parameter
+
+
+def _room(name: str) -> str:
+    """A block, whose gradients are there at the same time, or what is outside of blocks."""
+    return ".".join(name.split(".")[:2]) if name.startswith("layers.") else ""
+
+
+class _Cast(torch.autograd.Function):
+    """Weights in another dtype, by one kernel for all of them: GPT-2's 148, one by one, are 300 launches a step."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        return _copies(weights, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        there = [g for g in gradients if g is not None]
+        found = iter(_copies(there, torch.float32))
+        return None, *(None if g is None else next(found) for g in gradients)
+
+
+def _copies(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    copies = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+    if copies:
+        torch._foreach_copy_(copies, tensors)
+    return tuple(copies)
 
 
 def _again(block: nn.Module, forward: Callable[..., Tensor], *inputs: Any) -> Tensor:

@@ -184,7 +184,7 @@ class _Cast(torch.autograd.Function):
 def _copies(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
     copies = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
     if copies:
-        torch._foreach_copy_(copies, tensors)
+        torch._foreach_copy_(copies, list(tensors))
     return tuple(copies)
 
 

@@ -15,6 +15,8 @@ import json
 import re
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,33 @@ def losses(result: Result) -> list[float]:
     return [round(json.loads(line)["loss"], 4) for line in lines]
 
 
+def tuned(args: argparse.Namespace, tuning: str, folder: Path, problems: list[dict[str, str]]) -> dict[str, Any]:
+    """One run, and what its result answers."""
+    started = time.perf_counter()
+    result = sft(
+        model=args.model,
+        data=args.train,
+        validation_data=str(folder / "test.jsonl"),
+        name=f"gsm8k-{tuning}",
+        output=folder / tuning,
+        tuning=tuning,
+        lora={"r": args.rank, "alpha": 2.0 * args.rank},
+        lr=args.rate_full if tuning == "full" else args.rate_lora,
+        epochs=args.epochs if args.steps is None else None,
+        steps=args.steps,
+        batch_tokens=args.batch_tokens,
+        max_length=args.max_length,
+        device=args.device,
+        install=False,
+        progress=True,
+    )
+    seconds = time.perf_counter() - started
+    made = result.exported
+    assert made is not None
+    match = exact_match(str(made.model or args.model), problems, adapter=made.adapter)
+    return {"match": match, "loss": losses(result), "seconds": round(seconds, 1)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("train")
@@ -75,56 +104,31 @@ def main() -> None:
     parser.add_argument("--rate-lora", type=float, default=1e-3)
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--at-once", type=int, default=1, help="of the three measurements, on one device")
     parser.add_argument("--output")
     args = parser.parse_args()
     problems = [json.loads(line) for line in Path(args.test).read_text().splitlines()][: args.problems]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(args.output or scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        test = held_out(problems, folder)
-        started = time.perf_counter()
-        matches = {"before": exact_match(args.model, problems)}
-        seconds = {"before": time.perf_counter() - started}
-        curves: dict[str, list[float]] = {}
-        for tuning, rate in (("full", args.rate_full), ("lora", args.rate_lora)):
-            started = time.perf_counter()
-            result = sft(
-                model=args.model,
-                data=args.train,
-                validation_data=str(test),
-                name=f"gsm8k-{tuning}",
-                output=folder / tuning,
-                tuning=tuning,
-                lora={"r": args.rank, "alpha": 2.0 * args.rank},
-                lr=rate,
-                epochs=args.epochs if args.steps is None else None,
-                steps=args.steps,
-                batch_tokens=args.batch_tokens,
-                max_length=args.max_length,
-                device=args.device,
-                install=False,
-                progress=True,
-            )
-            seconds[tuning] = time.perf_counter() - started
-            curves[tuning] = losses(result)
-            made = result.exported
-            assert made is not None
-            matches[tuning] = (
-                exact_match(str(made.model), problems)
-                if made.model
-                else exact_match(args.model, problems, adapter=made.adapter)
-            )
-    gains = {name: matches[name] - matches["before"] for name in ("full", "lora")}
-    loss_gains = {name: curves[name][0] - curves[name][-1] for name in ("full", "lora")}
+        held_out(problems, folder)
+        with ProcessPoolExecutor(args.at_once, mp_context=get_context("spawn")) as pool:
+            before = pool.submit(exact_match, args.model, problems)
+            runs = {name: pool.submit(tuned, args, name, folder, problems) for name in ("full", "lora")}
+            found = {name: run.result() for name, run in runs.items()}
+            matches = {"before": before.result(), **{name: run["match"] for name, run in found.items()}}
+    gains = {name: matches[name] - matches["before"] for name in found}
+    loss_gains = {name: run["loss"][0] - run["loss"][-1] for name, run in found.items()}
     report(
         bench="train_gsm8k",
         model=args.model,
         problems=len(problems),
+        rates={"full": args.rate_full, "lora": args.rate_lora},
         exact_match={name: round(value, 4) for name, value in matches.items()},
-        loss=curves,
+        loss={name: run["loss"] for name, run in found.items()},
         lora_share_of_gain=round(gains["lora"] / gains["full"], 3) if gains["full"] else None,
         lora_share_of_loss_gain=round(loss_gains["lora"] / loss_gains["full"], 3) if loss_gains["full"] else None,
-        seconds={name: round(value, 1) for name, value in seconds.items()},
+        seconds={name: run["seconds"] for name, run in found.items()},
     )
 
 

@@ -155,15 +155,22 @@ def train(
 
 def _prepare_together(config: TrainConfig, ranks: Ranks, on_progress: OnProgress | None) -> Prepared:
     """The first rank settles, tokenises and plans; the others do as it did."""
-    prepared, problem = None, None
-    if ranks.is_first:
-        try:
-            prepared = prepare(config, on_progress=on_progress, ranks=ranks)
-        except LLMasOSError as e:
-            problem = e
-    ranks.check(problem)
+    prepared = _tried(ranks, lambda: prepare(config, on_progress=on_progress, ranks=ranks) if ranks.is_first else None)
     settled = ranks.told(prepared.config if prepared else None)
-    return prepared or prepare(settled, ranks=ranks)
+    found = _tried(ranks, lambda: prepared or prepare(settled, ranks=ranks))
+    assert found is not None
+    return found
+
+
+def _tried(ranks: Ranks, work: Callable[[], Prepared | None]) -> Prepared | None:
+    """What is wrong on one rank is said by all."""
+    found, problem = None, None
+    try:
+        found = work()
+    except LLMasOSError as e:
+        problem = e
+    ranks.check(problem)
+    return found
 
 
 def named(config: TrainConfig) -> TrainConfig:
@@ -278,6 +285,8 @@ def prepare(config: TrainConfig, *, on_progress: OnProgress | None = None, ranks
     config, accumulation = planned.config, planned.accumulation
     method.config = config
     batches = _batches(config, method, split="train")
+    if held_out is not None:  # packed as the plan says: on all ranks, and when the run goes on, the same
+        held_out = _batches(config, method, split="validation")
     for each in (batches, held_out) if ranks else ():
         if each is not None:
             each.rank, each.world_size = ranks.data_rank, ranks.data_size  # type: ignore[union-attr]
@@ -425,8 +434,6 @@ def _evaluator(prepared: Prepared, learner: NextToken, ranks: Ranks) -> Evaluato
         max_tokens=evaluation_tokens(prepared.steps, config.batch_tokens, config.evaluate_every or 0),
         total=ranks.total,
     )
-    if ranks.tensor > 1:  # the cache of generation has whole heads
-        found.prompts = []
     found.prompts = ranks.told(found.prompts)  # those of the held-out part are each rank's own
     return found
 

@@ -30,12 +30,6 @@ def joined(config: TrainConfig) -> Iterator[Ranks]:
     just this one.
 
     Raises InvalidInputError for more GPUs than there are, LostRankError for processes that do not begin."""
-    if config.tensor_parallel_size > 1:
-        raise InvalidInputError(
-            f"tensor_parallel_size={config.tensor_parallel_size}: whole runs cannot use tensor parallel yet.",
-            hint='Use parallel="fsdp", which spreads the weights too.',
-            param="tensor_parallel_size",
-        )
     if dist.is_available() and dist.is_initialized():
         yield _of_group(config)
         return

@@ -17,12 +17,14 @@ from torch import Tensor
 from llmasos.data import Batches
 from llmasos.errors import LLMasOSError
 from llmasos.models.load import load_model
+from llmasos.train.config import TrainConfig
 from llmasos.train.events import Listener, StepReport
 from llmasos.train.loop import Loop, LoopOptions
 from llmasos.train.lora import LoraOptions, add_lora
 from llmasos.train.model import Placed, Trainee
 from llmasos.train.optim import OptimizerOptions
 from llmasos.train.parallel import Ranks, spread, whole
+from llmasos.train.run import train
 from llmasos.train.schedule import Schedule
 
 
@@ -50,7 +52,9 @@ class At(Listener):
             self.then()
 
 
-def make(home: Path, ranks: Ranks, run: str, *, lora: bool = False, steps: int = 2, **options: Any) -> Loop:
+def make(
+    home: Path, ranks: Ranks, run: str, *, lora: bool = False, steps: int = 2, optimizer: str = "adamw", **options: Any
+) -> Loop:
     """A step reads two batches, whoever reads them."""
     torch.manual_seed(0)
     model = load_model(home / "model", device="cpu", dtype="float32")
@@ -63,7 +67,7 @@ def make(home: Path, ranks: Ranks, run: str, *, lora: bool = False, steps: int =
     else:
         model.module.requires_grad_()
     trainee = Trainee(model.module, dtype=torch.float32)
-    spread(trainee, ranks)
+    spread(trainee, ranks, optimizer)
     batches = Batches(
         home / "data.jsonl", model.tokenizer, max_length=64, batch_tokens=128, epochs=None, seed=3,
         rank=ranks.data_rank, world_size=ranks.data_size,
@@ -71,7 +75,9 @@ def make(home: Path, ranks: Ranks, run: str, *, lora: bool = False, steps: int =
     return Loop(
         Learner(trainee),
         batches,
-        OptimizerOptions(lr=1e-2, weight_decay=0.1, max_norm=0.5, eps=1e-4),
+        OptimizerOptions(
+            name=optimizer, lr=1e-3 if optimizer == "muon" else 1e-2, weight_decay=0.1, max_norm=0.5, eps=1e-4
+        ),  # type: ignore[arg-type]
         Schedule("constant", warmup=0.0),
         LoopOptions(steps=steps, accumulation=2 // ranks.data_size, **options),
         home / run,
@@ -84,6 +90,10 @@ def weights(loop: Loop) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in whole(loop.learner.module, loop.ranks).items()}
 
 
+LEARNT = [(False, "adamw"), (True, "adamw"), (False, "muon")]
+"""Whether an adapter, and by which optimizer."""
+
+
 def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
 
@@ -92,10 +102,54 @@ class Killed(Exception):
     pass
 
 
-def equal(home: Path, kind: str, tensor: int, lora: bool) -> None:
+RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "tensor": ({"tuning": "full", "validation": 0.2}, {"tensor_parallel_size": 2}),
+    "tensor-lora": ({"tuning": "lora", "lora": {"r": 4}, "validation": 0}, {"tensor_parallel_size": 2}),
+    "ddp": ({"tuning": "lora", "lora": {"r": 4, "dora": True}, "validation": 0.2}, {"parallel": "ddp"}),
+    "pretrain": (
+        {"method": "pretrain", "model": None, "depth": 1, "vocab_size": 400, "lr": 3e-3, "validation": 0.2},
+        {"parallel": "fsdp"},
+    ),
+}
+"""Whole runs: what is learnt, and how it is spread over two processes."""
+
+
+def options(home: Path, which: str, **more: Any) -> TrainConfig:
+    base = {"model": str(home / "model"), "data": [str(home / "data.jsonl")], "device": "cpu", "dtype": "float32"}
+    base |= {"steps": 3, "lr": 1e-2, "max_length": 64, "batch_tokens": 128, "micro_batch_tokens": 64}
+    return TrainConfig.of(**base | {"evaluate_every": 100, "install": False} | RUNS[which][0] | more)
+
+
+def runs(home: Path) -> None:
+    """What `train` does on each of two processes, and what it refuses."""
+    os.environ |= {"RANK": str(dist.get_rank()), "TORCHELASTIC_RUN_ID": "this"}
+    for name, (_, how) in RUNS.items():
+        import time
+        print(name, time.time())
+        train(options(home, name, **how, name=f"two-{name}"))
+    said = {}
+    for what, changes in REFUSED.items():
+        try:
+            train(options(home, "tensor", tensor_parallel_size=2, name=f"refused-{what}", **changes))
+        except LLMasOSError as e:
+            said[what] = f"{e.message} {e.hint}"
+    if dist.get_rank() == 0:
+        (home / "refused.json").write_text(json.dumps(said))
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "dora": {"tuning": "lora", "lora": {"dora": True}},
+    "qlora": {"tuning": "qlora"},
+    "adamw8bit": {"optimizer": "adamw8bit"},
+    "fsdp": {"parallel": "fsdp"},
+    "heads": {"method": "pretrain", "tuning": "full", "model": None, "depth": 1, "vocab_size": 400},
+}
+
+
+def equal(home: Path, kind: str, tensor: int, lora: bool, optimizer: str) -> None:
     ranks = Ranks.of_group(kind, tensor, "cpu", local_rank=dist.get_rank(), local_size=2)
-    name = f"{kind}{tensor}{'lora' if lora else ''}"
-    loop = make(home, ranks, name, lora=lora)
+    name = f"{kind}{tensor}{'lora' if lora else ''}{optimizer}"
+    loop = make(home, ranks, name, lora=lora, optimizer=optimizer)
     loop.train()
     found = weights(loop)
     if ranks.is_first:
@@ -201,11 +255,13 @@ def main() -> None:
     home, rank, world, port, *names = sys.argv[1:]
     store = dist.TCPStore("127.0.0.1", int(port), int(world), rank == "0", timeout=timedelta(seconds=90))
     dist.init_process_group("gloo", store=store, rank=int(rank), world_size=int(world), timeout=timedelta(seconds=90))
+    import time
     for name in names:
+        print(name, time.time())
         if name == "equal":
             for kind, tensor in (("ddp", 1), ("fsdp", 1), ("ddp", 2), ("hsdp", 1)):
-                for lora in (False, True):
-                    equal(Path(home), kind, tensor, lora)
+                for lora, optimizer in LEARNT:
+                    equal(Path(home), kind, tensor, lora, optimizer)
         else:
             globals()[name](Path(home))
     dist.destroy_process_group()

@@ -8,12 +8,15 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from parallel_work import losses, make, weights
+from parallel_work import LEARNT, RUNS, losses, make, options, weights
+from safetensors.torch import load_file
 
 from llmasos.train.parallel import Ranks
+from llmasos.train.run import resume, train
 from tiny import write_tiny_model
 
 HERE = Path(__file__).parent
@@ -30,12 +33,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"text": f"Row {i}: the quick brown fox number {i * 7 % 13} jumps over dog {i % 5}."} for i in range(60)
         ]
         (path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        for lora in (False, True):
-            make(path, Ranks(), f"one-{lora}", lora=lora).train()
+        for lora, optimizer in LEARNT:
+            make(path, Ranks(), f"one-{lora}-{optimizer}", lora=lora, optimizer=optimizer).train()
+        for name in RUNS:
+            train(options(path, name, name=f"one-{name}"))
         for name in ("from-one-fsdp", "from-one-ddp"):
             make(path, Ranks(), name).train()
         make(path, Ranks(), "one-long", steps=4).train()
-        said = two(path, "equal", "kill", "other_number", "lost")
+        said = two(path, "equal", "runs", "kill", "other_number", "lost")
         (path / "said.txt").write_text(said)
     finally:
         if before is None:
@@ -70,18 +75,61 @@ def two(path: Path, *names: str) -> str:
 
 
 @pytest.mark.parametrize("how", ["ddp1", "fsdp1", "ddp2", "hsdp1"])
-@pytest.mark.parametrize("lora", [False, True])
-def test_two_processes_learn_what_one_does(how: str, lora: bool, home: Path) -> None:
+@pytest.mark.parametrize(("lora", "optimizer"), LEARNT)
+def test_two_processes_learn_what_one_does(how: str, lora: bool, optimizer: str, home: Path) -> None:
     """ddp2: tensor parallel."""
-    one = make(home, Ranks(), f"one-{lora}", lora=lora)
+    name = f"one-{lora}-{optimizer}"
+    one = make(home, Ranks(), name, lora=lora, optimizer=optimizer)
     before = weights(one)
     assert one.resume()
-    found = torch.load(home / f"{how}{'lora' if lora else ''}.pt")
-    assert found["losses"] == pytest.approx(losses(home / f"one-{lora}"), abs=1e-5)
+    found = torch.load(home / f"{how}{'lora' if lora else ''}{optimizer}.pt")
+    assert found["losses"] == pytest.approx(losses(home / name), abs=1e-5)
     expected = weights(one)
     for name, tensor in expected.items():
         torch.testing.assert_close(found["weights"][name], tensor, atol=1e-5, rtol=0)
     assert max(float((expected[n] - before[n]).abs().max()) for n in expected) > 1e-3
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_whole_run_on_two_processes_is_that_of_one(name: str, home: Path) -> None:
+    """Its losses, evaluations and answers, and the weights that are exported."""
+    one, two = (home / "home" / "runs" / f"{number}-{name}" for number in ("one", "two"))
+    assert losses(two) == pytest.approx(losses(one), abs=1e-5) and len(losses(one)) == 3
+    assert losses(one)[-1] < losses(one)[0] - 0.1
+    if options(home, name).validation:
+        for ours, theirs in zip(evaluations(two), evaluations(one), strict=True):
+            assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+            assert (ours["num_tokens"], ours["samples"]) == (theirs["num_tokens"], theirs["samples"])
+    files = list(one.glob("*/*model.safetensors"))
+    assert files
+    for file in files:
+        found, expected = load_file(two / file.relative_to(one)), load_file(file)
+        assert found.keys() == expected.keys()
+        for key, tensor in expected.items():
+            torch.testing.assert_close(found[key], tensor, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_one_process_goes_on_with_what_two_began(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMASOS_HOME", str(home / "home"))
+    for who in ("one", "two"):
+        found = resume(f"{who}-{name}", steps=5, gpus=1, parallel="auto", tensor_parallel_size=1, export=False)
+        assert (found.reason, found.step) == ("finished", 5)
+    one, two = (home / "home" / "runs" / f"{number}-{name}" for number in ("one", "two"))
+    assert losses(two) == pytest.approx(losses(one), abs=1e-4) and len(losses(one)) == 5
+
+
+def test_what_cannot_be_cut_is_refused_in_words(home: Path) -> None:
+    said = json.loads((home / "refused.json").read_text())
+    assert "lengths of whole rows (DoRA)" in said["dora"] and 'parallel="ddp"' in said["dora"]
+    assert "weights in few bits" in said["qlora"]
+    assert "adamw8bit keeps its states in blocks" in said["adamw8bit"] and 'optimizer="adamw"' in said["adamw8bit"]
+    assert "the two are not used together" in said["fsdp"]
+    assert "The model has 1 heads, which 2 processes cannot share" in said["heads"]
+
+
+def evaluations(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("kind", ["fsdp", "ddp"])

@@ -89,7 +89,7 @@ class Loop:
     """Checkpoints."""
 
     def __post_init__(self) -> None:
-        self.optimizers = Optimizers(self.learner.module, self.optimizer)
+        self.optimizers = Optimizers(self.learner.module, self.optimizer, self.ranks)
         self.checkpoints = Checkpoints(self.run / "checkpoints", self.keep, ranks=self.ranks)
         whole = self.ranks.data_size > 1 and self.ranks.kind == "ddp"
         self._reducer = Reducer(self.optimizers.parameters, self.ranks.group("replica")) if whole else None

@@ -3,6 +3,7 @@ inside of blocks and AdamW for the rest."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +14,8 @@ from torch.nn.utils import clip_grad_norm_
 
 from llmasos.errors import InvalidInputError
 from llmasos.train.lowbit import DYNAMIC, PIECE, SCALES, in_blocks, largest, nearest
+from llmasos.train.parallel.ranks import Ranks, local
+from llmasos.train.parallel.shard import joined_on_device, own_part
 
 Name = Literal["adamw", "adamw8bit", "muon"]
 NAMES = ("adamw", "adamw8bit", "muon")
@@ -45,9 +48,9 @@ class OptimizerOptions:
 
 
 class Optimizers:
-    """Over the weights of `module` that require a gradient."""
+    """Over the weights of `module` that require a gradient. ranks: over which it is spread already."""
 
-    def __init__(self, module: nn.Module, options: OptimizerOptions) -> None:
+    def __init__(self, module: nn.Module, options: OptimizerOptions, ranks: Ranks | None = None) -> None:
         self.options = options
         trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         self.parameters = [p for _, p in trained]
@@ -69,9 +72,7 @@ class Optimizers:
                     torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=fused)
                 )
         if muon:
-            self.each.append(
-                torch.optim.Muon(muon, lr=options.lr, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw")
-            )
+            self.each.append(Muon(muon, lr=options.lr, weight_decay=options.weight_decay, ranks=ranks))
 
     def step(self, factor: float, norm: Tensor | None = None) -> Tensor:
         """Clip, then a step at `factor` of the rate. norm: the gradient's, where it is spread over processes. Returns
@@ -80,7 +81,7 @@ class Optimizers:
             norm = clip_grad_norm_(self.parameters, self.options.max_norm or float("inf"))
         elif self.options.max_norm:
             clip = (self.options.max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch clips
-            torch._foreach_mul_([_local(p.grad) for p in self.parameters if p.grad is not None], clip)
+            torch._foreach_mul_([local(p.grad) for p in self.parameters if p.grad is not None], clip)
         for optimizer in self.each:
             for group in optimizer.param_groups:
                 group["lr"] = self.options.lr * factor
@@ -100,9 +101,56 @@ class Optimizers:
             optimizer.load_state_dict(state)
 
 
-def _local(gradient: Tensor) -> Tensor:
-    part: Tensor = gradient.to_local() if hasattr(gradient, "to_local") else gradient
-    return part
+class Muon(torch.optim.Optimizer):
+    """Momentum whose step is made orthogonal (Jordan 2024, kellerjordan.github.io/posts/muon) and as large as AdamW's
+    (arXiv:2502.16982), for matrices [N, K]; as `torch.optim.Muon` is, but for the precision on CPUs.
+
+    Where matrices are spread over ranks, so is their momentum; a step needs them whole, one after another, and every
+    rank keeps its own part of it."""
+
+    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float, ranks: Ranks | None = None) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
+        self._ranks = ranks or Ranks()
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        assert closure is None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._step(parameter, group)
+
+    def _step(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        assert parameter.grad is not None
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+        gradient, momentum = local(parameter.grad), local(state["momentum_buffer"])
+        momentum.lerp_(gradient, 1 - group["momentum"])
+        update = gradient.lerp(momentum, group["momentum"])  # Nesterov's
+        if update.is_cuda:  # half as much to send, and products that are fast; rounding moves what is near 0 before
+            update = update.bfloat16()
+        step = orthogonal(joined_on_device(update, parameter, self._ranks))
+        scale = 0.2 * math.sqrt(max(step.shape))
+        weights = local(parameter)
+        weights.mul_(1 - group["lr"] * group["weight_decay"])
+        weights.add_(own_part(step, parameter, self._ranks), alpha=-group["lr"] * scale)
+
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Of a x + b x^3 + c x^5, which five times over brings singular values near 1."""
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """The nearest matrix with singular values near 1 (0.7 to 1.2), in the dtype it comes in."""
+    a, b, c = NEWTON_SCHULZ
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if is_tall else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if is_tall else x
 
 
 class AdamW8bit(torch.optim.Optimizer):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from llmasos.errors import InvalidInputError
 from llmasos.train.parallel.ranks import Ranks
-from llmasos.train.parallel.tensor import cut_layers, uncut
+from llmasos.train.parallel.tensor import cut_layers, cut_of, uncut
 
 if TYPE_CHECKING:
     from llmasos.train.model import Trainee
@@ -28,14 +28,13 @@ def spread(trainee: Trainee, ranks: Ranks, optimizer: str = "adamw") -> None:
     if ranks.world_size == 1:
         return
     is_sharded = ranks.kind != "ddp"
-    if optimizer != "adamw" and (is_sharded or ranks.tensor > 1):
-        raise InvalidInputError(
-            f"{optimizer} needs whole matrices, and parallel={ranks.kind}, tensor_parallel_size={ranks.tensor} spread "
-            "them.",
-            hint='Use optimizer="adamw", or parallel="ddp".',
-            param="optimizer",
-        )
     if ranks.tensor > 1:
+        if optimizer == "adamw8bit":
+            raise InvalidInputError(
+                f"adamw8bit keeps its states in blocks, and tensor_parallel_size={ranks.tensor} cuts through them.",
+                hint='Use optimizer="adamw", or parallel="fsdp" without tensor_parallel_size.',
+                param="optimizer",
+            )
         if is_sharded:
             raise InvalidInputError(
                 f"tensor_parallel_size={ranks.tensor} with parallel={ranks.kind}: the two are not used together.",
@@ -102,15 +101,41 @@ def whole_tensor(tensor: Tensor, like: Tensor, ranks: Ranks) -> Tensor:
     return uncut(found, like, ranks) if ranks.tensor > 1 else found
 
 
+def joined_on_device(part: Tensor, like: Any, ranks: Ranks) -> Tensor:
+    """The whole of which this rank has `part`, spread as the parameter `like` is, by way of the GPUs. All ranks call
+    it."""
+    if hasattr(like, "to_local"):
+        from torch.distributed.tensor import DTensor
+
+        spread_as = {"shape": like.shape, "stride": like.stride(), "run_check": False}
+        found: Tensor = DTensor.from_local(part, like.device_mesh, like.placements, **spread_as).full_tensor()
+        return found
+    return uncut(part, like, ranks) if ranks.tensor > 1 else part
+
+
+def own_part(full: Tensor, like: Any, ranks: Ranks) -> Tensor:
+    """What this rank has of it, spread as the parameter `like` is."""
+    if hasattr(like, "to_local"):
+        dim, mesh = like.placements[-1].dim, like.device_mesh
+        return full.narrow(dim, *_shard_of(full.shape[dim], mesh.get_local_rank("shard"), mesh["shard"].size()))
+    cut = getattr(like, "cut", None)
+    return full if cut is None else cut_of(full, cut, ranks)
+
+
+def _shard_of(length: int, number: int, shards: int) -> tuple[int, int]:
+    """Where it begins and how long it is; the last shards have less, or nothing."""
+    each = -(-length // shards)
+    begin = min(number * each, length)
+    return begin, min(each, length - begin)
+
+
 def _gathered(tensor: Any, ranks: Ranks) -> Tensor:
     """Plain, blocking collectives on the CPU: weights need not fit twice into a GPU."""
     found: Tensor = torch.zeros(tensor.shape, dtype=tensor.dtype)
     dim = tensor.placements[-1].dim
     part, size = tensor.to_local().detach().cpu(), ranks.size("shard")
-    each = -(-tensor.shape[dim] // size)  # the last ranks have less, or nothing
-    begin = min(ranks.data_rank % size * each, tensor.shape[dim])
     if ranks.data_rank < size:
-        found.narrow(dim, begin, part.shape[dim]).copy_(part)
+        found.narrow(dim, *_shard_of(tensor.shape[dim], ranks.data_rank, size)).copy_(part)
     dist.all_reduce(found, group=ranks.control)
     return found
 

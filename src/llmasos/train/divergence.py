@@ -103,11 +103,9 @@ class _LinearDivergence(torch.autograd.Function):
                 words += bias
             if teacher.bias is not None:
                 their_words += teacher.bias
-            pair = _Pair(words, their_words, labels[part], student, teacher, options)
-            sums += torch.stack([pair.cross_entropy.sum(), pair.divergence().sum()])
+            sums += torch.stack(_compared(words, their_words, labels[part], student, teacher, options, gradient))
             if not gradient:
                 continue
-            pair.turn()
             if grad_hidden is not None:
                 torch.mm(logits, head, out=grad_hidden[part])
             if grad_weight is not None:
@@ -133,6 +131,39 @@ def _filled(weight: Tensor) -> Tensor:
     """With as many rows as matrix kernels like."""
     more = -len(weight) % COLUMNS
     return F.pad(weight, (0, 0, 0, more)) if more else weight
+
+
+def _compared(
+    ours: Tensor,
+    theirs: Tensor,
+    labels: Tensor,
+    student: Scores,
+    teacher: Scores,
+    options: Divergence,
+    gradient: bool,
+) -> list[Tensor]:
+    """Summed cross-entropy and divergence of a piece of rows; where `gradient`, `ours` becomes it."""
+    if ours.is_cuda:
+        from llmasos.train.kernels.divergence import divergence_
+
+        found = divergence_(
+            ours,
+            theirs,
+            labels,
+            kind=options.kind,
+            beta=options.beta,
+            temperature=options.temperature,
+            weight=options.weight,
+            scales=(student.scale, teacher.scale),
+            caps=(student.softcap, teacher.softcap),
+            gradient=gradient,
+        )
+        return [each.sum() for each in found]
+    pair = _Pair(ours, theirs, labels, student, teacher, options)
+    sums = [pair.cross_entropy.sum(), pair.divergence().sum()]
+    if gradient:
+        pair.turn()
+    return sums
 
 
 class _Pair:

@@ -104,6 +104,7 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    found["torch"] = torch.__version__  # with the build, which the package's metadata may leave out
     return found
 
 

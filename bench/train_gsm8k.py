@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import tempfile
 import time
@@ -112,6 +113,8 @@ def main() -> None:
         folder = Path(args.output or scratch)
         folder.mkdir(parents=True, exist_ok=True)
         held_out(problems, folder)
+        if args.at_once > 1:  # else each takes a team of threads as large as the machine
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.at_once)))
         with ProcessPoolExecutor(args.at_once, mp_context=get_context("spawn")) as pool:
             before = pool.submit(exact_match, args.model, problems)
             runs = {name: pool.submit(tuned, args, name, folder, problems) for name in ("full", "lora")}

@@ -124,8 +124,6 @@ def runs(home: Path) -> None:
     """What `train` does on each of two processes, and what it refuses."""
     os.environ |= {"RANK": str(dist.get_rank()), "TORCHELASTIC_RUN_ID": "this"}
     for name, (_, how) in RUNS.items():
-        import time
-        print(name, time.time())
         train(options(home, name, **how, name=f"two-{name}"))
     said = {}
     for what, changes in REFUSED.items():
@@ -255,9 +253,7 @@ def main() -> None:
     home, rank, world, port, *names = sys.argv[1:]
     store = dist.TCPStore("127.0.0.1", int(port), int(world), rank == "0", timeout=timedelta(seconds=90))
     dist.init_process_group("gloo", store=store, rank=int(rank), world_size=int(world), timeout=timedelta(seconds=90))
-    import time
     for name in names:
-        print(name, time.time())
         if name == "equal":
             for kind, tensor in (("ddp", 1), ("fsdp", 1), ("ddp", 2), ("hsdp", 1)):
                 for lora, optimizer in LEARNT:

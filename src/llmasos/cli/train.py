@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -105,9 +106,10 @@ def _number(word: str) -> int | str:
 
 
 def _run(config: TrainConfig, *, as_json: bool) -> int:
+    from llmasos.train.parallel import begins
     from llmasos.train.run import train
 
-    with working(t("train.preparing")) as tell:
+    with working(t("train.preparing")) if begins() else nullcontext() as tell:
 
         def told(name: str, totals: Totals) -> None:
             if tell is not None:
@@ -134,6 +136,10 @@ def _dotted(typed: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ended(result: Result, *, as_json: bool) -> int:
+    from llmasos.train.parallel import begins
+
+    if not begins():  # torchrun began several, and one of them tells
+        return 0
     facts = {
         "name": result.name,
         "folder": str(result.folder),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
@@ -38,6 +38,7 @@ from llmasos.train.parallel import Ranks, begins, explained, joined, regrouped, 
 from llmasos.train.plan import Plan, plan
 from llmasos.train.schedule import Schedule
 
+T = TypeVar("T")
 CONFIG = "config.yaml"
 MOST_LENGTH = 2048
 """Tokens of the longest sample where nothing is said."""
@@ -162,7 +163,16 @@ def _prepare_together(config: TrainConfig, ranks: Ranks, on_progress: OnProgress
     return found
 
 
-def _tried(ranks: Ranks, work: Callable[[], Prepared | None]) -> Prepared | None:
+def _built(prepared: Prepared, ranks: Ranks) -> tuple[NextToken, int]:
+    """What learns, spread, and of how many weights."""
+    learner = prepared.method.build(prepared.device, prepared.dtype)
+    num_trained = sum(p.numel() for p in learner.module.parameters() if p.requires_grad)
+    assert prepared.config.optimizer is not None
+    spread(learner.trainee, ranks, prepared.config.optimizer)
+    return learner, num_trained
+
+
+def _tried(ranks: Ranks, work: Callable[[], T]) -> T | None:
     """What is wrong on one rank is said by all."""
     found, problem = None, None
     try:
@@ -372,10 +382,9 @@ def _carry_out(
     config, method = prepared.config, prepared.method
     assert config.output is not None
     torch.manual_seed(config.seed)
-    learner = method.build(prepared.device, prepared.dtype)
-    num_trained = sum(p.numel() for p in learner.module.parameters() if p.requires_grad)
-    assert config.optimizer is not None
-    spread(learner.trainee, ranks, config.optimizer)
+    built = _tried(ranks, lambda: _built(prepared, ranks))
+    assert built is not None
+    learner, num_trained = built
     seen = _Seen()
     watching: list[Listener] = []
     if ranks.is_first:

@@ -124,12 +124,13 @@ class Ranks:
         return value
 
     def check(self, problem: Exception | None) -> None:
-        """Raise on all ranks what one of them has found."""
+        """Raise on all ranks what one of them has found; `is_shared` tells that the first has it, too."""
         if self.world_size > 1:
             found: list[Any] = [None] * self.world_size
             dist.all_gather_object(found, problem, group=self.control)
             problem = next((p for p in found if p is not None), None)
         if problem is not None:
+            problem.is_shared = True  # type: ignore[attr-defined]
             raise problem
 
     @contextmanager

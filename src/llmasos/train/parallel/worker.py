@@ -16,7 +16,8 @@ def main() -> int:
     try:
         train(TrainConfig.model_validate_json(sys.argv[1]), export=False)
     except LLMasOSError as e:
-        print(f"{e}", file=sys.stderr)
+        if not getattr(e, "is_shared", False):  # that one the first rank says
+            print(f"{e}", file=sys.stderr)
         return e.exit_code
     return 0
 

@@ -26,11 +26,13 @@ from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig, PreT
 from llmasos.errors import FormatError, LLMasOSError, UnknownArchitectureError, UnsupportedError
 from llmasos.formats import open_checkpoint
 from llmasos.formats.quants import FOUR_BIT
+from llmasos.models import load as load_room
 from llmasos.models.config import ModelConfig
 from llmasos.models.families import config_from_hf
 from llmasos.models.families.gguf import config_from_gguf, known_gguf_architectures
 from llmasos.models.load import LoadedModel, hf_state, load_model, read_config
 from llmasos.models.lowbit import MANY_TOKENS, BlockEmbedding, Int4Linear, Int8Linear, PackedLinear
+from llmasos.models.weights import Upload
 
 Type = gguf.GGMLQuantizationType
 Keys = dict[str, Any]
@@ -383,6 +385,49 @@ def test_a_gguf_file_equals_the_model_it_was_made_of_and_can_be_saved_as_that(na
     for key, tensor in again.state_dict().items():
         assert torch.equal(tensor, original[key]) if layout.exact else furthest(tensor, original[key]) < 1e-6, key
     assert max(furthest(hf_logits(again, text), hf_logits(model, text)) for text in texts) <= 1e-5
+
+
+class Uploaded(load_room._Filler):
+    """As for a GPU: blocks are taken there as they are, and decoded there."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.upload = Copies(self.device)
+
+
+class Copies(Upload):
+    def begin(self) -> None:
+        pass
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        return tensor.clone()
+
+
+@pytest.mark.parametrize("kind", [Type.Q8_0, Type.Q4_1])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_blocks_decoded_where_they_are_computed_with_are_the_same(
+    kind: Type, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = LAYOUTS["llama"]
+    path = write_gguf(tmp_path / "m.gguf", layout, weights_of(tiny_model(layout.config)), kind)
+    expected = dict(load(path, dtype).module.named_parameters())
+    monkeypatch.setattr(load_room, "_Filler", Uploaded)
+    found = dict(load(path, dtype).module.named_parameters())
+    assert found.keys() == expected.keys()
+    for name, weight in found.items():
+        assert weight.dtype == expected[name].dtype and torch.equal(weight, expected[name]), name
+        assert weight.untyped_storage().nbytes() == weight.nbytes, name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [Type.Q8_0, Type.Q4_1])
+def test_a_gpu_decodes_blocks_to_the_bits_of_a_cpu(kind: Type, tmp_path: Path) -> None:
+    layout = LAYOUTS["llama"]
+    path = write_gguf(tmp_path / "m.gguf", layout, weights_of(tiny_model(layout.config)), kind)
+    expected = dict(load(path, "bfloat16").module.named_parameters())
+    there = load_model(path, device="cuda", dtype="bfloat16", quantization="none", with_tokenizer=False)
+    for name, weight in there.module.named_parameters():
+        assert torch.equal(weight.cpu(), expected[name]), name
 
 
 def test_gemma_norms_that_were_bfloat16_come_back_exactly(tmp_path: Path) -> None:

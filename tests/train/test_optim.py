@@ -11,11 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llmasos.errors import InvalidInputError
 from llmasos.models.load import load_model
 from llmasos.train import optim
 from llmasos.train.model import Placed, Trainee
-from llmasos.train.optim import FEW, AdamW8bit, OptimizerOptions, Optimizers
+from llmasos.train.optim import FEW, AdamW8bit, Muon, OptimizerOptions, Optimizers
 from tiny import write_tiny_model
 
 OPTIONS: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
@@ -159,10 +158,14 @@ def test_a_model_learns_with_8_bit_states_as_it_does_with_32(tmp_path: Path) -> 
         assert eight[at] == pytest.approx(whole[at], rel=0.05)
 
 
-def test_weights_spread_over_gpus_are_refused_in_8_bits() -> None:
-    class DTensor(Tensor):
-        pass
-
-    spread = torch.zeros(8).as_subclass(DTensor)
-    with pytest.raises(InvalidInputError, match="several"):
-        AdamW8bit([spread.requires_grad_()])
+def test_muon_is_torchs_but_for_rounding() -> None:
+    for shape in ((96, 40), (40, 96)):
+        ours, theirs = pair(*shape)
+        both = (
+            (ours, Muon([ours], lr=1e-2, weight_decay=0.1)),
+            (theirs, torch.optim.Muon([theirs], lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")),
+        )
+        before = ours.detach().clone()
+        steps(5, noise(*shape), *both)
+        apart, moved = (ours - theirs).norm(), (theirs - before).norm()
+        assert apart < 0.01 * moved

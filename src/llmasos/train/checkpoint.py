@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as read_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as write_tensors
 
 from llmasos.errors import DiskFullError, FormatError, LLMasOSError
-from llmasos.train.optim import Optimizers
+from llmasos.train.optim import BLOCKS, Optimizers
 from llmasos.train.parallel.ranks import Ranks
 from llmasos.train.parallel.shard import at_rest, whole_tensor
 from llmasos.train.parallel.tensor import cut_of
@@ -298,13 +298,14 @@ def _targets(
     held = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers.each]
     targets = {}
     for name, fact in facts.items():
+        is_of_blocks = name.endswith(BLOCKS)
         if name.startswith(_WEIGHTS):
             like = own[name.removeprefix(_WEIGHTS)]
         else:
             _, number, index, _ = name.split("/")
             like = held[int(number)][int(index)]
         dtype, size = fact.properties.dtype, tuple(fact.size)
-        if hasattr(like, "to_local") and size == tuple(like.shape):
+        if hasattr(like, "to_local") and size == tuple(like.shape) and not is_of_blocks:
             targets[name] = torch.zeros_like(like.detach(), dtype=dtype)
         else:
             targets[name] = torch.zeros(size, dtype=dtype)

@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from llmasos.errors import InvalidInputError
 from llmasos.train.lowbit import DYNAMIC, PIECE, SCALES, in_blocks, largest, nearest
 from llmasos.train.parallel.ranks import Ranks, local
-from llmasos.train.parallel.shard import joined_on_device, own_part
+from llmasos.train.parallel.shard import joined_on_device, own_part, shard_dim, shard_of, shards_of
 
 Name = Literal["adamw", "adamw8bit", "muon"]
 NAMES = ("adamw", "adamw8bit", "muon")
@@ -158,7 +158,10 @@ class AdamW8bit(torch.optim.Optimizer):
     (arXiv:2110.02861, whose code book this is).
 
     What is kept of the second moment is its root: it spans half as many decades, so a small gradient beside a large one
-    does not become 0, by which the next step would divide. Tensors of a few weights keep float32."""
+    does not become 0, by which the next step would divide. Tensors of a few weights keep float32.
+
+    Where FSDP divides a tensor, blocks are those of each rank's part. Groups keep the number of parts, `shards`: states
+    are coded anew for another one."""
 
     def __init__(
         self,
@@ -169,12 +172,7 @@ class AdamW8bit(torch.optim.Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        if any(type(p.data).__name__ == "DTensor" for group in self.param_groups for p in group["params"]):
-            raise InvalidInputError(
-                "adamw8bit keeps its states in blocks of one GPU's weights, and these are spread over several.",
-                hint='Use optimizer="adamw", whose states are spread, too.',
-                param="optimizer",
-            )
+        self._tell_shards()
         self._codes: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()
@@ -194,17 +192,19 @@ class AdamW8bit(torch.optim.Optimizer):
         state["step"] += 1
         beta1, beta2 = group["betas"]
         biases = 1 - beta1 ** state["step"], (1 - beta2 ** state["step"]).sqrt()
-        if "mean" in state:
-            update = _moved(state["mean"], state["root"], gradient.float(), group["betas"], group["eps"], biases)
-            parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=group["lr"])
+        parts = {name: local(value) for name, value in state.items()}
+        if "mean" in parts:
+            gradient = local(gradient).float()
+            update = _moved(parts["mean"], parts["root"], gradient, group["betas"], group["eps"], biases)
+            local(parameter).mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=group["lr"])
             return
-        weights, gradients = parameter.data.view(-1), gradient.reshape(-1)
+        weights, gradients = local(parameter.data).view(-1), local(gradient).reshape(-1)
         for at in range(0, len(weights), PIECE):
             part, own = slice(at, at + PIECE), slice(at // SCALES, (at + PIECE) // SCALES)
-            mean, root = self._read(state, own)
+            mean, root = self._read(parts, own)
             moving = in_blocks(gradients[part].float(), SCALES)
             update = _moved(mean, root, moving, group["betas"], group["eps"], biases).view(-1)
-            self._write(state, own, mean, root)
+            self._write(parts, own, mean, root)
             piece = weights[part]
             piece.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update[: len(piece)], alpha=group["lr"])
 
@@ -212,12 +212,13 @@ class AdamW8bit(torch.optim.Optimizer):
         if parameter.numel() <= FEW:
             zeros = torch.zeros_like(parameter, dtype=torch.float32)
             return {"mean": zeros, "root": zeros.clone()}
-        blocks, device = -(-parameter.numel() // SCALES), parameter.device
+        blocks, device = _num_blocks(parameter.shape, shards_of(parameter)[0]), parameter.device
         state = {}
         for name, signed in (("mean", True), ("root", False)):
             zero = DYNAMIC[signed].index(0.0)
-            state[f"{name}_code"] = torch.full((blocks, SCALES), zero, dtype=torch.uint8, device=device)
-            state[f"{name}_scale"] = torch.zeros(blocks, device=device)
+            code = torch.full((blocks, SCALES), zero, dtype=torch.uint8, device=device)
+            state[f"{name}_code"] = _spread_as(parameter, code)
+            state[f"{name}_scale"] = _spread_as(parameter, torch.zeros(blocks, device=device))
         return state
 
     def _read(self, state: dict[str, Tensor], own: slice) -> tuple[Tensor, Tensor]:
@@ -245,16 +246,66 @@ class AdamW8bit(torch.optim.Optimizer):
             self._codes[device] = tuple(torch.tensor(DYNAMIC[signed], device=device) for signed in (True, False))  # type: ignore[assignment]
         return self._codes[device]
 
+    def _tell_shards(self) -> None:
+        for group in self.param_groups:
+            group["shards"] = max(shards_of(p)[0] for p in group["params"])
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Codes keep their dtype; torch's own way would make them weights' dtype, of four times the size."""
-        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        own = {i: {k: v for k, v in s.items() if not k.endswith("_code")} for i, s in state_dict["state"].items()}
-        super().load_state_dict({**state_dict, "state": own})
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        for i, parameter in zip(ids, parameters, strict=True):
-            for name, value in state_dict["state"].get(i, {}).items():
-                if name.endswith("_code"):
-                    self.state[parameter][name] = value.to(parameter.device, torch.uint8, copy=True)
+        """Blocks of all ranks are given. Codes keep their dtype; torch's own way would make them weights' dtype, of
+        four times the size."""
+        plain = {i: {k: v for k, v in s.items() if not k.endswith(BLOCKS)} for i, s in state_dict["state"].items()}
+        super().load_state_dict({**state_dict, "state": plain})
+        self._tell_shards()
+        for given, group in zip(state_dict["param_groups"], self.param_groups, strict=True):
+            for i, parameter in zip(given["params"], group["params"], strict=True):
+                blocks = {k: v for k, v in state_dict["state"].get(i, {}).items() if k.endswith(BLOCKS)}
+                if blocks:
+                    own = self._own(parameter, blocks, given.get("shards", 1))
+                    self.state[parameter].update({k: _spread_as(parameter, v) for k, v in own.items()})
+
+    def _own(self, parameter: Tensor, blocks: dict[str, Tensor], saved: int) -> dict[str, Tensor]:
+        """This rank's of all blocks, which were those of `saved` ranks."""
+        shards, own = shards_of(parameter)
+        if saved == shards:
+            each = len(blocks["mean_scale"]) // shards
+            return {k: v[own * each : (own + 1) * each].to(parameter.device, copy=True) for k, v in blocks.items()}
+        shape, dim = parameter.shape, shard_dim(parameter.shape, saved)
+        states: tuple[list[Tensor], list[Tensor]] = ([], [])
+        each = _num_blocks(shape, saved)
+        for number in range(saved):
+            part = list(shape)
+            part[dim] = shard_of(shape[dim], number, saved)[1]
+            rows = slice(number * each, (number + 1) * each)
+            for values, found in zip(self._read(blocks, rows), states, strict=True):
+                found.append(values.view(-1)[: math.prod(part)].view(part))
+        fresh = {k: local(v) for k, v in self._fresh(parameter).items()}
+        mean, root = (own_part(torch.cat(found, dim), parameter, Ranks()).reshape(-1) for found in states)
+        rows = slice(0, -(-len(mean) // SCALES))
+        if len(mean):
+            device = parameter.device
+            self._write(fresh, rows, in_blocks(mean.to(device), SCALES), in_blocks(root.to(device), SCALES))
+        return fresh
+
+
+BLOCKS = ("_code", "_scale")
+"""Ends of the names of states that are not of their weight's shape."""
+
+
+def _num_blocks(shape: Sequence[int], shards: int) -> int:
+    """Of each rank; of the largest part, so that all have as many."""
+    dim = shard_dim(shape, shards)
+    return -(-math.prod(shape) // shape[dim] * -(-shape[dim] // shards) // SCALES)
+
+
+def _spread_as(parameter: Any, own: Tensor) -> Tensor:
+    """Each rank's blocks as one tensor, where the parameter is spread."""
+    if not hasattr(parameter, "to_local"):
+        return own
+    from torch.distributed.tensor import DTensor, Shard
+
+    placements = [*parameter.placements[:-1], Shard(0)]
+    found: Tensor = DTensor.from_local(own, parameter.device_mesh, placements, run_check=False)
+    return found
 
 
 def _moved(

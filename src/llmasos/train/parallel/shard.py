@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,14 +57,10 @@ def _fully_shard(trainee: Trainee, ranks: Ranks) -> None:
     mesh = ranks.mesh["replica", "shard"] if ranks.kind == "hsdp" else ranks.mesh["shard"]
     shards = ranks.size("shard")
 
-    def placed(parameter: nn.Parameter) -> Any:
-        """Adapters' A is [parts, rank, inputs]: of few parts."""
-        return Shard(1) if parameter.dim() == 3 and parameter.shape[1] % shards == 0 else None
-
     options: dict[str, Any] = {
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(param_dtype=trainee.dtype, reduce_dtype=torch.float32),
-        "shard_placement_fn": placed,
+        "shard_placement_fn": lambda parameter: Shard(shard_dim(parameter.shape, shards)),
     }
     again = _must_reshard(trainee)
     block: Any
@@ -76,6 +73,11 @@ def _fully_shard(trainee: Trainee, ranks: Ranks) -> None:
     for before, after in zip(decoder.layers, decoder.layers[1:], strict=False):
         before.set_modules_to_forward_prefetch([after])  # type: ignore[operator]
     trainee.casts_itself = False
+
+
+def shard_dim(shape: Sequence[int], shards: int) -> int:
+    """Along which FSDP divides a parameter. Adapters' A is [parts, rank, inputs]: of few parts."""
+    return 1 if len(shape) == 3 and shape[1] % shards == 0 else 0
 
 
 def _must_reshard(trainee: Trainee) -> bool:
@@ -116,13 +118,21 @@ def joined_on_device(part: Tensor, like: Any, ranks: Ranks) -> Tensor:
 def own_part(full: Tensor, like: Any, ranks: Ranks) -> Tensor:
     """What this rank has of it, spread as the parameter `like` is."""
     if hasattr(like, "to_local"):
-        dim, mesh = like.placements[-1].dim, like.device_mesh
-        return full.narrow(dim, *_shard_of(full.shape[dim], mesh.get_local_rank("shard"), mesh["shard"].size()))
+        dim, (shards, own) = like.placements[-1].dim, shards_of(like)
+        return full.narrow(dim, *shard_of(full.shape[dim], own, shards))
     cut = getattr(like, "cut", None)
     return full if cut is None else cut_of(full, cut, ranks)
 
 
-def _shard_of(length: int, number: int, shards: int) -> tuple[int, int]:
+def shards_of(parameter: Any) -> tuple[int, int]:
+    """Into how many FSDP divides it, and which of them this rank has."""
+    if not hasattr(parameter, "to_local"):
+        return 1, 0
+    mesh = parameter.device_mesh
+    return mesh["shard"].size(), mesh.get_local_rank("shard")
+
+
+def shard_of(length: int, number: int, shards: int) -> tuple[int, int]:
     """Where it begins and how long it is; the last shards have less, or nothing."""
     each = -(-length // shards)
     begin = min(number * each, length)
@@ -135,7 +145,7 @@ def _gathered(tensor: Any, ranks: Ranks) -> Tensor:
     dim = tensor.placements[-1].dim
     part, size = tensor.to_local().detach().cpu(), ranks.size("shard")
     if ranks.data_rank < size:
-        found.narrow(dim, *_shard_of(tensor.shape[dim], ranks.data_rank, size)).copy_(part)
+        found.narrow(dim, *shard_of(tensor.shape[dim], ranks.data_rank, size)).copy_(part)
     dist.all_reduce(found, group=ranks.control)
     return found
 

@@ -65,6 +65,7 @@ def test_two_processes_make_one_run_with_which_one_goes_on(
     assert (run / "adapter" / "adapter_model.safetensors").exists() and (run / "report.html").exists()
     state = json.loads((run / "checkpoints" / "000002" / "state.json").read_text())
     assert state["world_size"] == 2
+    assert json.loads((run / "run.json").read_text())["device"]["count"] == 2
     alone = train(TrainConfig.of(model="model", **OPTIONS | {"data": ["chats.jsonl"]}, name="alone"), export=False)
     assert losses(run) == pytest.approx(losses(alone.folder), abs=1e-5)
     again = resume(how, steps=4, gpus=1, parallel="auto", export=False)

@@ -257,6 +257,8 @@ def test_more_gpus_share_and_are_proposed() -> None:
     with pytest.raises(InsufficientMemoryError) as refused:
         planned(0.9 * one.memory / GIB, recompute=False, **gpu)
     assert "--gpus 2 --parallel fsdp (" in refused.value.hint
+    cut = planned(100, tensor_parallel_size=2, parallel="ddp", **gpu)
+    assert 0.5 < cut.parts["optimizer"] / one.parts["optimizer"] < 0.9  # embeddings and head are whole
 
 
 def test_a_teacher_takes_its_place() -> None:

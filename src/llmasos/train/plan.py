@@ -26,6 +26,7 @@ from llmasos.train.losses import PIECE
 from llmasos.train.memory import RUNTIME, Footprint, Load, Setup, build, footprint, of_depth
 from llmasos.train.model import Placed, Trainee
 from llmasos.train.optim import OptimizerOptions
+from llmasos.train.resident import resident
 
 USABLE = 0.95
 """Of the memory that is free: an allocator has holes."""
@@ -62,11 +63,13 @@ class Plan:
     accumulation: int
     """Micro-batches of a step, on each device."""
     parts: dict[str, int]
-    """weights, gradients, optimizer, activations, loss, workspace: what there is at the peak."""
+    """weights, gradients, optimizer, activations, loss, workspace: what there is at the peak. On a CPU also process:
+    what this process had before, its code above all."""
     memory: int
-    """The most there is at once: on a GPU what tensors take and the kernels' workspace, on a CPU what the process
-    grows by."""
+    """The most there is at once, as `Peak` measures it: on a GPU what tensors take and the kernels' workspace, on a CPU
+    the resident memory of the whole process."""
     available: int
+    """What is free; on a CPU with what this process has already."""
     num_tokens: int
     """Of the run."""
     seconds: float | None
@@ -126,14 +129,15 @@ def plan(
 ) -> Plan:
     """The plan of a settled `config` (tuning, optimizer, max_length and batch_tokens are said), on each of `world_size`
     devices. stats: of the data. teacher: a second model, that is only read. available: bytes of one device, default:
-    what is free there, or the config's max_memory.
+    what is free there (on a CPU with what this process has), or the config's max_memory.
 
     Raises InsufficientMemoryError, whose hint names every change that would fit."""
+    own = 0 if device.type != "cpu" else resident()
     if available is None:
-        available = free_memory(device)
+        available = free_memory(device) + own
         if config.max_memory is not None:
             available = min(available, round(config.max_memory * GIB / USABLE))
-    machine = _Machine(device, dtype, world_size, available, teacher)
+    machine = _Machine(device, dtype, world_size, available, own, teacher)
     found = _search(_Case(config, shape, stats, machine))
     if not found.fits:
         raise _too_little(found, stats, machine)
@@ -146,6 +150,8 @@ class _Machine:
     dtype: torch.dtype
     world_size: int
     available: int
+    own: int
+    """Bytes that the process has before the run."""
     teacher: ModelConfig | None
 
     @property
@@ -223,7 +229,7 @@ class _Case:
             sharded=sharded,
             accumulation=self.accumulation(micro),
             parts=parts,
-            memory=sum(parts.values()),
+            memory=max(sum(parts.values()), held.weights),  # a model is whole while it is loaded, and then divided
             available=machine.available,
             num_tokens=_num_tokens(self.config, self.stats),
             seconds=None,
@@ -296,8 +302,12 @@ def _parts(held: Footprint, case: _Case, micro: int, sharded: bool) -> dict[str,
     }
     if machine.world_size > 1:
         parts = _shared(parts, held, case, sharded)
+    if case.config.tensor_parallel_size > 1:
+        parts = _cut(parts, case)
     if machine.teacher is not None:
         parts["teacher"] = _of_teacher(machine.teacher, case.load(micro), machine.dtype)
+    if machine.own:
+        parts["process"] = machine.own
     return parts
 
 
@@ -311,12 +321,23 @@ def _shared(parts: dict[str, int], held: Footprint, case: _Case, sharded: bool) 
     for name in ("gradients", "optimizer") if case.config.tuning == "qlora" else ("weights", "gradients", "optimizer"):
         divided[name] = math.ceil(parts[name] / number)
     whole = case.machine.dtype.itemsize * num_weights(case.shape)
-    ends = case.machine.dtype.itemsize * case.shape.vocab_size * case.shape.hidden_size
-    ends *= 1 if case.shape.tie_embeddings else 2
+    ends = case.machine.dtype.itemsize * _num_ends(case.shape)
     at_once = min(whole, ends + 2 * (whole - ends) // case.shape.num_layers)
     divided["activations"] = max(0, parts["activations"] - held.casts)
     divided["workspace"] = parts["workspace"] + (0 if case.config.tuning == "qlora" else at_once)
     return divided
+
+
+def _cut(parts: dict[str, int], case: _Case) -> dict[str, int]:
+    """Tensor parallelism divides what is inside of blocks; activations are counted as if it did not."""
+    inside = 1 - _num_ends(case.shape) / num_weights(case.shape)
+    kept = 1 - inside + inside / case.config.tensor_parallel_size
+    return {**parts, **{name: math.ceil(kept * parts[name]) for name in ("weights", "gradients", "optimizer")}}
+
+
+def _num_ends(shape: ModelConfig) -> int:
+    """Weights of embeddings and head."""
+    return shape.vocab_size * shape.hidden_size * (1 if shape.tie_embeddings else 2)
 
 
 def _of_teacher(teacher: ModelConfig, load: Load, dtype: torch.dtype) -> int:

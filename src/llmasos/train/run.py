@@ -382,6 +382,7 @@ def _carry_out(
     config, method = prepared.config, prepared.method
     assert config.output is not None
     torch.manual_seed(config.seed)
+    forget_most()  # data that were read are no part of what the plan tells
     built = _tried(ranks, lambda: _built(prepared, ranks))
     assert built is not None
     learner, num_trained = built
@@ -399,6 +400,7 @@ def _carry_out(
                 dtype=prepared.dtype,
                 path=method.path if config.model is not None else None,
                 num_trained=num_trained,
+                world_size=ranks.world_size,
                 plan=prepared.plan.as_dict(),
                 progress=progress,
             )

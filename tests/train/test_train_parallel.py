@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from parallel_work import LEARNT, OTHER_NUMBER, RUNS, losses, make, options, wei
 from safetensors.torch import load_file
 from torch import Tensor
 
+from llmasos.errors import InvalidInputError
 from llmasos.train.parallel import Ranks
 from llmasos.train.run import resume, train
 from tiny import write_tiny_model
@@ -167,6 +169,19 @@ def test_a_run_goes_on_with_another_number_of_processes(name: str, home: Path) -
     found = weights(back)
     for key, tensor in weights(one).items():
         torch.testing.assert_close(found[key], tensor, atol=5e-3 if is_rounded else 2e-5, rtol=0)
+
+
+def test_more_processes_than_micro_batches_do_not_go_on(home: Path) -> None:
+    loop = make(home, Ranks(), "one-long-adamw")
+    loop.options = replace(loop.options, accumulation=1)
+    loop.ranks = replace(loop.ranks, world_size=4)
+    with pytest.raises(InvalidInputError, match=r"reads 256 tokens, in micro-batches of 128; with 4 .* read 512") as e:
+        loop._check_step(256)
+    assert e.value.hint.endswith(": 1, 2.")
+    again = make(home, Ranks(), "one-long-adamw")
+    again.options = replace(again.options, accumulation=4)
+    with pytest.raises(InvalidInputError, match="would read 512"):
+        again.resume()
 
 
 def test_a_process_that_is_killed_ends_the_others_with_a_clear_message(home: Path) -> None:

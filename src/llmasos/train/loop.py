@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from llmasos.data import Batch, Batches
-from llmasos.errors import LLMasOSError
+from llmasos.errors import InvalidInputError, LLMasOSError
 from llmasos.models.load import write_atomically
 from llmasos.train.checkpoint import Checkpoints
 from llmasos.train.events import Evaluation, Listener, StepReport
@@ -102,16 +102,36 @@ class Loop:
         self._stop = threading.Event()
 
     def resume(self) -> bool:
-        """Go on from the latest checkpoint, if there is one."""
+        """Go on from the latest checkpoint, if there is one. Raises InvalidInputError where a step would read another
+        number of tokens than it did."""
         latest = self.checkpoints.latest()
         if latest is None:
             return False
         state = self.checkpoints.load(latest, self.learner.module, self.optimizers)
+        self._check_step(state.get("step_tokens", self._step_tokens))
         self.step, self._bad, self._mean_norm = state["step"], state["bad"], state["mean_norm"]
         self._evaluated = state["evaluated"]
         self.batches.load_state_dict(state["batches"])
         self._forget_after(self.step)
         return True
+
+    @property
+    def _step_tokens(self) -> int:
+        """That a step reads at most, on all ranks."""
+        return self.options.accumulation * self.batches.batch_tokens * self.ranks.data_size
+
+    def _check_step(self, before: int) -> None:
+        """More processes than a step has micro-batches would make it longer: another run than was begun."""
+        if abs(self._step_tokens - before) <= 0.25 * before:
+            return
+        number, each = round(before / self.batches.batch_tokens), self.ranks.tensor
+        fitting = ", ".join(str(n * each) for n in range(1, number + 1) if number % n == 0)
+        raise InvalidInputError(
+            f"A step of this run reads {before:,} tokens, in micro-batches of {self.batches.batch_tokens:,}; with "
+            f"{self.ranks.world_size} processes it would read {self._step_tokens:,}.",
+            hint=f"Go on with a number of processes that divides it: {fitting}.",
+            param="gpus",
+        )
 
     def _forget_after(self, step: int) -> None:
         """Steps that were run and lost are run again: the log has each once."""
@@ -193,7 +213,7 @@ class Loop:
         """Weights are copied now and written while the run goes on, unless it should wait for that."""
         self._saved()
         state = {"batches": self.batches.state_dict(), "bad": self._bad, "mean_norm": self._mean_norm}
-        state["evaluated"] = self._evaluated
+        state |= {"evaluated": self._evaluated, "step_tokens": self._step_tokens}
         path = self.checkpoints.begin(self.step, self.learner.module, self.optimizers, state)
         if wait:
             self._saved()

@@ -116,6 +116,7 @@ class Checkpoints:
         own = {name: p for name, p in module.named_parameters() if p.requires_grad}
         targets = _targets(metadata, own, optimizers, ranks, path)
         _read(targets, path, ranks)
+        random_state = _random_of(path, ranks, state["world_size"])
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(_part(targets[_WEIGHTS + name], parameter, ranks))
@@ -128,7 +129,7 @@ class Checkpoints:
                     part = _part(value, held[int(index)], ranks) if value.dim() else value
                     found.setdefault(int(index), {})[key] = part
             optimizer.load_state_dict({"state": found, "param_groups": state["groups"][number]})
-        _set_random_state(_random_of(path, ranks, state["world_size"]))
+        _set_random_state(random_state)
         return state
 
     def _checked(self, path: Path) -> tuple[dict[str, Any], Exception | None]:
@@ -398,7 +399,12 @@ def _random_state() -> dict[str, Any]:
 
 def _random_of(path: Path, ranks: Ranks, saved: int) -> dict[str, Any]:
     """This rank's; ranks that were not there before begin with one of those that were."""
-    found: dict[str, Any] = torch.load(path / f"random-{ranks.rank % saved}.pt", map_location="cpu", weights_only=True)
+    file = path / f"random-{ranks.rank % saved}.pt"
+    try:
+        found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as e:  # that says at length how to run the code
+        why = "it holds more than tensors and numbers" if isinstance(e, pickle.UnpicklingError) else str(e)
+        raise FormatError(f"The checkpoint {path} is damaged: {file.name}: {why}.", hint="Remove it.") from e
     return found
 
 

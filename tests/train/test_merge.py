@@ -164,7 +164,8 @@ def test_a_merged_model_is_in_the_library_with_its_origin_and_answers(make: Make
     assert made.installed == "both" and made.path == home / "models" / "both"
     card = read_card(made.path)
     assert card.lineage is not None and card.lineage.method == "merge" and card.lineage.tuning == "slerp"
-    assert card.lineage.run == "merge one=0.5 two=0.5"
+    assert card.lineage.run == card.source == "merge one=0.5 two=0.5"
+    assert ".merge-" not in (made.path / "llmasos.json").read_text(), "no path that is gone"
     verified = Library().verify("both")
     assert not (verified.missing or verified.changed or verified.extra)
     with LLM.from_pretrained("both", device="cpu", dtype="float32") as llm:

@@ -153,7 +153,8 @@ class Library:
         except NotFoundError:
             try:
                 card = self.get(str(ref))
-                source = parse_source(card.source)
+                made_here = card.lineage is not None and card.lineage.method == "merge"
+                source = parse_source(f"file:{self.folder(card.name)}" if made_here else card.source)
             except FormatError:
                 raise  # it is installed, and damaged
             except LLMasOSError:

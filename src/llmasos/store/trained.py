@@ -9,14 +9,15 @@ from pathlib import Path
 
 from llmasos.errors import StoreError
 from llmasos.store.adapters import adapters_folder
-from llmasos.store.card import Card, check_name, is_of_run, write_card
+from llmasos.store.card import Card, CardFile, check_name, is_of_run, write_card
 from llmasos.store.library import Library, discard, import_into
 from llmasos.store.transfer import disk_errors
 
 
 def install_model(source: Path, card: Card, home: Path | None = None) -> Path:
     """Put the model in the folder `source` into the library under `card.name`, which appears there in one step. An
-    earlier one of the same run, or its adapter, is replaced. What `card` says of files and format is found anew.
+    earlier one of the same run, or its adapter, is replaced. What `card` says of files and format is found anew; its
+    source, if it has one, stands for the folder, which then need not stay.
     Returns its folder.
 
     Raises InvalidInputError for the name, StoreError where something else has it, DiskFullError, FormatError."""
@@ -33,8 +34,10 @@ def install_model(source: Path, card: Card, home: Path | None = None) -> Path:
     imported = import_into(library, source, f"new-{secrets.token_hex(8)}")
     staged = library.root / imported.name
     try:
-        about = card.model_dump(include={"serves_as", "lineage", "licence", "notice"})
-        write_card(staged, imported.model_copy(update={**about, "lineage": card.lineage, "name": card.name}))
+        about = card.model_dump(include={"serves_as", "licence", "notice"}) | {"lineage": card.lineage}
+        if card.source:
+            about |= {"source": card.source, "files": [_own(file, staged) for file in imported.files]}
+        write_card(staged, imported.model_copy(update={**about, "name": card.name}))
         with disk_errors(target):
             discard(target)
             os.rename(staged, target)
@@ -43,3 +46,8 @@ def install_model(source: Path, card: Card, home: Path | None = None) -> Path:
         discard(staged)
         raise
     return target
+
+
+def _own(file: CardFile, folder: Path) -> CardFile:
+    """A hard link is the library's own file, wherever the other name of it was."""
+    return file if (folder / file.path).is_symlink() else file.model_copy(update={"linked_from": None})

@@ -395,8 +395,9 @@ def _card(name: str, how: str, models: Sequence[str | Path], shares: Sequence[fl
     if how == "adapters":
         rounded = ["", *rounded] if len(models) > len(shares) else rounded
     parts = " ".join(f"{model}={share}" if share else str(model) for model, share in zip(models, rounded, strict=True))
+    made_of = f"merge {parts}" + (f" base={base}" if base else "")
     lineage = Lineage(
-        run=f"merge {parts}" + (f" base={base}" if base else ""),
+        run=made_of,
         method="merge",
         tuning=how,
         base=str(base or models[0]),
@@ -404,7 +405,7 @@ def _card(name: str, how: str, models: Sequence[str | Path], shares: Sequence[fl
         version=__version__,
     )
     licences = {licence for model in models if (licence := _licence(str(model)))}
-    return Card(name=name, lineage=lineage, licence=" AND ".join(sorted(licences)) or None)
+    return Card(name=name, source=made_of, lineage=lineage, licence=" AND ".join(sorted(licences)) or None)
 
 
 def _licence(model: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import subprocess
 import sys
@@ -33,9 +34,14 @@ def joined(config: TrainConfig) -> Iterator[Ranks]:
     if dist.is_available() and dist.is_initialized():
         yield _of_group(config)
         return
-    if "LLMASOS_TRAIN_STORE" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
-        with _group(config):
+    if "LLMASOS_TRAIN_STORE" in os.environ:
+        with _group(config, int(os.environ["LLMASOS_TRAIN_STORE"])):
             yield _of_group(config)
+        return
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _init(config, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), None)
+        atexit.register(_leave)  # the same processes may have another run to do
+        yield _of_group(config)
         return
     number = config.gpus or 1
     if number == 1:
@@ -89,17 +95,19 @@ def _of_group(config: TrainConfig) -> Ranks:
 
 
 @contextmanager
-def _group(config: TrainConfig) -> Iterator[None]:
-    """Join those that are there already."""
+def _group(config: TrainConfig, port: int) -> Iterator[None]:
+    """Join the first rank, which waits at `port`."""
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if port := os.environ.get("LLMASOS_TRAIN_STORE"):
-        threading.Thread(target=_end_with_the_first, daemon=True).start()
-        _init(config, rank, size, TCPStore("127.0.0.1", int(port), size, False, timeout=BEGIN))
-    else:
-        _init(config, rank, size, None)
+    threading.Thread(target=_end_with_the_first, daemon=True).start()
+    _init(config, rank, size, TCPStore("127.0.0.1", port, size, False, timeout=BEGIN))
     try:
         yield
     finally:
+        _leave()
+
+
+def _leave() -> None:
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 
@@ -140,8 +148,7 @@ def _launched(config: TrainConfig, number: int) -> Iterator[None]:
         failed = False
     finally:
         is_over.set()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        _leave()
         for other in others:
             _end(other, 1.0 if failed else END_SECONDS)
 

@@ -100,6 +100,7 @@ def test_curves_samples_and_facts_are_there(tmp_path: Path) -> None:
     assert {EN["report.loss"], EN["report.bits"], EN["report.rate"], EN["report.memory"], "loss.kl"} <= captions
     assert "MFU" in page.texts and "finished" in page.texts and "lr" in page.texts
     assert {"planned", "measured", "3.0 GiB", "weights", "1.0 GiB", "1:01", "4.0 s", "recompute"} <= set(page.texts)
+    assert EN["report.off"] in page.texts and "+1425.0%" in page.texts
     assert [a for a in page.all("details") if "open" in a] == [{"open": None}] and len(page.all("details")) == 2
     assert page.texts.index("after step 8") < page.texts.index("after step 4")
     assert "It is." in page.texts and EN["report.skipped"] in page.texts

@@ -10,8 +10,6 @@ compiled block keeps what the compiler's partitioner chooses (see `compiled`).
 
 from __future__ import annotations
 
-import resource
-import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +36,7 @@ from llmasos.train.losses import COLUMNS, PIECE, linear_cross_entropy
 from llmasos.train.lowbit import FrozenLinear, Kind
 from llmasos.train.model import Trainee
 from llmasos.train.optim import OptimizerOptions, Optimizers
+from llmasos.train.resident import forget_most, most_resident, resident
 
 LARGE = 2**25
 """Bytes from which on glibc gives a tensor memory of its own, and back to the system when it is freed."""
@@ -103,7 +102,8 @@ class Footprint:
 
     @property
     def resident(self) -> int:
-        """Of a CPU's process: its heap keeps what it once took, in pieces that do not all fit what comes next."""
+        """What a CPU's process grows by: its heap keeps what it once took, in pieces that do not all fit what comes
+        next."""
         lost = round((HEAP - 1) * min(self.small, self.scattered))
         return self.weights + self.optimizer + self.small + self.large + lost + RUNTIME
 
@@ -340,38 +340,18 @@ class _Loss(torch.autograd.Function):
 
 
 class Peak:
-    """The most memory that this process took on `device` since the object was made, above what it had then. On a CPU
-    that is resident memory, on a GPU what tensors had."""
+    """The most memory that this process took on `device` since the object was made: on a CPU all that is resident, on a
+    GPU what its tensors had. `before`: what it had when the object was made."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._before = 0
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-            self._before = torch.cuda.memory_allocated(device)
+            self.before = torch.cuda.memory_allocated(device)
         else:
-            _forget_peak()
-            self._before = _resident("VmRSS")
+            forget_most()
+            self.before = resident()
 
     @property
     def num_bytes(self) -> int:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) - self._before
-        return max(0, _resident("VmHWM") - self._before)
-
-
-def _forget_peak() -> None:
-    """Where the system allows it (Linux); elsewhere the peak is the process's own."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def _resident(name: str) -> int:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name + ":"))
-    except (OSError, StopIteration):
-        unit = 1 if sys.platform == "darwin" else 1024
-        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else most_resident()

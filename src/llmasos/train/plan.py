@@ -132,7 +132,7 @@ def plan(
     what is free there (on a CPU with what this process has), or the config's max_memory.
 
     Raises InsufficientMemoryError, whose hint names every change that would fit."""
-    own = 0 if device.type != "cpu" else resident()
+    own = _own(config, shape, stats, device, dtype, world_size) if device.type == "cpu" else 0
     if available is None:
         available = free_memory(device) + own
         if config.max_memory is not None:
@@ -142,6 +142,15 @@ def plan(
     if not found.fits:
         raise _too_little(found, stats, machine)
     return found
+
+
+def _own(
+    config: TrainConfig, shape: ModelConfig, stats: Stats, device: torch.device, dtype: torch.dtype, world_size: int
+) -> int:
+    """Bytes that this process has before the run, with the code that planning loads: so one plan is made first."""
+    case = _Case(config, shape, stats, _Machine(device, dtype, world_size, 0, 0, None))
+    case.plan(case.micro_batches()[0])
+    return resident()
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from llmasos.train.methods.base import NextToken
 from llmasos.train.optim import OptimizerOptions
 from llmasos.train.parallel import Ranks, begins, explained, joined, regrouped, spread
 from llmasos.train.plan import Plan, plan
+from llmasos.train.resident import forget_most, keep_few_kernels
 from llmasos.train.schedule import Schedule
 
 T = TypeVar("T")
@@ -256,6 +257,7 @@ def plan_run(config: TrainConfig) -> Plan:
 def prepare(config: TrainConfig, *, on_progress: OnProgress | None = None, ranks: Ranks | None = None) -> Prepared:
     """Settle every option, read the model's shape and tokenise the data. `config` is `named`. ranks: who reads what;
     default: a plan for as many as the options say."""
+    keep_few_kernels()
     data_size = ranks.data_size if ranks else max(1, (config.gpus or 1) // config.tensor_parallel_size)
     if config.tensor_parallel_size > 1 and config.parallel == "auto":
         config = config.model_copy(update={"parallel": "ddp"})

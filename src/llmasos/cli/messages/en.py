@@ -723,6 +723,7 @@ MESSAGES = {
     "train.plan.loss": "loss",
     "train.plan.workspace": "workspace",
     "train.plan.teacher": "teacher",
+    "train.plan.process": "process",
     "train.plan.memory": "memory",
     "train.plan.micro_batch": "micro-batch",
     "train.plan.recompute": "recompute",

@@ -672,6 +672,7 @@ MESSAGES = {
     "train.plan.loss": "损失",
     "train.plan.workspace": "工作区",
     "train.plan.teacher": "教师",
+    "train.plan.process": "进程",
     "train.plan.memory": "内存",
     "train.plan.micro_batch": "微批",
     "train.plan.recompute": "重新计算",

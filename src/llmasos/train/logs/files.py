@@ -33,6 +33,7 @@ from llmasos.train.logs.runs import (
     METRICS,
     RUN,
     Measured,
+    plan_error,
     read_evaluations,
     read_facts,
     read_metrics,
@@ -131,6 +132,8 @@ class Files(Watcher):
         self._facts["updated"] = _now()
         self._facts["seconds"] = round(self._seconds + self._meter.seconds, 3)
         self._facts["measured"] = self._measured.as_dict()
+        error = plan_error((self._facts.get("plan") or {}).get("memory"), self._measured.memory)
+        self._facts["plan_error"] = {} if error is None else {"memory": round(error, 4)}
         self._facts["evaluations"] = _ends_of(self._evaluations)
         with self._kept(RUN):
             write_atomically(self.folder / RUN, _as_json(self._facts, indent=2))

@@ -7,9 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import psutil
-
 from llmasos.train.events import StepReport
+from llmasos.train.resident import most_resident
 
 WINDOW = 20
 """Steps whose mean people see."""
@@ -25,7 +24,7 @@ class Speed:
     smooth_mfu: float | None
     seconds_left: float
     memory: int
-    """The most bytes of one device so far; without a GPU those of the process now."""
+    """The most bytes so far of one device's tensors; without a GPU of the whole process. As a plan counts them."""
 
 
 class Meter:
@@ -33,7 +32,6 @@ class Meter:
 
     def __init__(self, flops: float, peak: float | None, clock: Callable[[], float] = time.perf_counter) -> None:
         self._flops, self._peak, self._clock = flops, peak, clock
-        self._process = psutil.Process()
         self.began(0, 0)
 
     def began(self, step: int, num_steps: int) -> None:
@@ -61,7 +59,7 @@ class Meter:
         pause = self._paused / max(1, report.step - self._first)
         left = max(0, self._num_steps - report.step) * (taken / len(self._steps) + pause)
         rate, smooth = report.num_tokens / seconds, tokens / taken
-        memory = report.memory or self._process.memory_info().rss
+        memory = report.memory or most_resident()
         return Speed(rate, self._mfu(rate), smooth, self._mfu(smooth), left, memory)
 
     def _mfu(self, rate: float) -> float | None:

@@ -13,6 +13,7 @@ from typing import TextIO
 
 from llmasos.train.events import Evaluation, StepReport
 from llmasos.train.logs.meter import Meter, Speed
+from llmasos.train.logs.runs import plan_error
 from llmasos.train.logs.watch import Watcher
 from llmasos.train.logs.words import Words, amount, duration, number
 
@@ -25,13 +26,15 @@ _TEXT = 160
 
 
 class Progress(Watcher):
-    """Writes to `stream`, standard error if none is given. `reported`: the file that is named at the end."""
+    """Writes to `stream`, standard error if none is given. `reported`: the file that is named at the end. `planned`:
+    bytes of memory, with which what was measured is compared then."""
 
     def __init__(
         self,
         meter: Meter,
         *,
         reported: Path | None = None,
+        planned: int | None = None,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -39,6 +42,7 @@ class Progress(Watcher):
         self._stream = sys.stderr if stream is None else stream
         self._is_drawn = self._stream.isatty()
         self._words = Words()
+        self._planned, self._memory = planned, 0
         self._num_steps = 0
         self._last = -float("inf")
 
@@ -49,6 +53,7 @@ class Progress(Watcher):
 
     def metered(self, report: StepReport, speed: Speed) -> None:
         """After every step."""
+        self._memory = max(self._memory, speed.memory)
         if report.skipped:
             self._say(self._words("skipped", step=report.step, why=report.skipped))
         now = self._clock()
@@ -98,6 +103,11 @@ class Progress(Watcher):
         state = self._words(f"ended.{reason}") if reason in ("finished", "stopped", "data", "time") else shown(reason)
         where = "" if self._reported is None else str(self._reported)
         self._say(self._words("ended", state=state, step=step, seconds=duration(self._meter.seconds), report=where))
+
+        error = plan_error(self._planned, self._memory)
+        if error is not None and self._planned is not None:
+            sizes = {"planned": amount(self._planned), "measured": amount(self._memory)}
+            self._say(self._words("planned", **sizes, off=f"{error:+.1%}"))
 
     def _say(self, text: str) -> None:
         """A line that stays."""

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, TypeVar
 from llmasos import __version__
 from llmasos.train.events import Evaluation
 from llmasos.train.logs.charts import Curve, Point, chart, smoothed
-from llmasos.train.logs.runs import REPORT, Run, compare, fact_of, open_folder
+from llmasos.train.logs.runs import REPORT, Run, compare, fact_of, open_folder, plan_error
 from llmasos.train.logs.watch import Watcher
 from llmasos.train.logs.words import Words, amount, duration, number
 
@@ -278,18 +278,23 @@ def spread(items: Sequence[T], most: int) -> list[T]:
 
 
 def _plan(run: Run, words: Words) -> str:
-    """What was predicted, and what was measured where that is the same thing (memory: of tensors on a GPU)."""
-    plan, on_gpu = run.fact("plan", {}), run.fact("device.type") == "cuda"
-    rows = [[name, amount(size), "–"] for name, size in plan.get("parts", {}).items() if size]
+    """What was predicted, what was measured, and how far off the prediction was."""
+    plan = run.fact("plan", {})
+    rows = [[name, amount(size), "–", "–"] for name, size in plan.get("parts", {}).items() if size]
     if memory := plan.get("memory"):
-        measured = run.fact("measured.memory", 0)
-        rows.append([words("memory"), amount(memory), amount(measured) if on_gpu and measured else "–"])
+        rows.append([words("memory"), *_compared(memory, run.fact("measured.memory", 0), amount)])
     if seconds := plan.get("seconds"):
         took = [value for value in run.metrics.numbers("seconds") if value == value]
-        rows.append([words("time"), duration(seconds), duration(sum(took)) if run.state == "finished" else "–"])
+        rows.append([words("time"), *_compared(seconds, sum(took) if run.state == "finished" else 0, duration)])
     others = {name: value for name, value in plan.items() if name not in ("parts", "memory", "seconds", "available")}
-    rows += [[name, _text(value), "–"] for name, value in others.items() if value not in (None, "", [], {})]
-    return _table([words("name"), words("report.planned"), words("report.measured")], rows) if rows else ""
+    rows += [[name, _text(value), "–", "–"] for name, value in others.items() if value not in (None, "", [], {})]
+    heads = [words("name"), words("report.planned"), words("report.measured"), words("report.off")]
+    return _table(heads, rows) if rows else ""
+
+
+def _compared(predicted: float, measured: float, shown: Callable[[Any], str]) -> list[str]:
+    error = plan_error(predicted, measured)
+    return [shown(predicted), shown(measured) if measured else "–", "–" if error is None else f"{error:+.1%}"]
 
 
 def _data(run: Run, words: Words) -> str:

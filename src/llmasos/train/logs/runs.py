@@ -42,6 +42,13 @@ class Metrics:
         return [_number(row.get(name, "")) for row in self.rows]
 
 
+def plan_error(predicted: Any, measured: Any) -> float | None:
+    """(predicted - measured) / measured; None where one of them is not known."""
+    if not isinstance(predicted, int | float) or not isinstance(measured, int | float) or not predicted or not measured:
+        return None
+    return predicted / measured - 1
+
+
 class Measured:
     """What the rows of a run tell together."""
 

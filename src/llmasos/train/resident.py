@@ -1,0 +1,45 @@
+"""Resident memory of this process, now and at most: the gauge for runs on a CPU. No torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+KERNELS = 64
+"""Shapes of matrix products whose kernels are kept: those of one micro-batch, both ways."""
+
+
+def resident() -> int:
+    """Bytes of memory that this process has now; where the system does not tell (macOS), the most it had."""
+    return _status("VmRSS")
+
+
+def most_resident() -> int:
+    """The most bytes of memory that this process had since it began, or since `forget_most`."""
+    return _status("VmHWM")
+
+
+def forget_most() -> None:
+    """Where the system allows it (Linux); elsewhere the most stays that of the whole process."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def keep_few_kernels() -> None:
+    """oneDNN keeps kernels for the last 1,024 shapes of bfloat16 products, and packed micro-batches are of many sizes:
+    memory would grow with each. Works before the first product of a process; a number of the user's own stays."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
+
+
+def _status(name: str) -> int:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name + ":"))
+    except (OSError, StopIteration):
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""The kernels of training compile for a Hopper GPU where there is none: the interpreter takes what a compiler may not."""
+"""The kernels of training compile for a Hopper GPU where there is none: the interpreter takes what compilers refuse."""
 
 from __future__ import annotations
 

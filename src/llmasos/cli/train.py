@@ -89,9 +89,6 @@ def _config(method: str | None, words: tuple[str, ...], typed: dict[str, Any]) -
     if len(words) > 1:
         raise InvalidInputError(t("train.words", words=" ".join(words[1:])), hint=t("train.words.hint"))
     values = _dotted(typed)
-    for name in _LISTS:
-        if name in values:
-            values[name] = [_number(part) for part in str(values[name]).split(",") if part]
     if "distillation.keep_layers" in values and len(values["distillation.keep_layers"]) == 1:
         [values["distillation.keep_layers"]] = values["distillation.keep_layers"]
     if "columns" in values:
@@ -132,7 +129,11 @@ def _the_run(words: tuple[str, ...]) -> str:
 
 
 def _dotted(typed: dict[str, Any]) -> dict[str, Any]:
-    return {name.replace(NESTED, "."): value for name, value in typed.items()}
+    values = {name.replace(NESTED, "."): value for name, value in typed.items()}
+    for name in _LISTS:
+        if name in values:
+            values[name] = [_number(part) for part in str(values[name]).split(",") if part]
+    return values
 
 
 def _ended(result: Result, *, as_json: bool) -> int:

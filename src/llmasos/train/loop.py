@@ -260,8 +260,11 @@ class Loop:
 
     def _update(self, factor: float) -> tuple[float, str]:
         """A step, unless its gradient is bad; a few of those are left out, then the run is."""
-        whole = self.ranks.norm(self.optimizers.parameters) if self._is_spread else None
-        norm = float(torch.linalg.vector_norm(torch.stack(self._norms())) if whole is None else whole)
+        if self._is_spread:
+            whole = self.ranks.norm(self.optimizers.parameters)
+        else:
+            whole = torch.linalg.vector_norm(torch.stack(self._norms()))
+        norm = float(whole)
         why = ""
         if not math.isfinite(norm):
             why = f"the gradient is {norm}"

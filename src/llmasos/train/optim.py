@@ -238,7 +238,7 @@ class AdamW8bit(torch.optim.Optimizer):
             shares = values.div_(scale[:, None])
             index = nearest(shares, code)
             if name == "root":
-                index = torch.where(shares > 0, index.clamp_(min=1), index)  # what is divided by never becomes 0
+                index = torch.where(shares > 0, index.clamp(min=1), index)  # what is divided by never becomes 0
             state[f"{name}_code"][own] = index
 
     def _code(self, device: torch.device) -> tuple[Tensor, Tensor]:

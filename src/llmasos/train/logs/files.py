@@ -13,6 +13,7 @@ import io
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -59,7 +60,7 @@ class Files(Watcher):
         with self._kept(RUN):
             self.folder.mkdir(parents=True, exist_ok=True)
             for left in self.folder.glob(".*.tmp"):  # by a process that was killed
-                left.unlink(missing_ok=True)
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         before = read_facts(self.folder)
         self._seconds = float(before.get("seconds") or 0.0)
         self._take_out(step)

@@ -49,14 +49,22 @@ def test_the_sum_and_its_gradients_are_those_of_the_whole_matrix(
             torch.testing.assert_close(a.grad.double(), b.grad.double(), rtol=1e-4, atol=1e-5)
 
 
-def test_frozen_heads_get_no_gradient_and_nothing_is_built_for_scoring(device: torch.device) -> None:
+def test_frozen_heads_get_no_gradient_and_nothing_is_built_for_scoring(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     hidden, weight = torch.randn(N, D, device=device, requires_grad=True), torch.randn(V, D, device=device)
     labels = torch.randint(V, (N,), device=device)
     linear_cross_entropy(hidden, weight, labels).backward()
     assert hidden.grad is not None and weight.grad is None
+    asked = []
+    whole = losses.cross_entropy_
+    monkeypatch.setattr(
+        losses, "cross_entropy_", lambda *a, gradient, **k: asked.append(gradient) or whole(*a, gradient=gradient, **k)
+    )
     with torch.no_grad():
-        scored = linear_cross_entropy(hidden, weight, labels)
+        scored = linear_cross_entropy(hidden, weight.requires_grad_(), labels)
+    assert asked == [False]
     torch.testing.assert_close(scored, plain(hidden, weight, None, labels, 1.0, 0.0), rtol=1e-5, atol=1e-4)
 
 

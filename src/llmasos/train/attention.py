@@ -71,15 +71,13 @@ def packed_attention(
 
 
 def _options(spec: AttentionSpec) -> dict[str, Any]:
-    """A layer's arithmetic in the words of this torch's kernel."""
-    known = inspect.signature(_kernel()).parameters
-    options: dict[str, Any] = {"scale": spec.scale}
-    if "enable_gqa" in known:
-        options["enable_gqa"] = True
-    if "window_size" not in known:
-        return {**options, "is_causal": spec.causal}
+    """A layer's arithmetic in the words of this torch's kernel: 2.13 wants shared keys and values said, and 2.11 takes
+    them unsaid."""
     left = spec.window - 1 if spec.window else -1
-    return {**options, "window_size": (left, 0 if spec.causal else left)}
+    options: dict[str, Any] = {"scale": spec.scale, "window_size": (left, 0 if spec.causal else left)}
+    if "enable_gqa" in inspect.signature(_kernel()).parameters:
+        options["enable_gqa"] = True
+    return options
 
 
 @cache

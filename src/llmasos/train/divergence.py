@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmasos.train.losses import COLUMNS, pieces
+from llmasos.train.losses import COLUMNS, pieces, wanted
 
 Kind = Literal["forward_kl", "reverse_kl", "jsd"]
 BLOCK = 2**24
@@ -71,7 +71,8 @@ def linear_divergence(student: Scores, teacher: Scores, labels: Tensor, options:
     if not len(labels):
         none = (student.hidden.sum() + student.weight[:1].sum()).float() * 0.0  # a rank without a trained token
         return Distance(none, none.detach(), none.detach())
-    found = _LinearDivergence.apply(student.hidden, student.weight, student.bias, student, teacher, labels, options)  # type: ignore[no-untyped-call]
+    needing = wanted(student.hidden, student.weight, student.bias)
+    found = _LinearDivergence.apply(*needing, student, teacher, labels, options)  # type: ignore[no-untyped-call]
     return Distance(*found)
 
 

@@ -240,15 +240,18 @@ class Loop:
             self._reducer.finish()
         self._add_partial()
         factor = self.schedule.factor(self.step, self.options.steps)
-        norm, skipped = self._update(factor)
-        self.step += 1
+        norm = self._norm()
         summed = self.learner.parts()
-        mean, *sums = self.ranks.total(torch.stack([total, *(torch.as_tensor(p).to(total) for p in summed.values())]))
+        # the one time that a step waits for the device: the update then runs while the next batch is made
+        read = torch.stack([norm, total, *(torch.as_tensor(p).to(total) for p in summed.values())]).cpu()
+        mean, *sums = self.ranks.total(read[1:])
+        skipped = self._update(factor, norm, float(read[0]))
+        self.step += 1
         parts = {name: float(part) / max(1, num_trained) for name, part in zip(summed, sums, strict=True)}
         return StepReport(
             step=self.step,
             loss=float(mean),
-            gradient_norm=norm,
+            gradient_norm=float(read[0]),
             rate=self.optimizer.lr * factor,
             num_tokens=num_tokens,
             num_trained=num_trained,
@@ -258,13 +261,17 @@ class Loop:
             memory=torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0,
         )
 
-    def _update(self, factor: float) -> tuple[float, str]:
-        """A step, unless its gradient is bad; a few of those are left out, then the run is."""
-        if self._is_spread:
-            whole = self.ranks.norm(self.optimizers.parameters)
-        else:
-            whole = torch.linalg.vector_norm(torch.stack(self._norms()))
-        norm = float(whole)
+    def _norm(self) -> Tensor:
+        """Of the whole gradient, a float32 scalar on the device."""
+        if self.ranks.tensor > 1 or self.ranks.kind != "ddp":  # no rank has it
+            return self.ranks.norm(self.optimizers.parameters)
+        gradients = [p.grad for p in self.optimizers.parameters if p.grad is not None]
+        norms = torch._foreach_norm(gradients) or [torch.zeros((), device=self.device)]
+        return torch.linalg.vector_norm(torch.stack(list(norms)))
+
+    def _update(self, factor: float, whole: Tensor, norm: float) -> str:
+        """A step, unless its gradient, of norm `whole`, is bad; a few of those are left out, then the run is. Returns
+        why it was left out."""
         why = ""
         if not math.isfinite(norm):
             why = f"the gradient is {norm}"
@@ -279,16 +286,11 @@ class Loop:
                     hint="Lower lr, lengthen the warm-up, or look at the data of these steps; `resume` goes on from "
                     "the last checkpoint.",
                 )
-            return norm, why
+            return why
         self._bad = 0
         self._mean_norm = norm if not self._mean_norm else 0.95 * self._mean_norm + 0.05 * norm
         self.optimizers.step(factor, whole)
-        return norm, ""
-
-    @property
-    def _is_spread(self) -> bool:
-        """No rank has the whole gradient."""
-        return self.ranks.tensor > 1 or self.ranks.kind != "ddp"
+        return ""
 
     def _add_partial(self) -> None:
         """Small weights that all ranks of the tensor dimension have, each using them for its own part."""
@@ -296,10 +298,6 @@ class Loop:
             for parameter in self.optimizers.parameters:
                 if getattr(parameter, "partial", False) and parameter.grad is not None:
                     torch.distributed.all_reduce(parameter.grad, group=self.ranks.group("tensor"))
-
-    def _norms(self) -> list[Tensor]:
-        gradients = [p.grad for p in self.optimizers.parameters if p.grad is not None]
-        return list(torch._foreach_norm(gradients)) or [torch.zeros((), device=self.device)]
 
     def _tell(self, report: StepReport) -> None:
         if not self.ranks.is_first:

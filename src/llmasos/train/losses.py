@@ -36,8 +36,15 @@ def linear_cross_entropy(
     """
     if not len(labels):
         return (hidden.sum() + weight[:1].sum()).float() * 0.0  # a rank without a trained token still takes part
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, labels, scale, softcap)  # type: ignore[no-untyped-call]
+    needing = wanted(hidden, weight, bias)
+    loss: Tensor = _LinearCrossEntropy.apply(*needing, labels, scale, softcap)  # type: ignore[no-untyped-call]
     return loss
+
+
+def wanted(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """For a Function that makes gradients in its forward pass: it is told of weights that require them also where
+    autograd is off."""
+    return tensors if torch.is_grad_enabled() else tuple(None if t is None else t.detach() for t in tensors)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

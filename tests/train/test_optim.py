@@ -169,3 +169,35 @@ def test_muon_is_torchs_but_for_rounding() -> None:
         steps(5, noise(*shape), *both)
         apart, moved = (ours - theirs).norm(), (theirs - before).norm()
         assert apart < 0.01 * moved
+
+
+def test_muon_takes_matrices_of_one_shape_together_and_steps_each_as_if_it_were_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    together, alone = [], []
+    for shape in ((24, 40), (40, 24), (24, 40), (24, 40)):
+        ours, theirs = pair(*shape)
+        together.append(ours)
+        alone.append(theirs)
+    monkeypatch.setattr(optim, "AT_ONCE", 2 * 24 * 40)
+    taken: list[tuple[int, ...]] = []
+    whole = optim.orthogonal
+
+    def noted(matrices: Tensor) -> Tensor:
+        taken.append(tuple(matrices.shape))
+        return whole(matrices)
+
+    monkeypatch.setattr(optim, "orthogonal", noted)
+    one, many = Muon(together, lr=1e-2, weight_decay=0.1), [Muon([p], lr=1e-2, weight_decay=0.1) for p in alone]
+    torch.manual_seed(5)
+    for _ in range(3):
+        for ours, theirs in zip(together, alone, strict=True):
+            ours.grad = torch.randn_like(ours)
+            theirs.grad = ours.grad.clone()
+        taken.clear()
+        one.step()
+        assert taken == [(2, 24, 40), (1, 24, 40), (1, 40, 24)]
+        for optimizer in many:
+            optimizer.step()
+    for ours, theirs in zip(together, alone, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

@@ -4,7 +4,7 @@ inside of blocks and AdamW for the rest."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -116,41 +116,58 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> Any:
         assert closure is None
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._step(parameter, group)
+            for parameters in _alike([p for p in group["params"] if p.grad is not None]):
+                self._step(parameters, group)
 
-    def _step(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _step(self, parameters: Sequence[Tensor], group: dict[str, Any]) -> None:
+        updates = [self._moved(parameter, group["momentum"]) for parameter in parameters]
+        steps = orthogonal(torch.stack(updates))
+        scale = 0.2 * math.sqrt(max(steps.shape[1:]))
+        for parameter, step in zip(parameters, steps, strict=True):
+            weights = local(parameter)
+            weights.mul_(1 - group["lr"] * group["weight_decay"])
+            weights.add_(own_part(step, parameter, self._ranks), alpha=-group["lr"] * scale)
+
+    def _moved(self, parameter: Tensor, momentum: float) -> Tensor:
+        """The whole matrix that is to be made orthogonal, after its momentum has taken the gradient."""
         state = self.state[parameter]
         assert parameter.grad is not None
         if not state:
             state["momentum_buffer"] = torch.zeros_like(parameter.grad)
-        gradient, momentum = local(parameter.grad), local(state["momentum_buffer"])
-        momentum.lerp_(gradient, 1 - group["momentum"])
-        update = gradient.lerp(momentum, group["momentum"])  # Nesterov's
+        gradient, mean = local(parameter.grad), local(state["momentum_buffer"])
+        mean.lerp_(gradient, 1 - momentum)
+        update = gradient.lerp(mean, momentum)  # Nesterov's
         if update.is_cuda:  # half as much to send, and products that are fast; rounding moves what is near 0 before
             update = update.bfloat16()
-        step = orthogonal(joined_on_device(update, parameter, self._ranks))
-        scale = 0.2 * math.sqrt(max(step.shape))
-        weights = local(parameter)
-        weights.mul_(1 - group["lr"] * group["weight_decay"])
-        weights.add_(own_part(step, parameter, self._ranks), alpha=-group["lr"] * scale)
+        return joined_on_device(update, parameter, self._ranks)
 
 
+def _alike(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Matrices of one shape, as many as are multiplied at once: one by one, those of small models do not fill a GPU."""
+    found: dict[torch.Size, list[Tensor]] = {}
+    for parameter in parameters:
+        found.setdefault(parameter.shape, []).append(parameter)
+    for shape, alike in found.items():
+        each = max(1, AT_ONCE // shape.numel())
+        yield from (alike[at : at + each] for at in range(0, len(alike), each))
+
+
+AT_ONCE = 2**23
+"""Weights whose steps are made orthogonal together."""
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Of a x + b x^3 + c x^5, which five times over brings singular values near 1."""
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """The nearest matrix with singular values near 1 (0.7 to 1.2), in the dtype it comes in."""
+def orthogonal(matrices: Tensor) -> Tensor:
+    """The nearest matrices [B, N, K] with singular values near 1 (0.7 to 1.2), in the dtype they come in."""
     a, b, c = NEWTON_SCHULZ
-    is_tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if is_tall else matrix
-    x = x / x.norm().clamp(min=1e-7)
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if is_tall else matrices
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(5):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if is_tall else x
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if is_tall else x
 
 
 class AdamW8bit(torch.optim.Optimizer):

@@ -83,9 +83,8 @@ def test_what_would_have_to_be_built_is_refused(
 
 
 def test_packages_that_take_too_long_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from packaging.requirements import Requirement
-
     from llmasos.store.packages import Apps
+    from llmasos.store.packages.requirements import parse_lock
 
     def slow(command: list[str], **options: object) -> object:
         raise subprocess.TimeoutExpired(command, 1)
@@ -95,7 +94,7 @@ def test_packages_that_take_too_long_are_told(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(environment.subprocess, "run", slow)
     monkeypatch.setenv("LLMASOS_OFFLINE", "0")
     with pytest.raises(UnsupportedError, match="were not there after 600 s"):
-        environment._install(tmp_path, app, [Requirement("httpx==99")])
+        environment._install(tmp_path, app, parse_lock(b"httpx==99"))
 
 
 ODD = """

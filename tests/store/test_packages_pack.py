@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 import zipfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from app_packages import write_app
 from llmasos.errors import FormatError, InvalidInputError, LLMasOSError, NotFoundError, UnsupportedError
 from llmasos.store.packages import open_package, pack
 from llmasos.store.packages import pack as _pack_function
-from llmasos.store.packages.requirements import check_importable, parse_requirements
+from llmasos.store.packages.requirements import check_importable, parse_lock, parse_requirements
 from llmasos.store.packages.template import create
 
 
@@ -157,17 +158,59 @@ def test_the_template_is_packed_as_it_is(tmp_path: Path, monkeypatch: pytest.Mon
 LOCK = b"""\
 # by uv pip compile
 pytest==1000.0 \\
-    --hash=sha256:aaaa \\
-    --hash=sha256:bbbb
+    --hash=sha256:%s \\
+    --hash=sha256:%s
     # via something
-no-such-package-of-ours==1.0  # why
-pydantic>=2
-colorama==0.4 ; sys_platform == "never"
-"""
+no-such-package-of-ours==1.0 --hash=sha256:%s  # why
+llmasos
+pydantic>=2 --hash=sha256:%s
+colorama==0.4 ; sys_platform == "never" \\
+    --hash=sha256:%s
+""" % tuple(letter * 64 for letter in (b"a", b"B", b"c", b"d", b"e"))
 
 
 def test_requirements_are_read_as_uv_writes_them() -> None:
-    assert [r.name for r in parse_requirements(LOCK)] == ["pytest", "no-such-package-of-ours", "pydantic", "colorama"]
+    names = ["pytest", "no-such-package-of-ours", "llmasos", "pydantic", "colorama"]
+    assert [r.name for r in parse_requirements(LOCK)] == names
+    locked = parse_lock(LOCK)
+    assert locked[0].hashes == ("a" * 64, "b" * 64) and locked[2].hashes == ()
+    assert str(locked[1]) == f"no-such-package-of-ours==1.0 --hash=sha256:{'c' * 64}"
+
+
+@pytest.mark.parametrize(
+    ("lock", "words"),
+    [
+        (f"a==1 --hash=sha256:{'a' * 64}\nb==1\n", "b==1 has no hash, and others have"),
+        ("a==1 --hash=sha256:aaaa\n", "a==1: 'sha256:aaaa' is no sha256"),
+        (f"a==1 --hash=md5:{'a' * 32}\n", "is no sha256"),
+    ],
+)
+def test_hashes_that_could_not_be_checked_are_refused(lock: str, words: str) -> None:
+    with pytest.raises(FormatError, match=words):
+        parse_lock(lock.encode())
+
+
+WHEEL = "wheels/rare_words-2.0-py3-none-any.whl"
+
+
+def test_wheels_that_the_lock_has_no_hash_of_are_refused_packed_or_not(
+    app: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, wrong = (hashlib.sha256(data).hexdigest() for data in (b"right", b"wrong"))
+    put(app, WHEEL, b"wrong")
+    lines = [f"rare.words==2.0 --hash=sha256:{right}", f"rare-words==1.0 --hash=sha256:{wrong}", ""]
+    put(app, "requirements.lock", "\n".join(lines).encode())
+    said = f"{WHEEL} is not the file that requirements.lock has a hash of: expected sha256 {right}, found {wrong}"
+    with pytest.raises(FormatError, match=said):
+        pack(app)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[_pack_function.__module__], "check_wheels", lambda lock, hashes: None)
+        path = pack(app).path
+    with open_package(path) as package, pytest.raises(FormatError, match=said):
+        package.check()
+    put(app, WHEEL, b"right")
+    with open_package(pack(app).path) as package:
+        package.check()
 
 
 def test_packages_that_are_not_here_are_named(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from llmasos.errors import FormatError, InvalidInputError, NotFoundError
 from llmasos.store.packages.kinds import MAX_BIG, is_dense, problem_of_contents
 from llmasos.store.packages.manifest import MANIFEST, Manifest, read_manifest
 from llmasos.store.packages.names import RESERVED_FILES, problem_of_names
-from llmasos.store.packages.requirements import LOCK_FILE, parse_requirements
+from llmasos.store.packages.requirements import LOCK_FILE, check_wheels, parse_lock
 from llmasos.store.transfer import disk_errors, file_sha256
 
 SUFFIX = ".llmapp"
@@ -77,11 +77,11 @@ def pack(folder: Path, out: Path | None = None) -> Packed:
         raise FormatError(problem, hint="Rename the file.")
     if problem := problem_of_contents(manifest, names):
         raise FormatError(f"{MANIFEST}: {problem}", hint="Correct it.")
-    if LOCK_FILE in names:
-        parse_requirements((folder / LOCK_FILE).read_bytes(), str(folder / LOCK_FILE))
     for name in names:
         _check_secret(folder, name)
     hashes = {name: file_sha256(folder / name) for name in names}
+    if LOCK_FILE in names:
+        check_wheels(parse_lock((folder / LOCK_FILE).read_bytes(), str(folder / LOCK_FILE)), hashes)
     out = out or Path(f"{manifest.app.name}-{manifest.app.version}{SUFFIX}")
     sources = {name: file_source(folder / name, hashes[name]) for name in names}
     write_zip(out, {**sources, HASHES: bytes_source(hash_lines(hashes))}, manifest)

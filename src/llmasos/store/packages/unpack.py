@@ -37,12 +37,14 @@ from llmasos.store.packages.pack import (
     bytes_source,
     sync,
 )
+from llmasos.store.packages.requirements import LOCK_FILE, check_wheels, parse_lock
 from llmasos.store.transfer import disk_errors
 
 MAX_RATIO = 200  # unpacked bytes for a packed one, of files above MAX_FREE; text packs 3 to 30 times
 MAX_FREE = 1 << 20
 _MAX_DIRECTORY = 8 << 20  # bytes; with names of 400 bytes 10,000 entries take less than half
 _MAX_SIGNATURE = 1 << 16
+_MAX_LOCK = 4 << 20
 _CHUNK = 1 << 20
 _END = struct.Struct("<4s4H2LH")  # APPNOTE 4.3.16
 _BIG_END = struct.Struct("<4sQ2H2L4Q")  # 4.3.14
@@ -63,9 +65,12 @@ class Package:
     manifest: Manifest
 
     def check(self) -> None:
-        """Read every file. Raises FormatError for one that differs from the list."""
+        """Read every file. Raises FormatError for one that differs from the list, or a wheel from the lock."""
         for name in self.hashes:
             self._copy(name, lambda data: None)
+        if self.manifest.kind == "app" and LOCK_FILE in self.hashes:
+            lock = _small(self.path, self.archive, LOCK_FILE, _MAX_LOCK)
+            check_wheels(parse_lock(lock, f"{self.path.name}: {LOCK_FILE}"), self.hashes)
 
     def sources(self) -> dict[str, Source]:
         """Every listed file and the list itself, by name, to be written into another package."""

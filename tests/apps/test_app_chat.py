@@ -135,13 +135,31 @@ def test_stop_is_kept_for_it_across_pieces(client: openai.OpenAI, stop: Any) -> 
     text = "a b c d "
     expected = text[: min(at for one in ([stop] if isinstance(stop, str) else stop) if (at := text.find(one)) >= 0)]
     assert client.chat.completions.create(**say).choices[0].message.content == expected
-    pieces = [c.choices[0].delta.content or "" for c in client.chat.completions.create(**say, stream=True)]
-    assert "".join(pieces) == expected
+    chunks = list(client.chat.completions.create(**say, stream=True))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == expected
+    said = stop if isinstance(stop, str) else stop[-1]
+    assert chunks[-1].choices[0].model_dump()["stop_reason"] == said
+    whole = client.chat.completions.create(**say).choices[0]
+    assert whole.finish_reason == "stop" and whole.model_dump()["stop_reason"] == said
 
 
 def test_a_stop_text_that_does_not_come_holds_nothing_back(client: openai.OpenAI) -> None:
-    chunks = client.chat.completions.create(**ASK, stream=True, stop=["b x", "  "])
+    chunks = list(client.chat.completions.create(**ASK, stream=True, stop=["b x", "  "]))
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == "a b "
+    assert "stop_reason" not in chunks[-1].choices[0].model_dump()
+
+
+@pytest.mark.parametrize(("reason", "said"), [("###", "###"), ("its own", None), (7, None)])
+def test_a_function_that_stops_itself_says_at_what_by_its_models_chunks(reason: str | int, said: str | None) -> None:
+    app = Application(title="Cut")
+
+    @app.chat
+    def cut(messages: list[Message], stop: str | list[str] | None = None) -> Iterator[Chunk]:
+        yield Chunk(0, "a", finish_reason="stop", stop_reason=reason)
+
+    body = {"model": "cut", "messages": ASK["messages"], "stop": ["!", "###"]}
+    [choice] = app.test_client().post("/v1/chat/completions", json=body).json()["choices"]
+    assert (choice["message"]["content"], choice.get("stop_reason")) == ("a", said)
 
 
 def test_a_function_may_return_take_the_whole_request_and_its_parts_become_text() -> None:
@@ -561,7 +579,7 @@ def test_nothing_is_made_after_a_stop_text() -> None:
 
     body = {"model": "endless", "messages": [{"role": "user", "content": "x"}], "stop": "3", "stream": True}
     text = app.test_client().post("/v1/chat/completions", json=body).text
-    assert text.endswith("data: [DONE]\n\n") and '"2 "' in text and '"3' not in text
+    assert text.endswith("data: [DONE]\n\n") and '"2 "' in text and '"content":"3' not in text
     assert len(made) < 100  # some are made ahead
 
 

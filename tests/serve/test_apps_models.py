@@ -96,6 +96,15 @@ def test_anthropic_whole_and_streamed(world: World) -> None:
     assert cut["content"][0]["text"] == "one "
 
 
+def test_anthropic_is_told_which_sequence_ended_it(world: World) -> None:
+    asked = anthropic(WORDS, stop_sequences=["four", "two"])
+    whole = world.client.post("/v1/messages", json=asked).json()
+    assert whole["content"][0]["text"] == "one "
+    assert (whole["stop_reason"], whole["stop_sequence"]) == ("stop_sequence", "two")
+    events = events_of(world.client.post("/v1/messages", json=asked | {"stream": True}).text)
+    assert events[-2]["delta"] == {"stop_reason": "stop_sequence", "stop_sequence": "two"}
+
+
 def test_anthropic_errors_are_the_applications_own(world: World) -> None:
     for stream in (False, True):
         refused = world.client.post("/v1/messages", json=anthropic("refuse", stream=stream))

@@ -57,6 +57,14 @@ async def test_a_remote_model_gives_what_the_local_one_gives(url: str, tiny_llm)
             remote.score("x")
 
 
+def test_a_remote_model_says_what_stopped_it(url: str, tiny_llm) -> None:
+    said = tiny_llm.chat("hi", max_tokens=12, temperature=0)
+    options = {"max_tokens": 12, "temperature": 0, "stop": ["nothing like it", said[4:6]]}
+    with RemoteLLM(f"{url}#tiny") as remote:
+        last = list(remote.stream([{"role": "user", "content": "hi"}], **options))[-1]
+    assert (last.finish_reason, last.stop_reason) == ("stop", said[4:6])
+
+
 def test_beam_search_over_http_equals_beam_search_here(url: str, tiny_llm) -> None:
     with Client(url) as client:
         answer = client.complete("The quick", model="tiny", max_tokens=6, num_beams=3, n=2)

@@ -131,9 +131,11 @@ class Chat:
 
     def stops(self, request: ChatRequest) -> tuple[str, ...]:
         """The texts before which we end the answer, where the function does not do it."""
-        if self.whole or "stop" in self.fields or not request.stop:
-            return ()
-        return (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
+        return () if self.whole or "stop" in self.fields else _stops(request)
+
+
+def _stops(request: ChatRequest) -> tuple[str, ...]:
+    return (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
 
 
 def describe_chat(function: Callable[..., Any]) -> Chat:
@@ -307,6 +309,8 @@ class Answer:
     def __init__(self, request: ChatRequest, stops: Sequence[str], count: Count) -> None:
         self.id, self.created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
         self.finish_reason = "stop"
+        self.stop_reason: str | None = None
+        """The stop text of the request that ended it, if one did."""
         self._request, self._stops, self._count = request, tuple(stops), count
         self._text, self._held, self._reasoning = "", "", ""
         self._calls: list[dict[str, Any]] = []
@@ -318,6 +322,8 @@ class Answer:
         if isinstance(piece, Chunk):
             if piece.finish_reason == "length":
                 self.finish_reason = "length"
+            if isinstance(piece.stop_reason, str) and piece.stop_reason in _stops(self._request):
+                self.stop_reason = piece.stop_reason  # others are the application's own
             piece = piece.text
         if isinstance(piece, BaseModel):
             piece = piece.model_dump(exclude_none=True)
@@ -354,9 +360,9 @@ class Answer:
 
     def _add_text(self, piece: str) -> str:
         self._held += piece
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         self.ended = bool(found)
-        ready = min(found) if found else len(self._held) - self._overlap()
+        ready, self.stop_reason = min(found) if found else (len(self._held) - self._overlap(), self.stop_reason)
         text, self._held = self._held[:ready], "" if found else self._held[ready:]
         self._text += text
         return text
@@ -392,16 +398,21 @@ class Answer:
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
         message |= {"reasoning_content": self._reasoning} if self._reasoning else {}
         message |= {"tool_calls": self._calls} if self._calls else {}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self.finish_reason}
+        choice = {"index": 0, "message": message, "logprobs": None, **self._end()}
         return self._head("chat.completion") | {"choices": [choice], "usage": await self.usage()}
 
-    def chunk(self, delta: Mapping[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": dict(delta), "logprobs": None, "finish_reason": finish_reason}
+    def chunk(self, delta: Mapping[str, Any], *, is_last: bool = False) -> dict[str, Any]:
+        end = self._end() if is_last else {"finish_reason": None}
+        choice = {"index": 0, "delta": dict(delta), "logprobs": None, **end}
         return self._head("chat.completion.chunk") | {"choices": [choice]} | ({"usage": None} if self._counts else {})
+
+    def _end(self) -> dict[str, Any]:
+        found = {"finish_reason": self.finish_reason}
+        return found | ({} if self.stop_reason is None else {"stop_reason": self.stop_reason})
 
     async def last_chunks(self) -> list[dict[str, Any]]:
         found = [self.chunk({"content": text})] if (text := self.rest()) else []
-        found.append(self.chunk({}, self.finish_reason))
+        found.append(self.chunk({}, is_last=True))
         if self._counts:
             found.append(self._head("chat.completion.chunk") | {"choices": [], "usage": await self.usage()})
         return found

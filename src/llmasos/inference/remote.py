@@ -475,7 +475,7 @@ class _CallCollector:
                 text += "".join(_call_text(call["name"], call["arguments"]) for call in ended)
             logprobs = _chat_logprobs(choice.logprobs) or ()
             if text or logprobs or choice.finish_reason:
-                yield Chunk(choice.index, text, (), logprobs, _finish(choice.finish_reason))
+                yield Chunk(choice.index, text, (), logprobs, _finish(choice.finish_reason), _stop_of(choice))
 
     def _add(self, index: int, delta: ToolCallDelta) -> None:
         call = self._calls.setdefault((index, delta.index), {"name": "", "arguments": ""})
@@ -585,7 +585,13 @@ def _text_chunks(piece: TextCompletion) -> Iterable[Chunk]:
     for choice in piece.choices:
         logprobs = _text_logprobs(choice.logprobs) or ()
         if choice.text or logprobs or choice.finish_reason:
-            yield Chunk(choice.index, choice.text, (), logprobs, _finish(choice.finish_reason))
+            yield Chunk(choice.index, choice.text, (), logprobs, _finish(choice.finish_reason), _stop_of(choice))
+
+
+def _stop_of(choice: Any) -> str | int | None:
+    """What ended it, where a server tells more than OpenAI's form."""
+    found = getattr(choice, "stop_reason", None)
+    return found if isinstance(found, str | int) else None
 
 
 def _text_logprobs(logprobs: CompletionLogprobs | None) -> tuple[TokenLogprob, ...] | None:

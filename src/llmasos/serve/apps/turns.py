@@ -157,6 +157,7 @@ class _Turn:
         self._name = found.order.app.name
         self._calls: set[int] = set()
         self._finish: TurnFinish = "stop"
+        self._stop: str | None = None
         self._usage: Usage | None = None
 
     async def events(self, body: ChatCompletionRequest) -> AsyncGenerator[TurnEvent, None]:
@@ -175,7 +176,7 @@ class _Turn:
                         yield TurnDelta(0, piece)
         finally:
             await answer.aclose()
-        yield TurnEnd(0, "tool_calls" if self._finish == "stop" and self._calls else self._finish)
+        yield TurnEnd(0, "tool_calls" if self._finish == "stop" and self._calls else self._finish, self._stop)
         used = self._usage
         yield TurnUsage(used.prompt_tokens if used else 0, used.completion_tokens if used else 0, 0)
 
@@ -233,6 +234,8 @@ class _Turn:
         for choice in chunk.choices:
             if choice.finish_reason in ("length", "tool_calls"):
                 self._finish = choice.finish_reason
+            if isinstance(stop := getattr(choice, "stop_reason", None), str):
+                self._stop = stop
             if choice.delta.reasoning_content:
                 yield ReasoningDelta(choice.delta.reasoning_content)
             if choice.delta.content:

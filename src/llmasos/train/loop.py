@@ -10,7 +10,6 @@ The first rank alone writes the log and tells listeners.
 from __future__ import annotations
 
 import json
-import math
 import signal
 import threading
 import time
@@ -36,6 +35,7 @@ from llmasos.train.parallel.gradients import Reducer
 from llmasos.train.parallel.ranks import Ranks, explained
 from llmasos.train.parallel.shard import at_rest
 from llmasos.train.schedule import Schedule
+from llmasos.train.spikes import Spikes
 
 
 class DivergedError(LLMasOSError):
@@ -57,16 +57,15 @@ class Learner(Protocol):
 @dataclass(frozen=True)
 class LoopOptions:
     """steps: of the run. accumulation: micro-batches of a step. save_every: steps between checkpoints, 0: at the end
-    only. evaluate_every: steps between evaluations, 0: at the end only. max_bad: steps in a row whose gradient is no
-    number, or more than `spike` times its running mean, that are left out before the run is given up. max_seconds: of
-    this process's part of the run, 0: no limit; a run that reaches it saves and ends."""
+    only. evaluate_every: steps between evaluations, 0: at the end only. max_bad: steps in a row that are left out (see
+    `spikes`) before the run is given up. max_seconds: of this process's part of the run, 0: no limit; a run that
+    reaches it saves and ends."""
 
     steps: int
     accumulation: int = 1
     save_every: int = 0
     evaluate_every: int = 0
     max_bad: int = 5
-    spike: float = 20.0
     max_seconds: float = 0.0
 
 
@@ -98,7 +97,7 @@ class Loop:
         self.step = 0
         self._evaluated = -1
         self._bad = 0
-        self._mean_norm = 0.0
+        self._spikes = Spikes()
         self._stop = threading.Event()
 
     def resume(self) -> bool:
@@ -109,8 +108,8 @@ class Loop:
             return False
         state = self.checkpoints.load(latest, self.learner.module, self.optimizers)
         self._check_step(state.get("step_tokens", self._step_tokens))
-        self.step, self._bad, self._mean_norm = state["step"], state["bad"], state["mean_norm"]
-        self._evaluated = state["evaluated"]
+        self.step, self._bad, self._evaluated = state["step"], state["bad"], state["evaluated"]
+        self._spikes.load_state_dict(state.get("spikes", ()))
         self.batches.load_state_dict(state["batches"])
         self._forget_after(self.step)
         return True
@@ -212,7 +211,7 @@ class Loop:
     def save(self, *, wait: bool = True) -> Path:
         """Weights are copied now and written while the run goes on, unless it should wait for that."""
         self._saved()
-        state = {"batches": self.batches.state_dict(), "bad": self._bad, "mean_norm": self._mean_norm}
+        state = {"batches": self.batches.state_dict(), "bad": self._bad, "spikes": self._spikes.state_dict()}
         state |= {"evaluated": self._evaluated, "step_tokens": self._step_tokens}
         path = self.checkpoints.begin(self.step, self.learner.module, self.optimizers, state)
         if wait:
@@ -245,7 +244,7 @@ class Loop:
         # the one time that a step waits for the device: the update then runs while the next batch is made
         read = torch.stack([norm, total, *(torch.as_tensor(p).to(total) for p in summed.values())]).cpu()
         mean, *sums = self.ranks.total(read[1:])
-        skipped = self._update(factor, norm, float(read[0]))
+        skipped = self._update(factor, norm, self._spikes.why(float(mean), float(read[0])))
         self.step += 1
         parts = {name: float(part) / max(1, num_trained) for name, part in zip(summed, sums, strict=True)}
         return StepReport(
@@ -269,14 +268,8 @@ class Loop:
         norms = torch._foreach_norm(gradients) or [torch.zeros((), device=self.device)]
         return torch.linalg.vector_norm(torch.stack(list(norms)))
 
-    def _update(self, factor: float, whole: Tensor, norm: float) -> str:
-        """A step, unless its gradient, of norm `whole`, is bad; a few of those are left out, then the run is. Returns
-        why it was left out."""
-        why = ""
-        if not math.isfinite(norm):
-            why = f"the gradient is {norm}"
-        elif self._mean_norm and norm > self.options.spike * self._mean_norm:
-            why = f"the gradient's norm {norm:.3g} is {norm / self._mean_norm:.0f} times its mean"
+    def _update(self, factor: float, norm: Tensor, why: str) -> str:
+        """A step, unless it is bad; a few of those are left out, then the run is. Returns why it was left out."""
         if why:
             self.optimizers.zero()
             self._bad += 1
@@ -288,8 +281,7 @@ class Loop:
                 )
             return why
         self._bad = 0
-        self._mean_norm = norm if not self._mean_norm else 0.95 * self._mean_norm + 0.05 * norm
-        self.optimizers.step(factor, whole)
+        self.optimizers.step(factor, norm)
         return ""
 
     def _add_partial(self) -> None:

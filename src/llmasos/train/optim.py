@@ -216,6 +216,22 @@ class AdamW8bit(torch.optim.Optimizer):
             local(parameter).mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=group["lr"])
             return
         weights, gradients = local(parameter.data).view(-1), local(gradient).reshape(-1)
+        if weights.is_cuda:
+            from llmasos.train.kernels.adamw8bit import step_
+
+            own = {"rate": group["lr"], "weight_decay": group["weight_decay"], "eps": group["eps"]}
+            step_(weights, gradients, parts, betas=group["betas"], biases=(float(biases[0]), float(biases[1])), **own)
+        else:
+            self._step_in_pieces(weights, gradients, parts, group, biases)
+
+    def _step_in_pieces(
+        self,
+        weights: Tensor,
+        gradients: Tensor,
+        parts: dict[str, Tensor],
+        group: dict[str, Any],
+        biases: tuple[Tensor, Tensor],
+    ) -> None:
         for at in range(0, len(weights), PIECE):
             part, own = slice(at, at + PIECE), slice(at // SCALES, (at + PIECE) // SCALES)
             mean, root = self._read(parts, own)

@@ -17,7 +17,7 @@ from llmasos.apps import Application, ChatRequest, Message, Requirement
 from llmasos.apps.place import Config
 from llmasos.client.address import split_unix
 from llmasos.client.types import ChatReply
-from llmasos.errors import FormatError, InvalidInputError, NotFoundError
+from llmasos.errors import FormatError, InvalidInputError, NotFoundError, UnsupportedError
 from llmasos.inference.remote import RemoteLLM
 from llmasos.inference.request import Chunk, SamplingParams
 
@@ -416,6 +416,8 @@ def test_a_requirement_that_nothing_meets_is_named(socket_path: str, monkeypatch
         _ = Application(llm=Requirement(min_context=99999)).llm
     with pytest.raises(InvalidInputError, match="'fly' is none"):
         Requirement(capabilities=("fly",))
+    with pytest.raises(UnsupportedError, match="no vision model is supported yet"):
+        Requirement(capabilities=("tools", "vision"))
     with pytest.raises(InvalidInputError, match="'big' is no size"):
         Requirement(max_size="big")
     assert Requirement(max_size="2MB").max_bytes == 2 << 20

@@ -101,6 +101,8 @@ def test_what_is_not_named_is_not_asked_for() -> None:
         (manifest(more="[models]\na = { context = 1 }"), "there is no key models.a.context. Known there: min_context"),
         (manifest(more="[models]\na = { min_context = 0 }"), "models.a.min_context = 0: input should be greater"),
         (manifest(more="[models]\na = { max_size = '2' }"), "is no size"),
+        (manifest(more="[models]\na = { capabilities = ['vision'] }"), "'vision': no vision model is supported yet"),
+        (manifest(more="[models]\na = { capabilities = ['fly'] }"), "input should be 'tools' or 'embed'"),
         (manifest(more="[resources]\ntimeout = '0s'"), "is no span of time"),
         (manifest(more="[config.a]\ntype = 'choice'"), 'choices = ["a", "b"] belongs to type = "choice"'),
         (manifest(more="[config.a]\ntype = 'choice'\nchoices = ['x']\ndefault = 'y'"), "'y' is none of x"),

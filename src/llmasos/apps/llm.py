@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from llmasos.errors import InvalidInputError, LLMasOSError, NotFoundError
+from llmasos.errors import InvalidInputError, LLMasOSError, NotFoundError, UnsupportedError
 from llmasos.settings import app_host
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from llmasos.store import Card, Library
     from llmasos.store.packages.manifest import Manifest
 
-Capability = Literal["tools", "vision", "embed"]
-_CAPABILITIES = ("tools", "vision", "embed")
+Capability = Literal["tools", "embed"]
+_CAPABILITIES = ("tools", "embed")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Requirement:
     max_size: str | int | None = None
 
     def __post_init__(self) -> None:
+        if "vision" in self.capabilities:
+            raise UnsupportedError("capabilities: no vision model is supported yet.", hint="Leave it out.", param="llm")
         if isinstance(self.capabilities, str) or (unknown := set(self.capabilities) - set(_CAPABILITIES)):
             wrong = self.capabilities if isinstance(self.capabilities, str) else min(unknown)
             raise InvalidInputError(
@@ -117,7 +119,7 @@ def _lacks_served(model: Model, wanted: Requirement) -> str:
         return ""
     if "embed" not in wanted.capabilities and not can.completion:
         return "text generation"
-    has = {"tools": can.tools, "embed": can.embeddings, "vision": bool(getattr(can, "vision", False))}
+    has = {"tools": can.tools, "embed": can.embeddings}
     size = getattr(model, "size", None)
     if wanted.max_bytes and isinstance(size, int) and size > wanted.max_bytes:
         return "smaller files"
@@ -156,8 +158,6 @@ def _lacks_here(library: Library, card: Card, wanted: Requirement) -> str:
     embeds, encoder = "embed" in wanted.capabilities, card.use in ("encoder", "embedding")
     if embeds != encoder:
         return "embeddings" if embeds else "text generation"
-    if "vision" in wanted.capabilities:
-        return "vision"
     made = plan(card.name)
     if wanted.min_context and made.context_length < wanted.min_context:
         return f"{wanted.min_context - made.context_length} tokens of context"

@@ -53,7 +53,7 @@ def meets(model: Model, need: ModelNeed) -> bool:
         return False
     if can is None:
         return True
-    has = {"tools": can.tools, "embed": can.embeddings, "vision": bool(getattr(can, "vision", False))}
+    has = {"tools": can.tools, "embed": can.embeddings}
     return all(has[one] for one in need.capabilities)
 
 

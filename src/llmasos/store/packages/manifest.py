@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from llmasos.errors import FormatError, InvalidInputError
 from llmasos.store.card import stays_inside
@@ -150,6 +150,12 @@ def seconds(span: str) -> int:
     return int(match[1]) * _SECONDS[match[2]]
 
 
+def _not_vision(capability: Any) -> Any:
+    if capability == "vision":
+        raise ValueError("no vision model is supported yet")
+    return capability
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -190,7 +196,7 @@ class ModelNeed(_Strict):
     """What a model must have: tokens of context, abilities; `max_size` of its files."""
 
     min_context: int | None = Field(default=None, ge=1)
-    capabilities: list[Literal["tools", "vision", "embed"]] = []
+    capabilities: list[Annotated[Literal["tools", "embed"], BeforeValidator(_not_vision)]] = []
     max_size: Size | None = None
 
 

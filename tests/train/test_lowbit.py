@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from llmasos.errors import InvalidInputError, UnsupportedError
 from llmasos.models.load import LoadedModel, load_model
 from llmasos.models.lora import linear_layers
+from llmasos.train.codes import DYNAMIC, NF4, Code
 from llmasos.train.lora import LoraOptions, add_lora, lora_layers, merge_lora, save_adapter
-from llmasos.train.lowbit import DYNAMIC, KINDS, NF4, PIECE, FrozenLinear, Kind, frozen_bytes, nearest
+from llmasos.train.lowbit import KINDS, PIECE, FrozenLinear, Kind, frozen_bytes
 from llmasos.train.model import Placed, Trainee
 from tiny import write_tiny_model
 
@@ -70,10 +71,17 @@ def test_dynamic_maps_have_seven_decades_and_both_ends() -> None:
         assert int(inside.sum()) == 2 ** (decade + 1)
 
 
-def test_nearest_is_the_nearest() -> None:
-    code, x = torch.tensor(NF4), torch.rand(5000, generator=torch.Generator().manual_seed(0)) * 2.2 - 1.1
-    expected = (x[:, None] - code).abs().min(1).values
-    torch.testing.assert_close((x - code[nearest(x, code).int()]).abs(), expected)
+@pytest.mark.parametrize("values", [DYNAMIC[True], DYNAMIC[False], NF4])
+def test_nearest_is_the_nearest(values: tuple[float, ...]) -> None:
+    code, draw = Code.of(values, CPU), torch.Generator().manual_seed(0)
+    middles = code.middles[:-1]
+    numbers = torch.rand(50_000, generator=draw) * 10 ** -(torch.rand(50_000, generator=draw) * 9)
+    edges = [torch.nextafter(middles, torch.tensor(end)) for end in (-2.0, 2.0)]
+    x = torch.cat([numbers, code.values, middles, *edges, torch.tensor([0.0, 1.0, 1e-40])])
+    x = torch.cat([x, -x]).clamp(values[0], 1.0).view(2, -1)
+    expected = torch.bucketize(x, middles)  # a search; the lower one in the middle of two
+    assert torch.equal(code.nearest(x), expected.to(torch.uint8))
+    assert (x.double() - code.values[expected].double()).abs().max() < 0.16
 
 
 def plain_nf4(weight: Tensor) -> Tensor:

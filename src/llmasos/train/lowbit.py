@@ -20,54 +20,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmasos.errors import InvalidInputError
+from llmasos.train.codes import DYNAMIC, NF4, SCALES, Code, in_blocks, largest
 
 Kind = Literal["nf4", "int8", "int4"]
 KINDS = ("nf4", "int8", "int4")
 BLOCK = 64
 """Weights that share a scale in NF4."""
-SCALES = 256
-"""Scales of NF4 that share a scale of their own; also what a block of an optimizer's 8-bit states holds."""
 GROUP = 32
 """Weights that share a step and a minimum in int4."""
 PIECE = 2**23
 """Weights that are coded or decoded at once, so that what is between takes little."""
-NF4 = (
-    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
-    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
-    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
-    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
-)
-"""Appendix E of the paper."""
-
-
-def _dynamic_map(signed: bool) -> tuple[float, ...]:
-    values = [0.0, 1.0]
-    for decade in range(7):
-        count = 2**decade if signed else 2 ** (decade + 1)
-        edges = torch.linspace(0.1, 1, count + 1)
-        middles = (10.0 ** (decade - 6) * ((edges[:-1] + edges[1:]) / 2)).tolist()
-        values += middles + ([-value for value in middles] if signed else [])
-    return tuple(sorted(values))
-
-
-DYNAMIC = {signed: _dynamic_map(signed) for signed in (True, False)}
-"""256 values from -1 (True) or 0 (False) to 1 whose steps are fine near 0: seven decades, each with twice as many as
-the smaller one before it (dynamic tree quantisation, arXiv:2110.02861; bitsandbytes' map)."""
-
-
-def nearest(x: Tensor, code: Tensor) -> Tensor:
-    """The index of the nearest value of an ascending `code`, uint8; the lower one in the middle of two."""
-    return torch.bucketize(x, (code[:-1] + code[1:]) / 2, out_int32=True).to(torch.uint8)
-
-
-def largest(blocks: Tensor) -> Tensor:
-    """The largest magnitude of each block [B, n], float32 [B]; never 0, so that it can divide."""
-    return blocks.abs().amax(1).float().clamp_min(torch.finfo(torch.float32).tiny)
-
-
-def in_blocks(flat: Tensor, size: int) -> Tensor:
-    """[n] -> [n / size, size], filled up with zeros."""
-    return F.pad(flat, (0, -len(flat) % size)).view(-1, size)
 
 
 class FrozenLinear(nn.Module):
@@ -82,23 +44,36 @@ class FrozenLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self.kind: Kind = kind
         with torch.no_grad():
-            for name, tensor in _CODERS[kind](weight).items():
-                self.register_buffer(name, tensor, persistent=False)
+            coded = _CODERS[kind](weight)
+        self._names = tuple(coded)
+        for name, tensor in coded.items():
+            self.register_buffer(name, tensor, persistent=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    @property
+    def stored(self) -> list[Tensor]:
+        """What the coder made of the weight."""
+        return [getattr(self, name) for name in self._names]
 
     @property
     def nbytes(self) -> int:
         """Of the weight."""
-        return sum(tensor.nbytes for tensor in self.buffers())
+        return sum(tensor.nbytes for tensor in self.stored)
+
+    def as_parameters(self) -> None:
+        """They become parameters that nothing changes: of those FSDP gives each rank a part."""
+        for name, tensor in zip(self._names, self.stored, strict=True):
+            del self._buffers[name]
+            setattr(self, name, nn.Parameter(tensor, requires_grad=False))
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight, [N, K]."""
-        return _decoded(self.kind, (self.out_features, self.in_features), dtype, *self.buffers())
+        return _decoded(self.kind, (self.out_features, self.in_features), dtype, *self.stored)
 
     def product(self, x: Tensor) -> Tensor:
         """x [T, K] -> x Wᵀ [T, N], in x's dtype."""
         shape = self.out_features, self.in_features
-        out: Tensor = _Product.apply(x, self.kind, shape, *self.buffers())  # type: ignore[no-untyped-call]
+        out: Tensor = _Product.apply(x, self.kind, shape, *self.stored)  # type: ignore[no-untyped-call]
         return out
 
     def forward(self, x: Tensor) -> Tensor:
@@ -140,26 +115,25 @@ class _Product(torch.autograd.Function):
 
 def _nf4(weight: Tensor) -> dict[str, Tensor]:
     blocks = in_blocks(weight.reshape(-1), BLOCK)
-    code = torch.tensor(NF4, device=weight.device)
+    code, signed = (Code.of(values, weight.device) for values in (NF4, DYNAMIC[True]))
     packed = torch.empty(len(blocks), BLOCK // 2, dtype=torch.uint8, device=weight.device)
     scales = torch.empty(len(blocks), device=weight.device)
     for part in _parts(len(blocks), BLOCK):
         values = blocks[part].float()
         scales[part] = values.abs().amax(1)
-        index = nearest(values / largest(values)[:, None], code)
+        index = code.nearest(values / largest(values)[:, None])
         packed[part] = index[:, ::2] << 4 | index[:, 1::2]
     mean = scales.mean()
     outer = in_blocks(scales - mean, SCALES)
-    signed = torch.tensor(DYNAMIC[True], device=weight.device)
     tops = largest(outer)
     return {
         "packed": packed,
-        "scales": nearest(outer / tops[:, None], signed),
+        "scales": signed.nearest(outer / tops[:, None]),
         "tops": tops,
         "mean": mean[None],
         # tables are kept beside the weight: made anew for each product, a GPU would wait for them
         "pairs": torch.tensor([[NF4[byte >> 4], NF4[byte & 15]] for byte in range(256)], device=weight.device),
-        "signed": signed,
+        "signed": signed.values,
     }
 
 

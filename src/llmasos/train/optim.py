@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from llmasos.errors import InvalidInputError
-from llmasos.train.lowbit import DYNAMIC, PIECE, SCALES, in_blocks, largest, nearest
+from llmasos.train.codes import DYNAMIC, SCALES, Code, in_blocks, largest
+from llmasos.train.lowbit import PIECE
 from llmasos.train.parallel.ranks import Ranks, local
 from llmasos.train.parallel.shard import joined_on_device, own_part, shard_dim, shard_of, shards_of
 
@@ -190,7 +191,7 @@ class AdamW8bit(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self._tell_shards()
-        self._codes: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._codes: dict[torch.device, tuple[Code, Code]] = {}
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -259,7 +260,7 @@ class AdamW8bit(torch.optim.Optimizer):
         found = []
         for name, code in zip(("mean", "root"), self._code(state["mean_code"].device), strict=True):
             index = state[f"{name}_code"][own].int()
-            values = code.index_select(0, index.view(-1)).view(index.shape)
+            values = code.values.index_select(0, index.view(-1)).view(index.shape)
             found.append(values.mul_(state[f"{name}_scale"][own, None]))
         return found[0], found[1]
 
@@ -269,14 +270,15 @@ class AdamW8bit(torch.optim.Optimizer):
             scale = largest(values)
             state[f"{name}_scale"][own] = scale
             shares = values.div_(scale[:, None])
-            index = nearest(shares, code)
+            index = code.nearest(shares)
             if name == "root":
                 index = torch.where(shares > 0, index.clamp(min=1), index)  # what is divided by never becomes 0
             state[f"{name}_code"][own] = index
 
-    def _code(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _code(self, device: torch.device) -> tuple[Code, Code]:
+        """Of the mean and of the root."""
         if device not in self._codes:
-            self._codes[device] = tuple(torch.tensor(DYNAMIC[signed], device=device) for signed in (True, False))  # type: ignore[assignment]
+            self._codes[device] = Code.of(DYNAMIC[True], device), Code.of(DYNAMIC[False], device)
         return self._codes[device]
 
     def _tell_shards(self) -> None:

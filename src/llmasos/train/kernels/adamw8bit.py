@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmasos.train.lowbit import DYNAMIC, SCALES
+from llmasos.train.codes import DYNAMIC, SCALES, Code
 
 ROWS = 4
 """Blocks of SCALES weights that a program takes."""
@@ -59,8 +59,8 @@ def _adamw8bit(
 @cache
 def _tables(device: torch.device) -> tuple[Tensor, ...]:
     """Both codes, each with what is in the middle of its neighbours."""
-    codes = [torch.tensor(DYNAMIC[signed], device=device) for signed in (True, False)]
-    return tuple(part for code in codes for part in (code, (code[:-1] + code[1:]) / 2))
+    codes = [Code.of(DYNAMIC[signed], device) for signed in (True, False)]
+    return tuple(part for code in codes for part in (code.values, code.middles))
 
 
 def step_(

@@ -409,7 +409,7 @@ def test_wrong_options_are_said_before_anything_is_loaded(options: dict[str, Any
     for changes, what in (
         ({"distillation": {}}, "needs a teacher"),
         ({"distillation": {"teacher": teacher}}, "There is no student"),
-        ({"model": teacher}, "The student is a model, or layers"),
+        ({"model": teacher}, "the student is a model of its own"),
         ({"distillation": {"teacher": teacher, "keep_layers": 4}}, "4 layers cannot be kept of 3"),
         ({"distillation": {"teacher": teacher, "hidden_weight": 1.0}, "model": wide}, "64 numbers in the student, 32"),
         ({"distillation": {"teacher": teacher, "keep_layers": 2, "beta": 1.0}}, "beta"),

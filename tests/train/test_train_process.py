@@ -138,7 +138,7 @@ def test_a_batch_of_so_many_samples_is_one_of_so_many_tokens(job) -> None:
     tokens = many.batch_tokens / 1000
     assert one.batch_tokens == one.max_length == one.micro_batch_tokens and one.batch_tokens < 3 * tokens
     assert many.max_length is None
-    own, _ = settle(TrainConfig.of(**config.model_dump(exclude_none=True, by_alias=True), lr=0.1), JobOptions())
+    own, _ = settle(TrainConfig.of(**config.model_dump(exclude_unset=True, by_alias=True), lr=0.1), JobOptions())
     assert own.lr == 0.1 and own.batch_tokens is None
 
 

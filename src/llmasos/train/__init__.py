@@ -42,9 +42,6 @@ def _method(method: str, options: dict[str, Any]) -> Result:
     from llmasos.train.run import train
 
     of_run = {name: options.pop(name) for name in ("listeners", "on_progress", "progress", "export") if name in options}
-    for name in ("data", "validation_data", "prompts", "trackers"):
-        if isinstance(options.get(name), str):
-            options[name] = (options[name],)
     return train(TrainConfig.of(method=method, **options), **of_run)
 
 

@@ -1,14 +1,17 @@
 """What a run is told: one set of names for Python, YAML, the command line and jobs over HTTP.
 
 Two are needed, `model` and `data`; whatever is None is worked out by the plan and written into the run's config.yaml.
+What is said must have an effect: see `_EFFECTS`.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from llmasos.errors import FormatError, InvalidInputError, NotFoundError
 
@@ -16,7 +19,7 @@ Method = Literal["pretrain", "sft", "distill"]
 
 
 class _Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Lora(_Group):
@@ -135,7 +138,7 @@ class TrainConfig(_Group):
     keep: int = Field(default=2, ge=1)
     """Checkpoints."""
     resume: bool = False
-    """Go on with the run of this name."""
+    """Go on with the run of this name, if there is one."""
     max_minutes: float = Field(default=0.0, ge=0)
     """The run saves and ends then; 0: no limit."""
     prompts: tuple[str, ...] = ()
@@ -146,28 +149,57 @@ class TrainConfig(_Group):
     merge: bool = False
     """Export an adapter as a whole model, too."""
 
+    @field_validator("data", "validation_data", "prompts", "trackers", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if self.method == "pretrain" and self.model and self.depth:
-            raise ValueError("depth is for a model from scratch, and model for one to go on with: give one of them")
+    def _fits_together(self, info: ValidationInfo) -> Self:
         if self.tuning in ("lora", "qlora") and self.method == "pretrain" and not self.model:
             raise ValueError(f"tuning={self.tuning} needs a model to begin with")
-        if self.warmup + self.cooldown > 1:
+        if self.schedule == "wsd" and self.warmup + self.cooldown > 1:
             raise ValueError("warmup and cooldown are shares of one run: their sum is at most 1")
+        said = _said(self)
+        if info.context is not None:
+            said = {name: value for name, value in said.items() if name.split(".")[0] in info.context["new"]}
+        _check_effects(self, said)
         return self
+
+    @property
+    def has_adapter(self) -> bool:
+        """An adapter is trained, and no other weights."""
+        return self.method == "sft" if self.tuning is None else self.tuning != "full"
 
     @classmethod
     def of(cls, file: Path | str | None = None, **overrides: Any) -> TrainConfig:
         """From a YAML file and what overrides it; nested values may be given as `{"lora": {"r": 8}}` or "lora.r": 8.
 
-        Raises NotFoundError, FormatError (the YAML), InvalidInputError (a value, with its name)."""
+        Raises NotFoundError, FormatError (the YAML), InvalidInputError (a value that is wrong or would be ignored, with
+        its name)."""
+        return cls._read(file, overrides)
+
+    @classmethod
+    def saved(cls, file: Path, **changes: Any) -> TrainConfig:
+        """From the config.yaml of a run, where every option is said; of what is said anew alone an effect is asked."""
+        return cls._read(file, changes, new={name.split(".")[0] for name in changes})
+
+    @classmethod
+    def _read(
+        cls, file: Path | str | None, overrides: Mapping[str, Any], new: Collection[str] | None = None
+    ) -> TrainConfig:
         values = _read(Path(file)) if file is not None else {}
         for name, value in overrides.items():
             _put(values, name.split("."), value)
         try:
-            return cls.model_validate(values)
+            return cls.model_validate(values, context=None if new is None else {"new": new})
         except ValidationError as e:
             raise _explained(e) from e
+
+    @classmethod
+    def parsed(cls, text: str) -> TrainConfig:
+        """From the JSON of options that were checked in another process."""
+        return cls.model_validate_json(text, context={"new": ()})
 
     def save(self, path: Path) -> None:
         import yaml
@@ -175,6 +207,103 @@ class TrainConfig(_Group):
         from llmasos.models.load import write_atomically
 
         write_atomically(path, yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False))
+
+
+class _Effect(NamedTuple):
+    option: str
+    """Or a group of them."""
+    is_there: Callable[[TrainConfig], bool]
+    why_not: str
+    instead: str = ""
+
+
+def _is_scratch(config: TrainConfig) -> bool:
+    return config.method == "pretrain" and not config.model
+
+
+def _asks_teacher(config: TrainConfig) -> bool:
+    own = config.distillation
+    return bool(own.weight or own.hidden_weight or own.on_policy)
+
+
+def _is_compared(config: TrainConfig) -> bool:
+    return bool(config.distillation.weight or config.distillation.on_policy)
+
+
+def _processes(config: TrainConfig) -> int:
+    return config.gpus or int(os.environ.get("WORLD_SIZE", "1"))
+
+
+_SCRATCH = "Use method=pretrain without a model"
+_EFFECTS = (
+    _Effect("distillation", lambda c: c.method == "distill", "only distill has a teacher", "Use method=distill"),
+    _Effect("lora", lambda c: c.has_adapter, "tuning=full trains all weights, without an adapter", "Use tuning=lora"),
+    _Effect("merge", lambda c: c.has_adapter, "tuning=full makes a whole model in any case"),
+    _Effect("quantization", lambda c: c.tuning == "qlora", "only tuning=qlora quantises weights", "Use tuning=qlora"),
+    _Effect("depth", _is_scratch, "only a model from scratch is made of as many layers as one says", _SCRATCH),
+    _Effect("tokenizer", _is_scratch, "only a model from scratch has another tokenizer than its own", _SCRATCH),
+    _Effect("vocab_size", _is_scratch, "only for a model from scratch a tokenizer is made", _SCRATCH),
+    _Effect("vocab_size", lambda c: not c.tokenizer, "a tokenizer is named, and none is made", "Leave tokenizer out"),
+    _Effect("cooldown", lambda c: c.schedule == "wsd", "only schedule=wsd has one", "Use schedule=wsd"),
+    _Effect("validation", lambda c: not c.validation_data, "validation_data names what is held out"),
+    _Effect(
+        "evaluate_every",
+        lambda c: bool(c.validation or c.validation_data or c.prompts),
+        "nothing is held out and nothing is asked",
+        "Give validation, validation_data or prompts",
+    ),
+    _Effect("keep", lambda c: c.save_every != 0, "save_every=0 makes one checkpoint, at the end", "Give save_every"),
+    _Effect(
+        "parallel",
+        lambda c: c.parallel == "auto" or _processes(c) > 1,
+        "one process has nobody to share the work with",
+        "Say gpus=N, or begin with torchrun",
+    ),
+    _Effect("distillation.keep_layers", lambda c: not c.model, "the student is a model of its own", "Leave model out"),
+    _Effect(
+        "distillation.teacher",
+        lambda c: _asks_teacher(c) or c.distillation.sequence or not c.model,
+        "with weight, hidden_weight and on_policy 0 it is never asked",
+        "Use a weight above 0, or sequence=true",
+    ),
+    _Effect("distillation.divergence", _is_compared, "weight and on_policy are 0", "Use a weight above 0"),
+    _Effect("distillation.temperature", _is_compared, "weight and on_policy are 0", "Use a weight above 0"),
+    _Effect(
+        "distillation.beta",
+        lambda c: c.distillation.divergence == "jsd" and _is_compared(c),
+        "it is of the divergence jsd",
+        "Use divergence=jsd",
+    ),
+    _Effect(
+        "distillation.max_new_tokens",
+        lambda c: bool(c.distillation.on_policy or c.distillation.sequence),
+        "no answers are written",
+        "Use on_policy or sequence",
+    ),
+)
+"""When options have an effect that do not always have one."""
+
+
+def _said(group: _Group) -> dict[str, Any]:
+    """The options that somebody gave, by their whole names, and that ask for something: not None, 0, false or empty."""
+    found: dict[str, Any] = {}
+    for name in type(group).model_fields:
+        value = getattr(group, name)
+        if name not in group.model_fields_set:
+            continue
+        if isinstance(value, _Group):
+            found |= {f"{name}.{inner}": each for inner, each in _said(value).items()}
+        elif value:
+            found[name] = value
+    return found
+
+
+def _check_effects(config: TrainConfig, said: Mapping[str, Any]) -> None:
+    for effect in _EFFECTS:
+        for name, value in said.items():
+            if (name == effect.option or name.startswith(f"{effect.option}.")) and not effect.is_there(config):
+                instead = f"{effect.instead}, or leave {name} out." if effect.instead else f"Leave {name} out."
+                raise InvalidInputError(f"{name}={value!r} has no effect: {effect.why_not}.", hint=instead, param=name)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -212,8 +341,10 @@ def _explained(e: ValidationError) -> InvalidInputError:
         known = [*TrainConfig.model_fields, *(f"lora.{n}" for n in Lora.model_fields)]
         known += [f"distillation.{n}" for n in Distillation.model_fields]
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f"Did you mean {near[0]}?" if near else "docs/en/training.md lists them all."
+        hint = f"Did you mean {near[0]}?" if near else "`llmasos train --help` lists them all."
         return InvalidInputError(f"A run has no option {name!r}.", hint=hint, param=name)
     given = "" if error["type"] == "value_error" else f" (it is {error['input']!r})"
     what = error["msg"].removeprefix("Value error, ")
-    return InvalidInputError(f"{name}: {what}{given}.", hint="docs/en/training.md tells of every option.", param=name)
+    return InvalidInputError(
+        f"{name}: {what}{given}.", hint="`llmasos train --help` tells of every option.", param=name
+    )

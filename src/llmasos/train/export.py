@@ -131,7 +131,7 @@ class Run:
         file = folder / "config.yaml"
         if not file.is_file():
             raise NotFoundError(f"{folder} is no run: it has no config.yaml.", hint="See `llmasos runs`.")
-        config = TrainConfig.of(file, output=folder)
+        config = TrainConfig.saved(file, output=folder)
         steps = checkpoints_of(folder)
         if not steps:
             raise NotFoundError(

@@ -1,6 +1,6 @@
 """Steps that would do harm: a loss or gradient that is no number, or far above those of the steps before.
 
-The rule of OLMo's optimizer (AllenAI's SkipStepOptimizer): six standard deviations above the mean of the last 128
+The rule of OLMo-core's SkipStepOptimizer (AllenAI): six standard deviations above the mean of the last 128
 steps. Steps that were left out count among them: a level that stays is soon the usual one, and of many spikes only the
 largest are left out. Here a spike is also at least `LEAST_NATS` of loss, or `LEAST_TIMES` the mean norm: where values
 hardly vary, six deviations are next to nothing.

@@ -14,7 +14,7 @@ def main() -> int:
     from llmasos.train.run import train
 
     try:
-        train(TrainConfig.model_validate_json(sys.argv[1]), export=False)
+        train(TrainConfig.parsed(sys.argv[1]), export=False)
     except LLMasOSError as e:
         if not getattr(e, "is_shared", False):  # that one the first rank says
             print(f"{e}", file=sys.stderr)

@@ -124,7 +124,7 @@ def resume(
     """Go on with a run where its last checkpoint is. `changes`: options that do not change what is learnt, see
     MAY_CHANGE; the others as in `train`."""
     folder = find_run(name)
-    config = TrainConfig.of(folder / CONFIG, **changes, resume=True, output=folder)
+    config = TrainConfig.saved(folder / CONFIG, **changes, resume=True, output=folder)
     return train(config, listeners=listeners, on_progress=on_progress, progress=progress, export=export)
 
 
@@ -201,7 +201,7 @@ def named(config: TrainConfig) -> TrainConfig:
             hint=f"Go on with it: llmasos train resume {name}; or give another --name.",
             param="name",
         )
-    return _as_begun(config, TrainConfig.of(folder / CONFIG))
+    return _as_begun(config, TrainConfig.saved(folder / CONFIG))
 
 
 def _as_begun(config: TrainConfig, before: TrainConfig) -> TrainConfig:

@@ -128,7 +128,7 @@ class Interrupted:
                 if name == "_append":
                     write(path, text[: len(text) // 2])
                 else:
-                    path.with_name(f".{path.name}.abcd.tmp").write_text(text[: len(text) // 2])
+                    path.with_name(f".{path.name}.0123abcd.tmp").write_text(text[: len(text) // 2])
             elif self.when == "after":
                 write(path, text)
             raise Killed

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from llmasos.devices import pick_dtype
 from llmasos.errors import FormatError, InvalidInputError, LLMasOSError, NotFoundError, UnsupportedError
 from llmasos.models.load import load_model
 from llmasos.store import Library
 from llmasos.train.config import TrainConfig
 from llmasos.train.events import Listener, StepReport
-from llmasos.train.run import find_run, prepare, resume, train
+from llmasos.train.process import JobOptions, settle
+from llmasos.train.run import find_run, plan_run, prepare, resume, train
 from tiny import write_tiny_model
 
 
@@ -111,6 +114,42 @@ def test_a_run_is_not_begun_twice_nor_with_other_options(home: Path) -> None:
         train(TrainConfig.of(**options(name="one", lr=1e-3, resume=True)))
     assert resume("one", steps=3, export=False).step == 3
     assert find_run("one").name == "one"
+
+
+def test_steps_said_when_going_on_are_not_ended_by_epochs_of_before(home: Path) -> None:
+    first = train(TrainConfig.of(**options(name="more", steps=None, batch_tokens=1024, validation=0)), export=False)
+    assert first.reason == "finished"
+    assert yaml.safe_load((first.folder / "config.yaml").read_text())["epochs"] == 1.0  # which nobody has said
+    more = resume("more", steps=3 * first.step, export=False)
+    assert (more.reason, more.step) == ("finished", 3 * first.step)
+
+
+def test_a_templates_file_is_its_text_wherever_options_are_read(home: Path) -> None:
+    (home / "own.jinja").write_text("{{ no_such_name.at_all }}")
+    config = TrainConfig.of(**options(data=["chats.jsonl"], template="own.jinja"))
+    for read in (train, plan_run, lambda config: settle(config, JobOptions())):
+        with pytest.raises(InvalidInputError, match="no_such_name"):
+            read(config)
+    for read in (train, plan_run, lambda config: settle(config, JobOptions())):
+        with pytest.raises(NotFoundError, match=r"no chat template gone\.jinja"):
+            read(TrainConfig.of(**options(data=["chats.jsonl"], template="gone.jinja")))
+
+
+@pytest.mark.parametrize("said", ["environment", "device"])
+def test_training_computes_in_bfloat16_or_float32(
+    said: str, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if said == "environment":
+        monkeypatch.setenv("LLMASOS_DTYPE", "float16")
+    else:  # an older GPU
+        monkeypatch.setattr("llmasos.devices.pick_dtype", lambda *_: torch.float16)
+        monkeypatch.setattr("llmasos.train.run.pick_dtype", lambda *_: torch.float16)
+    prepared = prepare(TrainConfig.of(**options(output=str(home / "x"), name="x", dtype="auto")))
+    native = pick_dtype("auto", torch.device("cpu"))
+    assert prepared.dtype == (native if said == "environment" else torch.float32)
+    assert "float16 loses small gradients" in caplog.text
+    with pytest.raises(InvalidInputError, match="dtype: Input should be 'auto', 'bfloat16' or 'float32'"):
+        TrainConfig.of(**options(dtype="float16"))
 
 
 def test_epochs_are_steps_when_nobody_says_steps(home: Path) -> None:

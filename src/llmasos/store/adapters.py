@@ -112,7 +112,7 @@ def _link_files(source: Path, target: Path) -> Sequence[CardFile]:
     files = []
     for path in sorted(source.rglob("*")):
         relative = path.relative_to(source)
-        if path.is_dir() or relative.as_posix() == CARD_NAME:
+        if path.is_dir() or relative.as_posix() == CARD_NAME or path.name.startswith("."):
             continue
         (target / relative).parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -135,11 +135,16 @@ def read_card(folder: Path) -> Card:
 
 def is_of_run(folder: Path, card: Card) -> bool:
     """Whether what lies in `folder` was made by the run that `card` tells of."""
+    return card.lineage is not None and is_by(folder, card.lineage.run)
+
+
+def is_by(folder: Path, run: str) -> bool:
+    """Whether what lies in `folder` was made by `run`, as its card calls it."""
     try:
         before = read_card(folder).lineage
     except (NotFoundError, FormatError):
         return False
-    return before is not None and card.lineage is not None and before.run == card.lineage.run
+    return before is not None and before.run == run
 
 
 def write_card(folder: Path, card: Card) -> None:

@@ -39,6 +39,7 @@ from llmasos.text import Tokenizer
 from llmasos.train.checkpoint import Checkpoints, read_weights
 from llmasos.train.config import TrainConfig
 from llmasos.train.lora import add_lora, merge_lora, save_adapter
+from llmasos.train.marks import check_way, mark
 from llmasos.train.methods import Method, method_of
 from llmasos.train.methods.base import lora_options
 
@@ -86,28 +87,32 @@ def export_run(
     model (DoRA, a chat template of the run's own). `install`: into the library, under `name` (default: the run's).
     `serves_as`: see `Card`. `output`: where `model` and `adapter` are written; default: the run's folder.
 
-    Raises NotFoundError for a run or step that there is not, InvalidInputError, FormatError for a damaged checkpoint,
-    StoreError for a name that is taken, DiskFullError."""
+    Raises NotFoundError for a run or step that there is not, InvalidInputError for a folder in the way that is not of
+    this run, FormatError for a damaged checkpoint, StoreError for a name that is taken, DiskFullError."""
     run = Run.open(folder, step)
     config = run.config
     dtype = _dtype(dtype, config)
     merge = run.must_merge or (config.merge if merge is None else merge)
     output = output or folder
+    own = config.name or folder.name
+    is_full = config.tuning == "full"
+    for one in [*([] if is_full else [ADAPTER]), *([MODEL] if is_full or merge else [])]:
+        check_way(output / one, own)
     model = adapter = None
-    if config.tuning != "full":
+    if not is_full:
         tuned = run.with_adapter()
-        with _whole(output / ADAPTER) as staged:
+        with _whole(output / ADAPTER, own) as staged:
             save(tuned, staged)
         adapter = output / ADAPTER
     if adapter is None or merge:
         merged = run.merged(DTYPES[dtype])
-        with _whole(output / MODEL) as staged:
+        with _whole(output / MODEL, own) as staged:
             merged.save_pretrained(staged)
         model = output / MODEL
     made = Exported(run.step, dtype, model, adapter, None)
     if not (config.install if install is None else install):
         return made
-    card = run.card(name or config.name or folder.name, serves_as)
+    card = run.card(name or own, serves_as)
     if model is not None:
         install_model(model, card)
     else:
@@ -290,13 +295,15 @@ def _hashes(config: TrainConfig) -> Iterator[DataHash]:
 
 
 @contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `folder` when the block ends well."""
+def _whole(folder: Path, run: str) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `folder` when the block ends well, and is marked as the
+    run's."""
     staged = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}.tmp")
     with disk_errors(folder):
         staged.mkdir(parents=True)
         try:
             yield staged
+            mark(staged, run)
             for file in staged.rglob("*"):
                 if file.is_file():
                     with file.open("rb") as written:

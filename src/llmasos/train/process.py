@@ -41,7 +41,7 @@ from llmasos.train.config import TrainConfig
 from llmasos.train.events import Evaluation, Listener, StepReport
 from llmasos.train.export import Run, export_run
 from llmasos.train.methods import METHODS, method_of
-from llmasos.train.run import CONFIG, MOST_LENGTH, Result, resume, train
+from llmasos.train.run import CONFIG, MOST_LENGTH, Result, checked, resume, train
 
 EVENTS = "events.jsonl"
 CHECKPOINT = "-ckpt-step-"
@@ -198,6 +198,7 @@ def _run(config: TrainConfig, job: JobOptions, teller: Teller, checkpointed: Lis
 
 def settle(config: TrainConfig, job: JobOptions) -> tuple[TrainConfig, dict[str, Any]]:
     """What a job's options mean for this data: epochs of "auto", tokens of a batch of so many samples, the rate."""
+    config = checked(config)
     method = method_of(config)
     defaults = METHODS[config.method].defaults(config)
     longest = min(config.max_length or MOST_LENGTH, method.shape.context_length)

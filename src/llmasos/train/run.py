@@ -6,12 +6,13 @@ TrainConfig ── settle ──> method (model, tokenizer) ──> Batches ─�
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,43 +20,43 @@ import torch
 from filelock import FileLock, Timeout
 
 from llmasos.data import Batches, Stats, Totals
-from llmasos.devices import place
-from llmasos.errors import BusyError, FormatError, InvalidInputError, LLMasOSError, NotFoundError
+from llmasos.devices import Placement, pick_dtype, place
+from llmasos.errors import BusyError, FormatError, InvalidInputError, LLMasOSError, NotFoundError, StoreError
 from llmasos.models.config import ModelConfig
 from llmasos.settings import settings
-from llmasos.store.card import check_name
-from llmasos.train.config import TrainConfig
+from llmasos.store.adapters import adapters_folder
+from llmasos.store.card import check_name, is_by
+from llmasos.store.library import Library
+from llmasos.store.transfer import disk_errors
+from llmasos.train.config import MAY_CHANGE, TrainConfig
 from llmasos.train.evaluate import Evaluator, evaluation_tokens
 from llmasos.train.events import Evaluation, Listener
-from llmasos.train.export import Exported, export_run
+from llmasos.train.export import ADAPTER, MODEL, Exported, export_run
 from llmasos.train.logs import listeners_for
+from llmasos.train.logs.runs import EVALUATIONS, METRICS, REPORT, RUN
 from llmasos.train.logs.trackers import check_tracker
 from llmasos.train.loop import Loop, LoopOptions
+from llmasos.train.marks import MARK, check_way, is_marked
 from llmasos.train.methods import METHODS, Method, method_of
 from llmasos.train.methods.base import NextToken
+from llmasos.train.methods.pretrain import TOKENIZER
 from llmasos.train.optim import OptimizerOptions
-from llmasos.train.parallel import Ranks, begins, explained, joined, regrouped, spread
+from llmasos.train.parallel import Ranks, Spreader, begins, explained, joined, regrouped, whole_shape
 from llmasos.train.plan import Plan, plan
 from llmasos.train.resident import forget_most, keep_few_kernels
 from llmasos.train.schedule import Schedule
 
 T = TypeVar("T")
+_log = logging.getLogger("llmasos")
 CONFIG = "config.yaml"
+_WRITTEN = ("checkpoints", "log.jsonl", RUN, METRICS, EVALUATIONS, REPORT)
+"""By a run, beside what it makes."""
 MOST_LENGTH = 2048
 """Tokens of the longest sample where nothing is said."""
 LEAST_STEPS = 100
 """A step gets fewer tokens rather than the run fewer steps than this."""
 PARTS = 10
 """Checkpoints and evaluations of a run where nothing is said."""
-MAY_CHANGE = frozenset(
-    {
-        *("steps", "max_minutes", "save_every", "evaluate_every", "keep", "prompts", "trackers", "install", "merge"),
-        *("gpus", "parallel", "tensor_parallel_size", "device", "compile", "recompute", "max_memory"),
-        *("resume", "name", "output"),
-    }
-)
-"""What a run that goes on may be told anew."""
-
 OnProgress = Callable[[str, Totals], None]
 """Gets the file that is tokenised, and how far it is."""
 
@@ -144,11 +145,15 @@ def train(
     config = named(config)
     assert config.output is not None
     with _held(config) if begins() else nullcontext(), joined(config) as ranks, explained(ranks):
-        if ranks.is_first and not (config.output / CONFIG).exists():  # of a run that never began, with other data
-            shutil.rmtree(config.output / "tokenizer", ignore_errors=True)
+        tokenizer = config.output / TOKENIZER
+        if ranks.is_first and is_marked(tokenizer, str(config.name)):
+            with disk_errors(tokenizer):
+                shutil.rmtree(tokenizer)  # of a run that never began, with other data
         prepared = _prepare_together(config, ranks, on_progress)
         if ranks.is_first:
-            prepared.config.save(config.output / CONFIG)
+            with disk_errors(config.output):
+                prepared.config.save(config.output / CONFIG)
+                (tokenizer / MARK).unlink(missing_ok=True)
         reason, step, evaluation = _carry_out(prepared, regrouped(prepared.config), listeners, progress=progress)
         is_over = export and reason != "stopped" and ranks.is_first
         exported = export_run(config.output, install=prepared.config.install) if is_over else None
@@ -166,11 +171,10 @@ def _prepare_together(config: TrainConfig, ranks: Ranks, on_progress: OnProgress
 
 def _built(prepared: Prepared, ranks: Ranks) -> tuple[NextToken, int]:
     """What learns, spread, and of how many weights."""
-    learner = prepared.method.build(prepared.device, prepared.dtype)
-    num_trained = sum(p.numel() for p in learner.module.parameters() if p.requires_grad)
     assert prepared.config.optimizer is not None
-    spread(learner.trainee, ranks, prepared.config.optimizer)
-    return learner, num_trained
+    spreader = Spreader(ranks, prepared.dtype, prepared.config.optimizer)
+    learner = prepared.method.build(prepared.device, spreader)
+    return learner, sum(math.prod(whole_shape(p)) for p in learner.module.parameters() if p.requires_grad)
 
 
 def _tried(ranks: Ranks, work: Callable[[], T]) -> T | None:
@@ -186,22 +190,41 @@ def _tried(ranks: Ranks, work: Callable[[], T]) -> T | None:
 
 def named(config: TrainConfig) -> TrainConfig:
     """With a name and a folder. Raises InvalidInputError for a run that is there already and should not go on, or
-    should with other options."""
-    _check(config)
-    config = config.model_copy(update={"template": template_text(config.template)})
+    should with other options; for a folder or a name in the library that holds what is not the run's."""
+    config = checked(config)
     stem = Path(str(config.model or config.distillation.teacher or f"d{config.depth or ''}")).name.split(":")[-1]
-    name = check_name(config.name or (config.output.name if config.output else f"{stem}-{config.method}"))
+    name = check_name(config.name or (config.output.resolve().name if config.output else f"{stem}-{config.method}"))
     folder = (config.output or runs_folder() / name).absolute()
     config = config.model_copy(update={"name": name, "output": folder})
-    if not (folder / CONFIG).exists():
-        return config
-    if not config.resume:
-        raise InvalidInputError(
-            f"There is a run {name!r} in {folder}.",
-            hint=f"Go on with it: llmasos train resume {name}; or give another --name.",
-            param="name",
-        )
-    return _as_begun(config, TrainConfig.saved(folder / CONFIG))
+    with disk_errors(folder):
+        is_there = (folder / CONFIG).exists()
+        if is_there and not config.resume:
+            raise InvalidInputError(
+                f"There is a run {name!r} in {folder}.",
+                hint=f"Go on with it: llmasos train resume {name}; or give another --name.",
+                param="name",
+            )
+        if is_there:
+            config = _as_begun(config, TrainConfig.saved(folder / CONFIG))
+        _check_ways(config, folder, is_there=is_there)
+    return config
+
+
+def _check_ways(config: TrainConfig, folder: Path, *, is_there: bool) -> None:
+    """Nobody trains for hours to be told then that something is in the way of the result. Raises InvalidInputError,
+    StoreError."""
+    assert config.name is not None
+    if folder.exists() and not folder.is_dir():
+        raise InvalidInputError(f"{folder} is a file.", hint="Give a folder with --output.", param="output")
+    is_scratch = config.method == "pretrain" and not (config.model or config.tokenizer)
+    for name in (MODEL, ADAPTER, *(() if is_there else (*_WRITTEN, *([TOKENIZER] if is_scratch else ())))):
+        check_way(folder / name, config.name)
+    for taken in (Library().root / config.name, adapters_folder() / config.name) if config.install else ():
+        if taken.exists() and not is_by(taken, str(folder)):
+            raise StoreError(
+                f"The library has {config.name!r} already, and it is not of this run.",
+                hint=f"Choose another --name, or `llmasos rm {config.name}` first, or give --no-install.",
+            )
 
 
 def _as_begun(config: TrainConfig, before: TrainConfig) -> TrainConfig:
@@ -222,11 +245,23 @@ def _as_begun(config: TrainConfig, before: TrainConfig) -> TrainConfig:
                 hint="Go on with what it was begun with, or begin another run with --name.",
                 param=field,
             )
+    if "steps" not in updates and config.steps != before.steps:
+        updates["epochs"] = None  # the last word: epochs of before, said or not, do not end what steps go on with
     return config.model_copy(update=updates)
 
 
-def template_text(template: str | None) -> str | None:
-    """The template itself where a file is named: the run keeps it. Raises NotFoundError, FormatError."""
+def checked(config: TrainConfig) -> TrainConfig:
+    """What can be known to be wrong before anything is read is said; a template that is a file is its text: the run
+    keeps it. All that read options begin here. Raises InvalidInputError, UnsupportedError, NotFoundError,
+    FormatError."""
+    if not config.data:
+        raise InvalidInputError("No data is named.", hint=f"llmasos train {config.method} --data FILE", param="data")
+    for name in config.trackers:
+        check_tracker(name)
+    return config.model_copy(update={"template": _template_text(config.template)})
+
+
+def _template_text(template: str | None) -> str | None:
     if template is None or "{{" in template or "{%" in template or not template.endswith((".jinja", ".j2", ".txt")):
         return template
     try:
@@ -237,21 +272,26 @@ def template_text(template: str | None) -> str | None:
         raise FormatError(f"{template} is not UTF-8 text.", hint="Name a file with Jinja.") from e
 
 
-def _check(config: TrainConfig) -> None:
-    """What can be known to be wrong before anything is read."""
-    if not config.data:
-        raise InvalidInputError("No data is named.", hint=f"llmasos train {config.method} --data FILE", param="data")
-    for name in config.trackers:
-        check_tracker(name)
-
-
-def plan_run(config: TrainConfig) -> Plan:
+def plan_run(config: TrainConfig, *, on_progress: OnProgress | None = None) -> Plan:
     """What a run would take, without beginning it: its data are read and tokenised, no weights are loaded.
 
     Raises InsufficientMemoryError for one that does not fit, and what `train` raises for wrong options and data."""
-    _check(config)
     with tempfile.TemporaryDirectory() as scratch:
-        return prepare(config.model_copy(update={"output": Path(scratch)})).plan
+        return prepare(checked(config).model_copy(update={"output": Path(scratch)}), on_progress=on_progress).plan
+
+
+def _placed(config: TrainConfig, *, is_first: bool) -> Placement:
+    """Where and in what training computes. Gradients below float16's least would be lost, and it has no bfloat16 in
+    its place on older GPUs: float32."""
+    found = place(config.device, config.dtype)
+    if found.dtype != torch.float16:
+        return found
+    native = pick_dtype("auto", found.device)
+    dtype = torch.float32 if native == torch.float16 else native
+    if is_first:
+        name = str(dtype).removeprefix("torch.")
+        _log.warning("Training computes in %s: float16 loses small gradients.", name)
+    return replace(found, dtype=dtype)
 
 
 def prepare(config: TrainConfig, *, on_progress: OnProgress | None = None, ranks: Ranks | None = None) -> Prepared:
@@ -264,7 +304,7 @@ def prepare(config: TrainConfig, *, on_progress: OnProgress | None = None, ranks
     is_free = config.batch_tokens is None
     defaults = METHODS[config.method].defaults(config)
     config = config.model_copy(update={k: v for k, v in defaults.items() if getattr(config, k) is None})
-    placement = place(config.device, config.dtype)
+    placement = _placed(config, is_first=ranks is None or ranks.is_first)
     method = method_of(config)
     longest = min(config.max_length or MOST_LENGTH, method.shape.context_length)
     if config.max_length and config.max_length > method.shape.context_length:
@@ -337,13 +377,9 @@ def _batches(config: TrainConfig, method: Method, *, split: str) -> Batches:
         shuffle=is_train,
         epochs=1 if not is_train else None if config.epochs is None else math.ceil(config.epochs),
         schema=config.schema_,
-        columns=columns_of(config),
+        columns=config.columns,
         template=config.template,
     )
-
-
-def columns_of(config: TrainConfig) -> dict[str, str] | list[str] | None:
-    return list(config.columns) if isinstance(config.columns, tuple) else config.columns
 
 
 def _held_out(config: TrainConfig, method: Method, on_progress: OnProgress | None) -> Batches | None:
@@ -472,11 +508,16 @@ class _Seen(Listener):
 def _held(config: TrainConfig) -> Iterator[None]:
     """The run is this process's alone."""
     assert config.output is not None
-    config.output.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(config.output / "lock", timeout=0)
+    with disk_errors(config.output):
+        config.output.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout as e:
+            raise BusyError(
+                f"The run {config.name!r} goes on in another process.", hint="Wait for it, or give another --name."
+            ) from e
     try:
-        with FileLock(config.output / "lock", timeout=0):
-            yield
-    except Timeout as e:
-        raise BusyError(
-            f"The run {config.name!r} goes on in another process.", hint="Wait for it, or give another --name."
-        ) from e
+        yield
+    finally:
+        lock.release()

@@ -42,6 +42,8 @@ from llmasos.train.logs.runs import (
 from llmasos.train.logs.watch import Watcher
 
 VERSION = 1
+_LEFT = ".*[.-]" + 8 * "[0-9a-f]" + ".tmp"
+"""What a process that was killed has not moved into place: see `write_atomically`, and exports."""
 
 
 class Files(Watcher):
@@ -59,7 +61,7 @@ class Files(Watcher):
     def began(self, step: int, num_steps: int) -> None:
         with self._kept(RUN):
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob(".*.tmp"):  # by a process that was killed
+            for left in self.folder.glob(_LEFT):
                 shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         before = read_facts(self.folder)
         self._seconds = float(before.get("seconds") or 0.0)

@@ -19,11 +19,15 @@ from llmasos.data import parse_sources, train_tokenizer
 from llmasos.models.config import ModelConfig
 from llmasos.models.decoder import Decoder
 from llmasos.models.families import config_from_hf
+from llmasos.models.layers import Norm
 from llmasos.models.load import LoadedModel
 from llmasos.store import ensure
+from llmasos.store.transfer import disk_errors
 from llmasos.text import Tokenizer, load_tokenizer
 from llmasos.train.config import TrainConfig
+from llmasos.train.marks import mark
 from llmasos.train.methods.base import Method, NextToken
+from llmasos.train.parallel.shard import Spreader
 
 WIDTH = 64
 """Of each layer of depth."""
@@ -32,6 +36,8 @@ DEPTH = 12
 TOKENS_PER_WEIGHT = 20
 """What is worth reading (arXiv:2203.15556)."""
 CONTEXT = 2048
+TOKENIZER = "tokenizer"
+"""Folder of a run; marked as the run's until that has begun."""
 
 
 class Pretrain(Method):
@@ -62,13 +68,14 @@ class Pretrain(Method):
         """Learnt from the data, once for each run."""
         config = self.config
         assert config.output is not None
-        folder = config.output / "tokenizer"
+        folder = config.output / TOKENIZER
         if not (folder / "tokenizer.json").exists():
             refs = [source.ref for source in parse_sources(config.data)]
-            columns = list(config.columns) if isinstance(config.columns, tuple) else config.columns
-            made = train_tokenizer(refs, vocab_size=config.vocab_size, schema=config.schema_, columns=columns)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            made.save_pretrained(folder)
+            made = train_tokenizer(refs, vocab_size=config.vocab_size, schema=config.schema_, columns=config.columns)
+            with disk_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                mark(folder, config.name or config.output.resolve().name)
+                made.save_pretrained(folder)
         return load_tokenizer(folder)
 
     @cached_property
@@ -79,17 +86,29 @@ class Pretrain(Method):
             shape_of(self.config.depth or DEPTH, self.tokenizer.vocab_size, self.config.max_length or CONTEXT)
         )
 
-    def build(self, device: torch.device, dtype: torch.dtype) -> NextToken:
-        model = self.weights(device, dtype) if self.config.model is not None else self._begin(device)
-        return NextToken(model, self.trainee(model, dtype))
+    def build(self, device: torch.device, spreader: Spreader) -> NextToken:
+        if self.config.model is not None:
+            model = self.weights(device, spreader.dtype, spreader)
+        else:
+            model = self._begun(device, spreader)
+        return NextToken(model, self.trainee(model, spreader))
 
-    def _begin(self, device: torch.device) -> LoadedModel:
-        with device:
+    def _begun(self, device: torch.device, spreader: Spreader) -> LoadedModel:
+        """Drawn block by block, so that any number of processes begins with the same numbers."""
+        with torch.device("meta"):
             module = Decoder(self.shape)
-        begin(module, seed=self.config.seed)
-        module.requires_grad_()
+        draw = torch.Generator(device).manual_seed(self.config.seed)
         assert self.config.output is not None
-        return LoadedModel(module, self.shape, self.tokenizer, self.config.output / "model")
+        model = LoadedModel(module, self.shape, self.tokenizer, self.config.output / "model")
+        for name, child in module.named_children():
+            if child is not module.layers:
+                begin(child, draw, is_head=name == "head")
+                continue
+            for number, block in enumerate(module.layers):
+                begin(block, draw)
+                self.made_to_learn(model, f"layers.{number}", spreader)
+        self.made_to_learn(model, "", spreader)
+        return model
 
 
 def shape_of(depth: int, vocab_size: int, context: int) -> dict[str, Any]:
@@ -113,10 +132,11 @@ def shape_of(depth: int, vocab_size: int, context: int) -> dict[str, Any]:
     }
 
 
-def begin(module: Decoder, *, seed: int) -> None:
-    """Fill the weights: matrices at a scale that keeps the size of what passes, those that write to the stream at zero,
-    so that every block begins as the identity; the head near zero, so that the first loss is log V."""
-    draw = torch.Generator(module.device).manual_seed(seed)
+def begin(module: nn.Module, draw: torch.Generator, *, is_head: bool = False) -> None:
+    """Give a part of a decoder weights, on the device of `draw`: matrices at a scale that keeps the size of what
+    passes, those that write to the stream at zero, so that every block begins as the identity; the head near zero, so
+    that the first loss is log V. Norms multiply by one."""
+    module.to_empty(device=draw.device)
     for name, child in module.named_modules():
         if isinstance(child, nn.Embedding):
             child.weight.data.normal_(0.0, 1.0, generator=draw)
@@ -124,6 +144,6 @@ def begin(module: Decoder, *, seed: int) -> None:
             rows, columns = child.weight.shape
             writes = name.endswith(("attn.out", "mlp.down"))
             std = 0.0 if writes else min(1.0, math.sqrt(rows / columns)) / math.sqrt(columns)
-            child.weight.data.normal_(0.0, 1e-3 if name == "head" else std, generator=draw)
-            if child.bias is not None:
-                child.bias.data.zero_()
+            child.weight.data.normal_(0.0, 1e-3 if is_head else std, generator=draw)
+        elif isinstance(child, Norm) and child.weight is not None:
+            child.weight.data.fill_(1.0)

@@ -16,6 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from llmasos.errors import FormatError, InvalidInputError, NotFoundError
 
 Method = Literal["pretrain", "sft", "distill"]
+MAY_CHANGE = frozenset(
+    {
+        *("steps", "max_minutes", "save_every", "evaluate_every", "keep", "prompts", "trackers", "install", "merge"),
+        *("gpus", "parallel", "tensor_parallel_size", "device", "compile", "recompute", "max_memory"),
+        *("resume", "name", "output"),
+    }
+)
+"""What a run that goes on may be told anew."""
 
 
 class _Group(BaseModel):

@@ -23,7 +23,7 @@ from gpu_train import batch, load, works
 from llmasos.train.lora import LoraOptions, add_lora
 from llmasos.train.model import Placed, Trainee
 from llmasos.train.optim import OptimizerOptions, Optimizers
-from llmasos.train.parallel import Ranks, spread
+from llmasos.train.parallel import Ranks, Spreader
 from llmasos.train.parallel.gradients import Reducer
 
 
@@ -45,8 +45,10 @@ def measure(args: argparse.Namespace, name: str) -> dict[str, Any]:
         model.module.requires_grad_()
     device = model.module.device
     dtype = torch.bfloat16 if on_gpu else torch.float32
+    spreader = Spreader(ranks, dtype)
+    spreader.whole(model.module)
     trainee = Trainee(model.module, dtype=dtype, recompute=args.recompute, compiled=on_gpu and not args.eager)
-    spread(trainee, ranks)
+    spreader.prepare(trainee)
     optimizers = Optimizers(model.module, OptimizerOptions(lr=1e-4, max_norm=0.0))
     reducer = Reducer(optimizers.parameters, ranks.group("replica")) if size > 1 and args.kind == "ddp" else None
     batches = [Placed.of(batch(work, model.config.vocab_size, 2 * rank + i), device) for i in range(2)]

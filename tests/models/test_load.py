@@ -4,6 +4,7 @@ import json
 import logging
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -180,9 +181,9 @@ def test_loading_leaves_no_helpers_of_parallel_kernels_behind(
     """They belong to the thread that ran the kernels, and slow down those of the thread that runs the model."""
     fill, seen = loading._Filler.fill, []
 
-    def watched(self: loading._Filler, module: torch.nn.Module) -> None:
+    def watched(self: loading._Filler, *given: Any) -> None:
         seen.append(threading.current_thread())
-        fill(self, module)
+        fill(self, *given)
 
     monkeypatch.setattr(loading._Filler, "fill", watched)
     load_model(tiny_model, device="cpu")

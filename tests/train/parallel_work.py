@@ -23,7 +23,7 @@ from llmasos.train.loop import Loop, LoopOptions
 from llmasos.train.lora import LoraOptions, add_lora
 from llmasos.train.model import Placed, Trainee
 from llmasos.train.optim import OptimizerOptions
-from llmasos.train.parallel import Ranks, spread, whole
+from llmasos.train.parallel import Ranks, Spreader, whole
 from llmasos.train.run import train
 from llmasos.train.schedule import Schedule
 
@@ -66,8 +66,10 @@ def make(
                 torch.nn.init.normal_(parameter, std=0.1)
     else:
         model.module.requires_grad_()
+    spreader = Spreader(ranks, torch.float32, optimizer)
+    spreader.whole(model.module)
     trainee = Trainee(model.module, dtype=torch.float32)
-    spread(trainee, ranks, optimizer)
+    spreader.prepare(trainee)
     batches = Batches(
         home / "data.jsonl", model.tokenizer, max_length=64, batch_tokens=128, epochs=None, seed=3,
         rank=ranks.data_rank, world_size=ranks.data_size,
@@ -106,7 +108,7 @@ class Killed(Exception):
 
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tensor": ({"tuning": "full", "validation": 0.2, "micro_batch_tokens": None}, {"tensor_parallel_size": 2}),
-    "tensor-lora": ({"tuning": "lora", "lora": {"r": 4}, "validation": 0}, {"tensor_parallel_size": 2}),
+    "tensor-lora": ({"tuning": "lora", "lora": {"r": 4}, "validation": 0.2}, {"tensor_parallel_size": 2}),
     "ddp": ({"tuning": "lora", "lora": {"r": 4, "dora": True}, "validation": 0.2}, {"parallel": "ddp"}),
     "pretrain": (
         {"method": "pretrain", "model": None, "depth": 1, "vocab_size": 400, "validation": 0.2},
@@ -124,7 +126,7 @@ def options(home: Path, which: str, **more: Any) -> TrainConfig:
 
 def runs(home: Path) -> None:
     """What `train` does on each of two processes, and what it refuses."""
-    os.environ |= {"RANK": str(dist.get_rank()), "TORCHELASTIC_RUN_ID": "this"}
+    os.environ |= {"RANK": str(dist.get_rank()), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "this"}
     for name, (_, how) in RUNS.items():
         train(options(home, name, **how, name=f"two-{name}"))
     said = {}

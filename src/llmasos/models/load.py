@@ -13,8 +13,9 @@ import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("llmasos")
 MakeLinear = Callable[[Tensor, Tensor | None], nn.Module]
 """Weight [N, K] and bias [N] -> a layer that computes with them."""
+Ready = Callable[["LoadedModel", str], None]
+"""Gets a model that is being loaded and the name of the part that is there now: a block, or "" for the whole."""
 Quantization = Literal["auto", "none", "int8", "int4"]
 QUANTIZATIONS = ("auto", "none", "int8", "int4")
 LOAD_FORMATS = ("auto", "dummy")
@@ -168,6 +171,7 @@ def load_model(
     load_format: str = "auto",
     group: Group | None = None,
     linear: MakeLinear | None = None,
+    ready: Ready | None = None,
 ) -> LoadedModel:
     """Load an HF folder (config.json + safetensors) or a GGUF file.
 
@@ -178,6 +182,8 @@ def load_model(
     `load_format`: "dummy" takes a folder with a config.json alone and makes random weights, always the same ones on the
     same kind of device. `group`: this process loads its share of a tensor-parallel model. `linear`: makes the blocks'
     linear layers, out of weight and bias on the device, one after the other; for weights that are kept in another form.
+    `ready`: called as soon as a block of a checkpoint's decoder is there, before the next one is read, and last for the
+    whole; so it may keep a part of each, and a model is not in memory as a whole at any time.
     Raises NotFoundError, FormatError, UnknownArchitectureError, UnsupportedError, DeviceError, InvalidInputError.
     """
     path = Path(path)
@@ -186,11 +192,11 @@ def load_model(
     _check_choice("quantization", quantization, QUANTIZATIONS)
     _check_choice("load_format", load_format, LOAD_FORMATS)
     if load_format == "dummy":
-        return _load(path, read_config(path), None, device, dtype, quantization, with_tokenizer, group, linear)
+        return _load(path, read_config(path), None, device, dtype, quantization, with_tokenizer, group, linear, ready)
     path = gguf_in(path)
     config, checkpoint = _open(path)
     with closing(checkpoint):
-        return _load(path, config, checkpoint, device, dtype, quantization, with_tokenizer, group, linear)
+        return _load(path, config, checkpoint, device, dtype, quantization, with_tokenizer, group, linear, ready)
 
 
 def _in_passing_thread(work: Callable[[], None]) -> None:
@@ -215,6 +221,7 @@ def _load(
     with_tokenizer: bool,
     group: Group | None,
     linear: MakeLinear | None,
+    ready: Ready | None,
 ) -> LoadedModel:
     placement = place(group.device if group is not None else device, dtype, encoder=config.is_encoder)
     if placement.device.type == "cpu":
@@ -227,6 +234,15 @@ def _load(
     if group is not None and group.size > 1:
         shard = Shard(config, group.rank, group.size)
         module = _build(shard_config(config, group.size))
+    module.eval().requires_grad_(False)
+    model = LoadedModel(
+        module=module,
+        config=config,
+        tokenizer=_tokenizer(path, checkpoint) if with_tokenizer else None,
+        path=path,
+        generation=_generation(path),
+        pooling=_pooling(path) if config.is_encoder else {},
+    )
 
     def fill() -> None:
         if checkpoint is None:
@@ -234,7 +250,8 @@ def _load(
             if linear is not None:
                 made_anew(module, linear)
         else:
-            _Filler(config, checkpoint, placement, quantization, whole, shard, linear).fill(module)
+            filler = _Filler(config, checkpoint, placement, quantization, whole, shard, linear)
+            filler.fill(module, partial(ready, model) if ready is not None else None)
 
     if placement.device.type == "cpu":
         _in_passing_thread(fill)
@@ -243,15 +260,7 @@ def _load(
     if shard is not None and group is not None:
         assert isinstance(module, Decoder)
         parallelize(module, group)
-    module.eval().requires_grad_(False)
-    return LoadedModel(
-        module=module,
-        config=config,
-        tokenizer=_tokenizer(path, checkpoint) if with_tokenizer else None,
-        path=path,
-        generation=_generation(path),
-        pooling=_pooling(path) if config.is_encoder else {},
-    )
+    return model
 
 
 def _check_rounding(quantization: str, placement: Placement, *, exact: bool) -> None:
@@ -333,37 +342,43 @@ class _Filler:
         self.round_to = quantization if quantization in ("int8", "int4") else None
         self.upload = Upload(self.device) if self.device.type == "cuda" else None
 
-    def fill(self, module: nn.Module) -> None:
+    def fill(self, module: nn.Module, ready: Callable[[str], None] | None = None) -> None:
+        """Block by block, if somebody wants to know when each is there; else with reads that never pause."""
+        modules = list(module.named_modules())
         if self.linear is not None and self.upload is not None:
             self.upload.begin()
+        pool = ThreadPoolExecutor(READERS, "llmasos-load", self.upload.begin) if self.upload is not None else None
+        with pool or nullcontext() as readers:
+            if ready is None:
+                self._fill_modules(module, modules, readers)
+            else:
+                for block in (f"layers.{i}" for i in range(self.config.num_layers)):
+                    self._fill_modules(module, [m for m in modules if m[0].startswith(f"{block}.")], readers)
+                    ready(block)
+                self._fill_modules(module, [m for m in modules if not m[0].startswith("layers.")], readers)
+        tie(self.config, module, self.shard)
+        if ready is not None:
+            ready("")
+        self._report_leftovers()
+
+    def _fill_modules(
+        self, root: nn.Module, modules: Sequence[tuple[str, nn.Module]], readers: ThreadPoolExecutor | None
+    ) -> None:
+        """A mapped file costs a CPU nothing to "read": there are no readers. The first error, in the order of the
+        modules, is the one that is raised."""
         wanted: list[tuple[nn.Module, str, str]] = []
-        for name, child in list(module.named_modules()):
-            if isinstance(child, nn.Linear) and self._replace_linear(module, name, child):
+        for name, child in modules:
+            if isinstance(child, nn.Linear) and self._replace_linear(root, name, child):
                 continue
-            if isinstance(child, nn.Embedding) and self._replace_embedding(module, name):
+            if isinstance(child, nn.Embedding) and self._replace_embedding(root, name):
                 continue
             for leaf, parameter in child._parameters.items():
                 if parameter is not None and parameter.is_meta and not is_tied(self.config, f"{name}.{leaf}"):
                     wanted.append((child, leaf, f"{name}.{leaf}"))
-        self._fill_parameters(wanted)
-        tie(self.config, module, self.shard)
-        self._report_leftovers()
-
-    def _fill_parameters(self, wanted: Sequence[tuple[nn.Module, str, str]]) -> None:
-        """A mapped file costs a CPU nothing to "read". The first error, in the order of the modules, is the one that is
-        raised."""
-        if self.upload is None:
-            for child, leaf, name in wanted:
-                child._parameters[leaf] = self._parameter(name)
-            return
-        with ThreadPoolExecutor(READERS, "llmasos-load", self.upload.begin) as pool:
-            futures = [pool.submit(self._parameter, name) for _, _, name in wanted]
-            try:
-                for (child, leaf, _), future in zip(wanted, futures, strict=True):
-                    child._parameters[leaf] = future.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        read = map if readers is None else readers.map
+        found = read(self._parameter, [name for _, _, name in wanted])
+        for (child, leaf, _), parameter in zip(wanted, found, strict=True):
+            child._parameters[leaf] = parameter
 
     def _report_leftovers(self) -> None:
         """Weights that nothing here uses may belong to a variant that would be computed wrongly without a word. GGUF

@@ -36,7 +36,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as write_tensors
 from llmasos.errors import DiskFullError, FormatError, LLMasOSError
 from llmasos.train.optim import BLOCKS, Optimizers
 from llmasos.train.parallel.ranks import Ranks
-from llmasos.train.parallel.shard import at_rest, whole_tensor
+from llmasos.train.parallel.shard import at_rest, whole_shape, whole_tensor
 from llmasos.train.parallel.tensor import cut_of
 
 VERSION = 2
@@ -291,7 +291,7 @@ def _targets(
     """Tensors to read into: like the parameters they belong to, where they have their shape."""
     facts = {n: f for n, f in metadata.state_dict_metadata.items() if isinstance(f, TensorStorageMetadata)}
     saved = {n.removeprefix(_WEIGHTS): tuple(f.size) for n, f in facts.items() if n.startswith(_WEIGHTS)}
-    if saved != {name: _whole_shape(p) for name, p in own.items()}:
+    if saved != {name: whole_shape(p) for name, p in own.items()}:
         raise FormatError(
             f"{path} holds other weights than this run trains.",
             hint="Go on with the model, adapter options and recipe that it was begun with, or begin a new run.",
@@ -311,13 +311,6 @@ def _targets(
         else:
             targets[name] = torch.zeros(size, dtype=dtype)
     return targets
-
-
-def _whole_shape(parameter: Tensor) -> tuple[int, ...]:
-    shape, cut = list(parameter.shape), getattr(parameter, "cut", None)
-    if cut is not None:
-        shape[cut.dim] *= len(cut.of)
-    return tuple(shape)
 
 
 def _part(tensor: Tensor, like: Tensor, ranks: Ranks) -> Tensor:

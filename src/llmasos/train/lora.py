@@ -121,15 +121,18 @@ class TrainedLora(nn.Module):
         return weight
 
 
-def add_lora(model: LoadedModel, options: LoraOptions) -> list[str]:
-    """Freeze the model and put an adapter beside the layers that `options.targets` name. Returns those layers' names.
+def add_lora(model: LoadedModel, options: LoraOptions, part: str = "") -> list[str]:
+    """Freeze the model and put an adapter beside the layers that `options.targets` name; in one block only, if `part`
+    is its name. Returns those layers' names.
 
     Raises InvalidInputError for a target that the model has not, UnsupportedError for models and layers that can't have
     adapters."""
     check_adaptable(model)
-    model.module.requires_grad_(False)
+    model.module.get_submodule(part).requires_grad_(False)
     known, done = set(), []
     for name, layer in linear_layers(model.module).items():
+        if part and not name.startswith(f"{part}."):
+            continue
         theirs, parts = part_rows(model, name, layer.out_features)
         ends = [their.rsplit(".", 1)[-1] for their in theirs]
         known.update(ends)

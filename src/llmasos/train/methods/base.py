@@ -21,6 +21,7 @@ from llmasos.train.config import TrainConfig
 from llmasos.train.lora import LoraOptions, add_lora
 from llmasos.train.lowbit import FrozenLinear
 from llmasos.train.model import Placed, Trainee
+from llmasos.train.parallel.shard import Spreader
 
 
 @dataclass
@@ -82,25 +83,47 @@ class Method(ABC):
         return None
 
     @abstractmethod
-    def build(self, device: torch.device, dtype: torch.dtype) -> NextToken:
-        """Load or make the weights and say how they learn. dtype: of the computation."""
+    def build(self, device: torch.device, spreader: Spreader) -> NextToken:
+        """Load or make the weights, spread, and say how they learn."""
 
-    def weights(self, device: torch.device, dtype: torch.dtype) -> LoadedModel:
-        """The model with what is trained of it requiring gradients."""
+    def weights(self, device: torch.device, dtype: torch.dtype, spreader: Spreader | None = None) -> LoadedModel:
+        """The model with what is trained of it requiring gradients. dtype: of the computation, and of frozen weights.
+        spreader: over processes, block by block."""
         config = self.config
-        stored = torch.float32 if config.tuning == "full" else dtype
-        linear = partial(FrozenLinear, kind=config.quantization) if config.tuning == "qlora" else None
-        model = load_model(self.path, device=device, dtype=stored, quantization="none", linear=linear)
-        if config.tuning == "full":
-            model.module.requires_grad_()
-        else:
-            add_lora(model, lora_options(config))
-        return model
 
-    def trainee(self, model: LoadedModel, dtype: torch.dtype) -> Trainee:
-        on_gpu = model.module.device.type == "cuda"
-        compiled = on_gpu if self.config.compile is None else self.config.compile
-        return Trainee(model.module, dtype=dtype, recompute=bool(self.config.recompute), compiled=compiled)
+        def ready(model: LoadedModel, part: str) -> None:
+            self.made_to_learn(model, part, spreader)
+
+        return load_model(
+            self.path,
+            device=device,
+            dtype=torch.float32 if config.tuning == "full" else dtype,
+            quantization="none",
+            linear=partial(FrozenLinear, kind=config.quantization) if config.tuning == "qlora" else None,
+            ready=ready,
+        )
+
+    def made_to_learn(self, model: LoadedModel, part: str, spreader: Spreader | None) -> None:
+        """Of a block, or of the rest of the model, whose weights are there now."""
+        if self.config.tuning == "full":
+            model.module.get_submodule(part).requires_grad_()
+        elif part:
+            add_lora(model, lora_options(self.config), part)
+        if spreader is not None:
+            spreader.part(model.module, part)
+
+    def trainee(self, model: LoadedModel, spreader: Spreader) -> Trainee:
+        found = Trainee(
+            model.module,
+            dtype=spreader.dtype,
+            recompute=bool(self.config.recompute),
+            compiled=self.is_compiled(model.module.device),
+        )
+        spreader.prepare(found)
+        return found
+
+    def is_compiled(self, device: torch.device) -> bool:
+        return device.type == "cuda" if self.config.compile is None else self.config.compile
 
 
 def lora_options(config: TrainConfig) -> LoraOptions:

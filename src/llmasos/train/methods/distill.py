@@ -24,10 +24,10 @@ from llmasos.text import load_tokenizer
 from llmasos.train.answers import Prompts, Shadow, teacher_answers
 from llmasos.train.config import Distillation, TrainConfig
 from llmasos.train.divergence import Divergence, Scores, cosine_distance, linear_divergence
-from llmasos.train.lora import add_lora
 from llmasos.train.lowbit import FrozenLinear
-from llmasos.train.methods.base import Method, NextToken, decoder_config, lora_options
+from llmasos.train.methods.base import Method, NextToken, decoder_config
 from llmasos.train.model import Placed, Trainee
+from llmasos.train.parallel.shard import Spreader
 from llmasos.train.students import check_vocabulary, kept_layers, student_config, student_of
 
 
@@ -219,47 +219,52 @@ class Distill(Method):
     @cached_property
     def _answered(self) -> dict[str, Any]:
         config = self.config
-        columns = list(config.columns) if isinstance(config.columns, tuple) else config.columns
         written = teacher_answers(
             self.teacher_path,
-            Prompts(config.data, config.schema_, columns, config.template),
+            Prompts(config.data, config.schema_, config.columns, config.template),
             max_new_tokens=config.distillation.max_new_tokens,
             device=config.device,
             dtype=config.dtype,
         )
         return {"data": (str(written),), "schema_": None, "columns": None}
 
-    def build(self, device: torch.device, dtype: torch.dtype) -> NextToken:
+    def build(self, device: torch.device, spreader: Spreader) -> NextToken:
         self.check()
+        dtype = spreader.dtype
         if not self.asks_teacher:
-            model = self.weights(device, dtype)
-            return NextToken(model, self.trainee(model, dtype))
-        teacher = load_model(self.teacher_path, device=device, dtype=dtype, quantization="none")
+            model = self.weights(device, dtype, spreader)
+            return NextToken(model, self.trainee(model, spreader))
         if self.config.model is None:
-            model = self._cut(teacher, dtype)
+            teacher = load_model(self.teacher_path, device=device, dtype=dtype, quantization="none")
+            model = self._cut(teacher, dtype, spreader)
             model.tokenizer = self.tokenizer
+            spreader.whole(teacher.module)
         else:
-            model = super().weights(device, dtype)
-        asked = Trainee(teacher.module, dtype=dtype, compiled=self._compiled(device))
+            model = self.weights(device, dtype, spreader)
+            teacher = load_model(
+                self.teacher_path,
+                device=device,
+                dtype=dtype,
+                quantization="none",
+                ready=lambda model, part: spreader.part(model.module, part),
+            )
+        asked = Trainee(teacher.module, dtype=dtype, compiled=self.is_compiled(device))
+        spreader.prepare(asked)
         room = self.config.micro_batch_tokens or self.config.max_length or self.shape.context_length
-        return Distiller(model, self.trainee(model, dtype), asked, self.config.distillation, room)
+        return Distiller(model, self.trainee(model, spreader), asked, self.config.distillation, room)
 
-    def _compiled(self, device: torch.device) -> bool:
-        return device.type == "cuda" if self.config.compile is None else self.config.compile
-
-    def weights(self, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    def weights(self, device: torch.device, dtype: torch.dtype, spreader: Spreader | None = None) -> LoadedModel:
         if self.config.model is not None:
-            return super().weights(device, dtype)
-        return self._cut(load_model(self.teacher_path, device=device, dtype=dtype, quantization="none"), dtype)
+            return super().weights(device, dtype, spreader)
+        teacher = load_model(self.teacher_path, device=device, dtype=dtype, quantization="none")
+        return self._cut(teacher, dtype, spreader)
 
-    def _cut(self, teacher: LoadedModel, dtype: torch.dtype) -> LoadedModel:
+    def _cut(self, teacher: LoadedModel, dtype: torch.dtype, spreader: Spreader | None) -> LoadedModel:
         """The student, of the teacher's layers, with what is trained of it requiring gradients."""
         config = self.config
         model = student_of(teacher, self.layers, torch.float32 if config.tuning == "full" else dtype)
-        if config.tuning == "full":
-            model.module.requires_grad_()
-            return model
         if config.tuning == "qlora":
             made_anew(model.module, partial(FrozenLinear, kind=config.quantization))
-        add_lora(model, lora_options(config))
+        for part in (*(f"layers.{number}" for number in range(len(self.layers))), ""):
+            self.made_to_learn(model, part, spreader)
         return model

@@ -9,6 +9,7 @@ import torch
 
 from llmasos.train.config import TrainConfig
 from llmasos.train.methods.base import Method, NextToken
+from llmasos.train.parallel.shard import Spreader
 
 
 class Sft(Method):
@@ -23,6 +24,6 @@ class Sft(Method):
             "batch_tokens": 16_384,
         }
 
-    def build(self, device: torch.device, dtype: torch.dtype) -> NextToken:
-        model = self.weights(device, dtype)
-        return NextToken(model, self.trainee(model, dtype))
+    def build(self, device: torch.device, spreader: Spreader) -> NextToken:
+        model = self.weights(device, spreader.dtype, spreader)
+        return NextToken(model, self.trainee(model, spreader))

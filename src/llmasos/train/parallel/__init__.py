@@ -2,6 +2,6 @@
 
 from llmasos.train.parallel.launch import begins, joined, regrouped
 from llmasos.train.parallel.ranks import LostRankError, Ranks, explained
-from llmasos.train.parallel.shard import spread, whole
+from llmasos.train.parallel.shard import Spreader, whole, whole_shape
 
-__all__ = ["LostRankError", "Ranks", "begins", "explained", "joined", "regrouped", "spread", "whole"]
+__all__ = ["LostRankError", "Ranks", "Spreader", "begins", "explained", "joined", "regrouped", "whole", "whole_shape"]

@@ -1,10 +1,11 @@
 """Weights spread over ranks, from outside of the model's definition: FSDP2, HSDP, and tensor parallelism.
 
-`spread` comes after the learner is built and before its optimizer is.
+A `Spreader` gets a decoder's parts while it is loaded or made; optimizers come after it.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from llmasos.errors import InvalidInputError
+from llmasos.models.decoder import Decoder
+from llmasos.train.lora import TrainedLora
+from llmasos.train.lowbit import FrozenLinear
 from llmasos.train.parallel.ranks import Ranks
-from llmasos.train.parallel.tensor import cut_layers, cut_of, uncut
+from llmasos.train.parallel.tensor import check_heads, cut_block, cut_of, uncut
 
 if TYPE_CHECKING:
     from llmasos.train.model import Trainee
@@ -24,55 +28,86 @@ KEPT = 0.2
 once more."""
 
 
-def spread(trainee: Trainee, ranks: Ranks, optimizer: str = "adamw") -> None:
-    """Raises InvalidInputError, UnsupportedError for what cannot be spread so."""
-    if ranks.world_size == 1:
-        return
-    is_sharded = ranks.kind != "ddp"
-    if ranks.tensor > 1:
+class Spreader:
+    """Leaves of each part of a decoder what is this rank's, as soon as the part is there (`part`): so a process has in
+    memory what is its own, and one block. dtype: of the computation.
+
+    Raises InvalidInputError for ways to spread that do not go together."""
+
+    def __init__(self, ranks: Ranks, dtype: torch.dtype, optimizer: str = "adamw") -> None:
+        self.ranks, self.dtype = ranks, dtype
+        self.is_sharded = ranks.world_size > 1 and ranks.kind != "ddp"
+        if ranks.tensor == 1:
+            return
         if optimizer == "adamw8bit":
             raise InvalidInputError(
                 f"adamw8bit keeps its states in blocks, and tensor_parallel_size={ranks.tensor} cuts through them.",
                 hint='Use optimizer="adamw", or parallel="fsdp" without tensor_parallel_size.',
                 param="optimizer",
             )
-        if is_sharded:
+        if self.is_sharded:
             raise InvalidInputError(
                 f"tensor_parallel_size={ranks.tensor} with parallel={ranks.kind}: the two are not used together.",
                 hint='Use parallel="ddp" beside it, or parallel="fsdp" alone.',
                 param="parallel",
             )
-        cut_layers(trainee.decoder, ranks)
-    if is_sharded:
-        _fully_shard(trainee, ranks)
 
+    def part(self, decoder: Decoder, name: str) -> None:
+        """Of the block of this name; of all that is outside of blocks, if it is empty, when all blocks are done.
 
-def _fully_shard(trainee: Trainee, ranks: Ranks) -> None:
-    """Each block is gathered when it is needed, the next one while it computes; masters stay float32."""
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-    from torch.distributed.tensor import Shard
+        Raises InvalidInputError, UnsupportedError for what cannot be cut."""
+        module = decoder.get_submodule(name)
+        if self.ranks.tensor > 1 and name:
+            check_heads(decoder.config, self.ranks.tensor)
+            cut_block(module, decoder.config, self.ranks)
+        if self.is_sharded:
+            self._shard(module)
 
-    decoder = trainee.decoder
-    assert ranks.mesh is not None
-    mesh = ranks.mesh["replica", "shard"] if ranks.kind == "hsdp" else ranks.mesh["shard"]
-    shards = ranks.size("shard")
+    def whole(self, decoder: Decoder) -> None:
+        """Of one that is there already."""
+        for number in range(len(decoder.layers)):
+            self.part(decoder, f"layers.{number}")
+        self.part(decoder, "")
 
-    options: dict[str, Any] = {
-        "mesh": mesh,
-        "mp_policy": MixedPrecisionPolicy(param_dtype=trainee.dtype, reduce_dtype=torch.float32),
-        "shard_placement_fn": lambda parameter: Shard(shard_dim(parameter.shape, shards)),
-    }
-    again = _must_reshard(trainee)
-    block: Any
-    for block in decoder.layers:
-        if block._compiled_call_impl is not None:  # what gathers weights stays outside of the compiled part
-            block._compiled_call_impl = None
-            block.forward = torch.compile(block.forward)
-        fully_shard(block, reshard_after_forward=again, **options)
-    fully_shard(decoder, reshard_after_forward=False, **options)  # the head is used after the forward pass
-    for before, after in zip(decoder.layers, decoder.layers[1:], strict=False):
-        before.set_modules_to_forward_prefetch([after])  # type: ignore[operator]
-    trainee.casts_itself = False
+    def _shard(self, module: nn.Module) -> None:
+        """A block is gathered when it is needed, the next one while it computes; masters stay float32."""
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+        from torch.distributed.tensor import Shard
+
+        ranks = self.ranks
+        assert ranks.mesh is not None
+        shards = ranks.size("shard")
+        has_adapters = False
+        for layer in module.modules():
+            if isinstance(layer, FrozenLinear):
+                layer.as_parameters()
+            has_adapters |= isinstance(layer, TrainedLora)
+        fully_shard(
+            module,
+            mesh=ranks.mesh["replica", "shard"] if ranks.kind == "hsdp" else ranks.mesh["shard"],
+            # beside adapters weights are in the dtype of the computation, and adapters are cast where they are used
+            mp_policy=MixedPrecisionPolicy(
+                param_dtype=None if has_adapters else self.dtype, reduce_dtype=torch.float32
+            ),
+            shard_placement_fn=lambda parameter: Shard(shard_dim(parameter.shape, shards)),
+        )
+
+    def prepare(self, trainee: Trainee) -> None:
+        """For passes through what was spread."""
+        if not self.is_sharded:
+            return
+        layers: Any = trainee.decoder.layers
+        again = _must_reshard(trainee)
+        for block in layers:
+            if block._compiled_call_impl is not None:  # what gathers weights stays outside of the compiled part
+                block._compiled_call_impl = None
+                block.forward = torch.compile(block.forward)
+            block.set_reshard_after_forward(again)
+        whole: Any = trainee.decoder
+        whole.set_reshard_after_forward(False, recurse=False)  # the head is used after the forward pass
+        for before, after in itertools.pairwise(layers):
+            before.set_modules_to_forward_prefetch([after])
+        trainee.casts_itself = False
 
 
 def shard_dim(shape: Sequence[int], shards: int) -> int:
@@ -101,6 +136,14 @@ def whole_tensor(tensor: Tensor, like: Tensor, ranks: Ranks) -> Tensor:
     """Of a parameter, or of something of its shape (`like` is the parameter). All ranks call it."""
     found = _gathered(tensor, ranks) if hasattr(tensor, "to_local") else tensor
     return uncut(found, like, ranks) if ranks.tensor > 1 else found
+
+
+def whole_shape(parameter: Tensor) -> tuple[int, ...]:
+    """What it has in one process."""
+    shape, cut = list(parameter.shape), getattr(parameter, "cut", None)
+    if cut is not None:
+        shape[cut.dim] *= len(cut.of)
+    return tuple(shape)
 
 
 def joined_on_device(part: Tensor, like: Any, ranks: Ranks) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmasos.errors import InvalidInputError, UnsupportedError
-from llmasos.models.decoder import Decoder
+from llmasos.models.config import ModelConfig
 from llmasos.train.lora import TrainedLora
 from llmasos.train.parallel.ranks import Ranks
 
@@ -68,9 +68,8 @@ def _sum(x: Tensor, group: Any) -> Tensor:
     return out
 
 
-def cut_layers(decoder: Decoder, ranks: Ranks) -> None:
+def check_heads(config: ModelConfig, size: int) -> None:
     """Raises InvalidInputError, UnsupportedError for a model that cannot be split so."""
-    config, size = decoder.config, ranks.tensor
     for what, number in (
         ("heads", config.num_heads),
         ("heads of keys", config.num_kv_heads),
@@ -87,21 +86,22 @@ def cut_layers(decoder: Decoder, ranks: Ranks) -> None:
             f"Heads of {config.architecture} depend on one another or on their number; tensor parallelism splits them.",
             hint='Use parallel="fsdp".',
         )
-    group = ranks.group("tensor")
-    for block in decoder.layers:
-        attn: Any = block.attn
-        mlp: Any = block.mlp
-        q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        inner = config.intermediate_size
-        _cut_rows(attn, "qkv", [q, kv, kv], ranks, group)
-        _cut_columns(attn, "out", q, ranks, group)
-        _cut_rows(mlp, "up", [inner, inner] if config.gated else [inner], ranks, group)
-        _cut_columns(mlp, "down", inner, ranks, group)
-        attn.num_heads, attn.num_kv_heads = config.num_heads // size, config.num_kv_heads // size
-        for name in ("q_norm", "k_norm"):
-            norm: Any = getattr(attn, name, nn.Module())
-            for parameter in norm.parameters():
-                parameter.partial = True
+
+
+def cut_block(block: Any, config: ModelConfig, ranks: Ranks) -> None:
+    """Leave this rank's part of a block. Raises UnsupportedError for layers that cannot be cut."""
+    size, group = ranks.tensor, ranks.group("tensor")
+    attn, mlp = block.attn, block.mlp
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    inner = config.intermediate_size
+    _cut_rows(attn, "qkv", [q, kv, kv], ranks, group)
+    _cut_columns(attn, "out", q, ranks, group)
+    _cut_rows(mlp, "up", [inner, inner] if config.gated else [inner], ranks, group)
+    _cut_columns(mlp, "down", inner, ranks, group)
+    attn.num_heads, attn.num_kv_heads = config.num_heads // size, config.num_kv_heads // size
+    for name in ("q_norm", "k_norm"):
+        for parameter in getattr(attn, name, nn.Module()).parameters():
+            parameter.partial = True  # type: ignore[union-attr]
 
 
 def _cut_rows(owner: nn.Module, name: str, sections: list[int], ranks: Ranks, group: Any) -> None:

@@ -13,7 +13,7 @@ from store_web import Web, web
 
 from llmasos.errors import FormatError, UnsupportedError
 from llmasos.serve.apps import environment
-from llmasos.store import wheels
+from llmasos.store import pip
 from llmasos.store.packages import Apps, Installed
 
 __all__ = ["web"]
@@ -47,7 +47,7 @@ def pip_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(f"PIP_{name}", raising=False)
     for name in ("LLMASOS_PYPI_INDEX", "UV_DEFAULT_INDEX"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(wheels, "_pip_options", dict)
+    monkeypatch.setattr(pip, "_pip_options", dict)
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
     monkeypatch.setenv("LLMASOS_OFFLINE", "1")
 

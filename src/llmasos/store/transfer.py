@@ -36,6 +36,7 @@ from llmasos.errors import (
     StoreError,
 )
 from llmasos.settings import settings
+from llmasos.store.pip import pip_option
 
 if TYPE_CHECKING:
     import httpx
@@ -171,8 +172,6 @@ def _client(ca_bundle: str, *, offline: bool) -> httpx.Client:
 
 
 def _http() -> httpx.Client:
-    from llmasos.store.wheels import pip_option
-
     bundle, offline = settings().ca_bundle or pip_option("cert"), settings().offline
     key = f"{'offline' if offline else ''}:{bundle}"
     return _clients.setdefault(key, _clients.get(key) or _client(bundle, offline=offline))

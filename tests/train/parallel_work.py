@@ -12,18 +12,22 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from alive import Alive
 from torch import Tensor
 
 from llmasos.data import Batches
 from llmasos.errors import LLMasOSError
+from llmasos.models import load as loading
 from llmasos.models.load import load_model
 from llmasos.train.config import TrainConfig
 from llmasos.train.events import Listener, StepReport
 from llmasos.train.loop import Loop, LoopOptions
 from llmasos.train.lora import LoraOptions, add_lora
+from llmasos.train.methods import method_of
 from llmasos.train.model import Placed, Trainee
 from llmasos.train.optim import OptimizerOptions
 from llmasos.train.parallel import Ranks, Spreader, whole
+from llmasos.train.parallel.shard import whole_tensor
 from llmasos.train.run import train
 from llmasos.train.schedule import Schedule
 
@@ -110,6 +114,7 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tensor": ({"tuning": "full", "validation": 0.2, "micro_batch_tokens": None}, {"tensor_parallel_size": 2}),
     "tensor-lora": ({"tuning": "lora", "lora": {"r": 4}, "validation": 0.2}, {"tensor_parallel_size": 2}),
     "ddp": ({"tuning": "lora", "lora": {"r": 4, "dora": True}, "validation": 0.2}, {"parallel": "ddp"}),
+    "qlora": ({"tuning": "qlora", "lora": {"r": 4}, "validation": 0.2}, {"parallel": "fsdp"}),
     "pretrain": (
         {"method": "pretrain", "model": None, "depth": 1, "vocab_size": 400, "validation": 0.2},
         {"parallel": "fsdp"},
@@ -233,6 +238,57 @@ def other_number(home: Path) -> None:
         loop = make(home, ranks, f"from-one-{name}", steps=4, optimizer=optimizer)
         assert loop.resume() and loop.step == 2
         loop.train()
+
+
+BUILT: dict[str, tuple[dict[str, Any], str, int]] = {
+    "fsdp": ({"tuning": "full"}, "fsdp", 1),
+    "fsdp-lora": ({"tuning": "lora"}, "fsdp", 1),
+    "fsdp-int8": ({"tuning": "qlora", "quantization": "int8"}, "fsdp", 1),
+    "fsdp-int4": ({"tuning": "qlora", "quantization": "int4"}, "fsdp", 1),
+    "hsdp-dora": ({"tuning": "lora", "lora": {"dora": True}}, "hsdp", 1),
+    "tensor": ({"tuning": "full"}, "ddp", 2),
+    "tensor-lora": ({"tuning": "lora"}, "ddp", 2),
+    "pretrain": ({"method": "pretrain", "model": None, "depth": 6, "tuning": "full"}, "fsdp", 1),
+    "distill": ({"method": "distill", "tuning": "full", "distillation": {"teacher": "deep"}}, "fsdp", 1),
+}
+"""What is built, and how it is spread over two processes."""
+
+
+def building(home: Path) -> None:
+    """What a process holds of a model at most while it is built, and that it is the model of one process."""
+    os.chdir(home)
+    loading._in_passing_thread = lambda work: work()  # where it is counted
+    loading._Filler._placed = lambda self, tensor: tensor.clone()  # type: ignore[method-assign]  # as to a GPU
+    found = {}
+    for name, (changes, kind, tensor) in BUILT.items():
+        base = {"model": "deep", "data": ["data.jsonl"], "output": home / "built"}
+        if changes.get("method") == "pretrain":
+            base["tokenizer"] = "deep"
+        method = method_of(TrainConfig.of(**base | changes))
+        ranks = Ranks.of_group(kind, tensor, "cpu", local_rank=dist.get_rank(), local_size=2)
+        built: list[Any] = []
+        sizes = []
+        for each in (Ranks(), ranks):
+            torch.manual_seed(5)
+            with Alive() as alive:
+                built.append(method.build(torch.device("cpu"), Spreader(each, torch.float32)))
+                sizes.append((alive.now, alive.most))
+        one, two = built
+        parts = [sum(t.nbytes for t in (*m.parameters(), *m.buffers())) for m in (*one.module.layers, one.module)]
+        rest = parts[-1] - sum(parts[:-1])
+        decoders = [(one.module, two.module)]
+        if name == "distill":
+            decoders.append((one.teacher.decoder, two.teacher.decoder))
+        same = True
+        for ours, theirs in decoders:
+            weights = dict(ours.named_parameters()) | dict(ours.named_buffers())
+            there = dict(theirs.named_parameters())
+            spread = {key: whole_tensor(tensor.detach(), tensor, ranks) for key, tensor in there.items()}
+            same &= all(torch.equal(tensor, weights[key]) for key, tensor in spread.items())
+            same &= len(spread) >= len(dict(ours.named_parameters()))
+        found[name] = {"one": sizes[0], "two": sizes[1], "part": max(rest, *parts[:-1]), "same": same}
+    if dist.get_rank() == 1:
+        (home / "built.json").write_text(json.dumps(found))
 
 
 def lost(home: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from parallel_work import LEARNT, OTHER_NUMBER, RUNS, losses, make, options, weights
+from parallel_work import BUILT, LEARNT, OTHER_NUMBER, RUNS, losses, make, options, weights
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -32,6 +32,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     before, os.environ["LLMASOS_HOME"] = os.environ.get("LLMASOS_HOME"), str(path / "home")
     try:
         write_tiny_model(path / "model", intermediate_size=96)  # some matrices have states in 8 bits
+        write_tiny_model(path / "deep", num_hidden_layers=12)
         rows = [
             {"text": f"Row {i}: the quick brown fox number {i * 7 % 13} jumps over dog {i % 5}."} for i in range(60)
         ]
@@ -44,7 +45,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             make(path, Ranks(), f"from-one-{name}", optimizer=optimizer).train()
         for optimizer in ("adamw", "adamw8bit", "muon"):
             make(path, Ranks(), f"one-long-{optimizer}", steps=4, optimizer=optimizer).train()
-        said = two(path, "equal", "runs", "kill", "other_number", "lost")
+        said = two(path, "equal", "runs", "building", "kill", "other_number", "lost")
         (path / "said.txt").write_text(said)
     finally:
         if before is None:
@@ -140,6 +141,16 @@ def test_one_process_goes_on_with_what_two_began(name: str, home: Path, monkeypa
         assert (found.reason, found.step) == ("finished", 5)
     one, two = (home / "home" / "runs" / f"{number}-{name}" for number in ("one", "two"))
     assert losses(two) == pytest.approx(losses(one), abs=1e-4) and len(losses(one)) == 5
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_a_process_holds_its_own_part_of_a_model_and_one_block_while_it_is_built(name: str, home: Path) -> None:
+    """And the numbers are those of one process, also where they are drawn or quantised."""
+    built = json.loads((home / "built.json").read_text())[name]
+    (alone, _), (kept, most) = built["one"], built["two"]
+    assert built["same"]
+    assert kept < 0.7 * alone  # tensor parallel has embeddings and head whole
+    assert most < kept + 1.5 * built["part"]
 
 
 def test_what_cannot_be_cut_is_refused_in_words(home: Path) -> None:

@@ -61,7 +61,7 @@ class Spreader:
             check_heads(decoder.config, self.ranks.tensor)
             cut_block(module, decoder.config, self.ranks)
         if self.is_sharded:
-            self._shard(module)
+            self._shard(module, decoder)
 
     def whole(self, decoder: Decoder) -> None:
         """Of one that is there already."""
@@ -69,7 +69,7 @@ class Spreader:
             self.part(decoder, f"layers.{number}")
         self.part(decoder, "")
 
-    def _shard(self, module: nn.Module) -> None:
+    def _shard(self, module: nn.Module, decoder: Decoder) -> None:
         """A block is gathered when it is needed, the next one while it computes; masters stay float32."""
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
         from torch.distributed.tensor import Shard
@@ -77,11 +77,10 @@ class Spreader:
         ranks = self.ranks
         assert ranks.mesh is not None
         shards = ranks.size("shard")
-        has_adapters = False
-        for layer in module.modules():
+        has_adapters = any(isinstance(layer, TrainedLora) for layer in module.modules())
+        for layer in module.modules() if module is not decoder else ():
             if isinstance(layer, FrozenLinear):
                 layer.as_parameters()
-            has_adapters |= isinstance(layer, TrainedLora)
         fully_shard(
             module,
             mesh=ranks.mesh["replica", "shard"] if ranks.kind == "hsdp" else ranks.mesh["shard"],

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmasos.data import Masker, TokenCache, open_dataset, tokens
+from llmasos.data import Masker, TokenCache, open_dataset, pieces, tokens
 from llmasos.data import masks as masks_module
 from llmasos.errors import LLMasOSError, StoreError
 from llmasos.text import Tokenizer, load_tokenizer
@@ -126,7 +126,7 @@ def test_a_damaged_piece_is_told(tokenizer: Tokenizer, write: Write) -> None:
     cache = cache_of(write(TEXTS), tokenizer)
     cache.build()
     (cache.folder / "00003.piece").write_bytes(b"\x93NUMPY")
-    tokens.load_piece.cache_clear()
+    pieces.load_piece.cache_clear()
     with pytest.raises(StoreError, match=r"00003\.piece is damaged"):
         all_tokens(cache_of(cache.file.path, tokenizer))  # type: ignore[arg-type]
 

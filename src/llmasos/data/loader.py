@@ -22,9 +22,10 @@ import numpy as np
 from llmasos.data.mix import Mix, Ref, Source, Split, Stream, parse_sources
 from llmasos.data.order import permutation, seed_of
 from llmasos.data.pack import Overlong, best_fit, windows
+from llmasos.data.pieces import Totals
 from llmasos.data.readers import Columns, open_dataset
 from llmasos.data.schemas import SCHEMAS
-from llmasos.data.tokens import TokenCache, Totals
+from llmasos.data.tokens import TokenCache
 from llmasos.errors import FormatError, InvalidInputError
 from llmasos.text import Tokenizer
 

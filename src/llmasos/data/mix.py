@@ -15,7 +15,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from llmasos.data.order import is_validation, permutation, seed_of
-from llmasos.data.tokens import Piece, TokenCache
+from llmasos.data.pieces import Piece
+from llmasos.data.tokens import TokenCache
 from llmasos.errors import FormatError, InvalidInputError
 
 WINDOW = 256

@@ -1,5 +1,4 @@
-"""Processes that tokenise: `python -m llmasos.data.workers` reads a recipe and then pieces of rows from its standard
-input, writes each piece's file, and answers with a line: empty, or what was wrong.
+"""Processes that tokenise, each of them a `worker`.
 
 They are plain child processes and not `multiprocessing`, which would run the user's own script again in each. One ends
 when its parent does: its input ends then.
@@ -8,7 +7,6 @@ when its parent does: its input ends then.
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import queue
 import subprocess
@@ -16,14 +14,11 @@ import sys
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from llmasos.data.masks import Masker
+from llmasos.data.pieces import Recipe, write_piece
 from llmasos.data.readers import Raw
-from llmasos.errors import LLMasOSError, StoreError, error_facts, error_of
-
-if TYPE_CHECKING:
-    from llmasos.data.tokens import Recipe
+from llmasos.errors import LLMasOSError, StoreError, error_of
 
 Rows = list[tuple[int, Raw]]
 
@@ -45,8 +40,6 @@ class Workers:
         return self
 
     def do(self, rows: Rows, path: Path) -> None:
-        from llmasos.data.tokens import write_piece
-
         if self._masker:
             write_piece(self._masker, self._recipe, rows, path)
             return
@@ -79,7 +72,7 @@ class Workers:
     def _attend(self) -> None:
         """One child and what it is given. After an error, the rest is taken and left undone."""
         with subprocess.Popen(
-            [sys.executable, "-m", "llmasos.data.workers"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-m", "llmasos.data.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         ) as child:
             assert child.stdin and child.stdout
             is_first = True
@@ -102,33 +95,3 @@ class Workers:
                     lines = f"lines {rows[0][0]} to {rows[-1][0]} of {self._recipe.file.name}"
                     lost = StoreError(f"A process that tokenised {lines} was lost: {e}.", hint="Was memory short?")
                     self._errors.append((path.name, lost))
-
-
-def main() -> None:
-    from llmasos.data.tokens import write_piece
-
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is one such process for every core
-    source, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # so that nothing else is taken for an answer
-    recipe: Recipe = pickle.load(source)
-    masker = Masker(recipe.tokenizer, template=recipe.template)
-    while True:
-        try:
-            rows, path = pickle.load(source)
-        except EOFError:
-            return
-        facts: object = None
-        try:
-            write_piece(masker, recipe, rows, path)
-        except LLMasOSError as e:
-            facts = error_facts(e)
-        except OSError as e:
-            facts = error_facts(StoreError(f"{path} could not be written: {e}.", hint="Is the disk full?"))
-        except Exception as e:
-            lines = f"{recipe.file.name}, lines {rows[0][0]} to {rows[-1][0]}"
-            facts = error_facts(StoreError(f"{lines}, could not be tokenised: {type(e).__name__}: {e}."))
-        answers.write(json.dumps(facts).encode() + b"\n")
-
-
-if __name__ == "__main__":
-    main()

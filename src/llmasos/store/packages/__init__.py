@@ -1,7 +1,8 @@
 """Applications, models, adapters and datasets as packages: what they say of themselves, made, signed, published, found,
 checked and installed."""
 
-from llmasos.store.packages.index import Found, Index, Release, choose, indexes, search
+from llmasos.store.packages.bundled import indexes
+from llmasos.store.packages.index import Found, Index, Release, choose, search
 from llmasos.store.packages.installed import Apps, Installed, NotAcceptedError, Request
 from llmasos.store.packages.manifest import (
     Grant,

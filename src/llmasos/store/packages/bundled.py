@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import llmasos
 from llmasos.errors import ChecksumError, InvalidInputError
+from llmasos.settings import settings
 from llmasos.store.packages.index import Document, Found, Index, Release
 from llmasos.store.packages.pack import SUFFIX, Packed, pack
 
@@ -58,6 +59,23 @@ class Bundled(Index):
         raise InvalidInputError(
             f"The index {NAME!r} comes with LLMasOS and can't be written to.", hint="--index FOLDER", param="index"
         )
+
+
+def indexes(places: Sequence[str] = (), *, bundled: bool = True) -> list[Index]:
+    """Those named, else those of the settings and, behind them, the examples that come with LLMasOS (`bundled`).
+
+    Raises InvalidInputError if there are none.
+    """
+    found = list(places) or [one.strip() for one in settings().app_index.split(",") if one.strip()]
+    if bundled and not places:
+        found.append(NAME)
+    if not found:
+        raise InvalidInputError(
+            "No index of applications is known.",
+            hint="Name one with --index, a folder or a URL, or set LLMASOS_APP_INDEX.",
+            param="index",
+        )
+    return [Bundled() if place == NAME else Index(place) for place in found]
 
 
 def _packed(folder: Path, room: Path) -> Packed:

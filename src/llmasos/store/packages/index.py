@@ -271,29 +271,6 @@ def _check(document: Document) -> None:
                 raise ValueError(f"{release.file!r} leads out of it")
 
 
-def indexes(places: Sequence[str] = (), *, bundled: bool = True) -> list[Index]:
-    """Those named, else those of the settings and, behind them, the examples that come with LLMasOS (`bundled`).
-
-    Raises InvalidInputError if there are none.
-    """
-    found = list(places) or [one.strip() for one in settings().app_index.split(",") if one.strip()]
-    if bundled and not places:
-        found.append("bundled")
-    if not found:
-        raise InvalidInputError(
-            "No index of applications is known.",
-            hint="Name one with --index, a folder or a URL, or set LLMASOS_APP_INDEX.",
-            param="index",
-        )
-    return [_index_at(place) for place in found]
-
-
-def _index_at(place: str) -> Index:
-    from llmasos.store.packages.bundled import NAME, Bundled
-
-    return Bundled() if place == NAME else Index(place)
-
-
 def search(asked: Sequence[Index], words: Sequence[str] = ()) -> list[Found]:
     """The newest version of every application whose name or summary has all `words`, by name. Those of which all
     versions are yanked are left out, and those that an earlier index has, too."""

@@ -109,7 +109,7 @@ def test_a_file_is_no_folder(world: Path) -> None:
     (world / "file").write_text("mine")
     with pytest.raises(InvalidInputError, match="file is a file"):
         train(options(output="file"))
-    with pytest.raises(StoreError, match="could not be written: Not a directory"):
+    with pytest.raises(StoreError, match="inside could not be written: Not a directory"):
         train(options(output="file/inside"))
     assert (world / "file").read_text() == "mine"
 
@@ -121,7 +121,7 @@ def test_a_folder_that_cannot_be_written_is_said(world: Path, monkeypatch: pytes
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(StoreError, match="no-way could not be written: Permission denied") as caught:
         train(options(output="no-way"))
-    assert "permissions" in caught.value.hint
+    assert "or give another folder with --output" in caught.value.hint
 
 
 def test_a_run_that_goes_on_is_nobody_elses(world: Path) -> None:

@@ -110,7 +110,7 @@ class Keep(Listener):
     def stepped(self, report: StepReport) -> None:
         self.reports.append(report)
         if report.step == self.kill:
-            raise RuntimeError("power cut")
+            raise KeyboardInterrupt("power cut")
 
 
 def begun(folder: Path, name: str, keep: Keep) -> Loop:
@@ -145,7 +145,7 @@ def test_a_loss_that_jumps_is_left_out_by_a_run_and_by_one_that_goes_on(
     begun(tmp_path, "whole", whole).train()
     skipped = {report.step: report.skipped for report in whole.reports if report.skipped}
     assert list(skipped) == [25, 46] and all(why.startswith("the loss ") for why in skipped.values())
-    with pytest.raises(RuntimeError, match="power cut"):
+    with pytest.raises(KeyboardInterrupt, match="power cut"):
         begun(tmp_path, "cut", first).train()
     again = begun(tmp_path, "cut", rest)
     assert again.resume() and again.step == 40

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from llmasos.data import Batches
-from llmasos.errors import FormatError, InvalidInputError
+from llmasos.errors import DiskFullError, FormatError, InvalidInputError, LLMasOSError, StoreError
 from llmasos.models.load import load_model
+from llmasos.train import checkpoint
 from llmasos.train.checkpoint import Checkpoints
-from llmasos.train.events import Listener, StepReport
+from llmasos.train.events import Evaluation, Listener, StepReport
 from llmasos.train.loop import DivergedError, Loop, LoopOptions
 from llmasos.train.lora import LoraOptions, add_lora
 from llmasos.train.model import Placed, Trainee
@@ -176,9 +177,6 @@ def test_a_checkpoint_of_other_weights_or_data_is_refused(home: Path) -> None:
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmasos.errors import DiskFullError
-    from llmasos.train import checkpoint
-
     run = loop(home, "run", steps=2)
     run.train()
 
@@ -211,3 +209,97 @@ def test_schedules_begin_low_reach_one_and_end_where_asked(kind: str) -> None:
     assert factors[-1] == (1.0 if kind == "constant" else pytest.approx(0.1, abs=0.04))
     with pytest.raises(InvalidInputError, match="cooldown"):
         Schedule(warmup=0.6, cooldown=0.6)
+
+
+@pytest.mark.parametrize("at", ["stepped", "evaluated", "saved"])
+def test_a_listener_that_fails_ends_the_run_with_a_checkpoint_of_where_it_was(at: str, home: Path) -> None:
+    told: list[str] = []
+
+    class Fails(Listener):
+        def fail(self, *_: object) -> None:
+            if run.step >= 3:
+                raise ConnectionError("no network")
+
+    class Hears(Listener):
+        def ended(self, step: int, reason: str) -> None:
+            told.append(f"{step} {reason}")
+
+    setattr(Fails, at, Fails.fail)
+    run = loop(home, "run", save_every=3, evaluate_every=3)
+    run.evaluate = lambda step: Evaluation(step, 1.0, None, 1, 0.1)
+    run.listeners = [Fails(), Hears()]
+    with pytest.raises(ConnectionError, match="no network"):
+        run.train()
+    again = loop(home, "run")
+    assert again.resume() and again.step == run.step <= 6
+    assert told == [f"{run.step} ConnectionError: no network"]
+    assert again.train() == "finished"
+
+
+def test_a_listener_that_fails_first_or_last_is_said(home: Path) -> None:
+    class First(Listener):
+        def began(self, step: int, num_steps: int) -> None:
+            raise ConnectionError("no network")
+
+    class Last(Listener):
+        def ended(self, step: int, reason: str) -> None:
+            raise ConnectionError("no network")
+
+    run = loop(home, "run", steps=2)
+    run.listeners = [First()]
+    with pytest.raises(ConnectionError):
+        run.train()
+    assert run.step == 0
+    run.listeners = [Last()]
+    with pytest.raises(ConnectionError):
+        run.train()
+    again = loop(home, "run", steps=2)
+    assert again.resume() and again.step == 2
+
+
+def test_why_a_run_ends_is_said_though_its_checkpoint_fails_too(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    run = loop(home, "run", steps=4)
+
+    def fill(report: StepReport) -> None:
+        if report.step == 2:
+            monkeypatch.setattr(checkpoint.torch, "save", full)
+            raise ConnectionError("no network")
+
+    run.listeners = [Told(fill)]
+    with pytest.raises(ConnectionError, match="no network") as caught:
+        run.train()
+    assert isinstance(caught.value.__context__, DiskFullError)
+
+
+def test_a_log_that_cannot_be_written_is_said_with_its_name(home: Path) -> None:
+    run = loop(home, "run", steps=4)
+    (home / "run" / "log.jsonl").mkdir(parents=True)
+    with pytest.raises(StoreError, match=r"log\.jsonl could not be written: Is a directory") as caught:
+        run.train()
+    assert "goes on from the last checkpoint" in caught.value.hint
+    assert run.step == 1 and Checkpoints(home / "run" / "checkpoints").latest() is not None
+
+
+def test_what_a_thread_fails_to_write_is_said_when_the_run_fails_by_itself(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(checkpoint.torch, "save", broken)
+    run = loop(home, "run", steps=4)
+    with pytest.raises(LLMasOSError, match="ValueError") as caught:
+        run.save()
+    assert isinstance(caught.value.__cause__, ValueError)
+
+    def kill(report: StepReport) -> None:
+        run.save(wait=False)
+        raise Killed
+
+    run.listeners = [Told(kill)]
+    with pytest.raises(Killed):
+        run.train()
+    assert "The checkpoint of step 1 failed" in caplog.text

@@ -12,6 +12,7 @@ no code: the index, which torch pickles, may name nothing but its own classes.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import random
@@ -40,6 +41,7 @@ from llmasos.train.parallel.shard import at_rest, whole_shape, whole_tensor
 from llmasos.train.parallel.tensor import cut_of
 
 VERSION = 2
+_log = logging.getLogger("llmasos")
 _WEIGHTS, _OPTIMIZER = "weights/", "optimizer/"
 _CHUNK = 1 << 24
 
@@ -57,6 +59,8 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         if self._writer is not None:  # the run fails: what it wrote before stays good
             self._writer.join()
+            if self._writer.failed is not None:
+                _log.warning("%s", self._writer.failed)
             self._writer = None
 
     def latest(self) -> Path | None:
@@ -177,6 +181,7 @@ class _Writer(threading.Thread):
                 )
             else:
                 self.failed = LLMasOSError(f"The checkpoint of step {self.facts['step']} failed: {reason!r}.")
+            self.failed.__cause__ = reason
         finally:
             self._tensors = {}
             if ranks.is_first:

@@ -50,7 +50,7 @@ class Evaluation:
 
 class Listener:
     """Does nothing at anything; subclasses say what they care for. Called on rank 0 only, between steps, in the thread
-    that trains. What one raises ends the run (after a checkpoint)."""
+    that trains. What one raises ends the run, after a checkpoint; the others are told all the same."""
 
     def began(self, step: int, num_steps: int) -> None:
         """step: already done, by the run that is resumed."""

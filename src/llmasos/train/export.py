@@ -34,12 +34,11 @@ from llmasos.store.adapters import install_adapter
 from llmasos.store.card import DataHash, Lineage
 from llmasos.store.library import discard
 from llmasos.store.trained import install_model
-from llmasos.store.transfer import disk_errors
 from llmasos.text import Tokenizer
 from llmasos.train.checkpoint import Checkpoints, read_weights
 from llmasos.train.config import TrainConfig
 from llmasos.train.lora import add_lora, merge_lora, save_adapter
-from llmasos.train.marks import check_way, mark
+from llmasos.train.marks import check_way, mark, written
 from llmasos.train.methods import Method, method_of
 from llmasos.train.methods.base import lora_options
 
@@ -299,15 +298,15 @@ def _whole(folder: Path, run: str) -> Iterator[Path]:
     """A folder to write into, which takes the place of `folder` when the block ends well, and is marked as the
     run's."""
     staged = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}.tmp")
-    with disk_errors(folder):
+    with written(folder, f"then: llmasos train export {run}"):
         staged.mkdir(parents=True)
         try:
             yield staged
             mark(staged, run)
             for file in staged.rglob("*"):
                 if file.is_file():
-                    with file.open("rb") as written:
-                        os.fsync(written.fileno())
+                    with file.open("rb") as opened:
+                        os.fsync(opened.fileno())
             discard(folder)
             os.replace(staged, folder)
         finally:

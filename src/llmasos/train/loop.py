@@ -29,6 +29,7 @@ from llmasos.errors import InvalidInputError, LLMasOSError
 from llmasos.models.load import write_atomically
 from llmasos.train.checkpoint import Checkpoints
 from llmasos.train.events import Evaluation, Listener, StepReport
+from llmasos.train.marks import written
 from llmasos.train.model import Placed
 from llmasos.train.optim import OptimizerOptions, Optimizers
 from llmasos.train.parallel.gradients import Reducer
@@ -99,6 +100,7 @@ class Loop:
         self._bad = 0
         self._spikes = Spikes()
         self._stop = threading.Event()
+        self._failed: Exception | None = None
 
     def resume(self) -> bool:
         """Go on from the latest checkpoint, if there is one. Raises InvalidInputError where a step would read another
@@ -147,20 +149,25 @@ class Loop:
         """To the last step. Returns why it ended: "finished", "stopped" (`stop`, SIGTERM, SIGINT), "data" (its epochs
         are over before), "time" (max_seconds).
 
-        Raises DivergedError, DiskFullError, and what the data and listeners raise."""
+        Raises DivergedError, DiskFullError, and what the data raise; what a listener raises, after a checkpoint."""
         self.learner.module.train()
         self._each(lambda listener: listener.began(self.step, self.options.steps))
-        reason = "finished"
+        self._check_listeners()
         try:
             with self._signals(), explained(self.ranks), self.checkpoints:
                 reason = self._steps()
         except BaseException as e:
-            reason = f"{type(e).__name__}: {e}"
+            self._end(f"{type(e).__name__}: {e}")
+            if self._failed is not None:
+                e.add_note(f"And a listener failed: {self._failed!r}")
             raise
-        finally:
-            self.learner.module.eval()
-            self._each(lambda listener: listener.ended(self.step, reason))
+        self._end(reason)
+        self._check_listeners()
         return reason
+
+    def _end(self, reason: str) -> None:
+        self.learner.module.eval()
+        self._each(lambda listener: listener.ended(self.step, reason))
 
     def _steps(self) -> str:
         saved = self.step
@@ -168,6 +175,7 @@ class Loop:
         reason = "finished"
         if not self.step:
             self._evaluate()  # what there was to begin with
+            self._check_listeners()
         given = iter(self.batches)
         while self.step < self.options.steps:
             micro = list(islice(given, self.options.accumulation))
@@ -181,20 +189,30 @@ class Loop:
                 self.save(wait=False)
                 saved = self.step
             is_late = 0 < self.options.max_seconds <= time.monotonic() - started
-            stopped, late, writing = self.ranks.most(self._stop.is_set(), is_late, self.checkpoints.is_writing)
+            stopped, late, writing, failed = self.ranks.most(
+                self._stop.is_set(), is_late, self.checkpoints.is_writing, self._failed is not None
+            )
             if not writing:
                 self._saved()
+            if failed:
+                reason = "failed"
+                break
             if stopped:
                 reason = "stopped"
                 break
             if late:
                 reason = "time"
                 break
-        if saved != self.step:
-            self.save()
-        self._saved()
-        if self._evaluated != self.step and reason != "stopped":
+        try:
+            if saved != self.step:
+                self.save()
+            self._saved()
+        except LLMasOSError:  # on all ranks together
+            self._check_listeners()  # why it is saved comes first
+            raise
+        if self._evaluated != self.step and reason not in ("stopped", "failed"):
             self._evaluate()  # also by a run that was killed between its last checkpoint and this
+        self._check_listeners()
         return reason
 
     def _evaluate(self) -> None:
@@ -205,8 +223,27 @@ class Loop:
             self._each(lambda listener: listener.evaluated(found))
 
     def _each(self, tell: Callable[[Listener], None]) -> None:
+        """All of them, whatever one raises: `_check_listeners` says that, when nothing is lost by it."""
         for listener in self.listeners if self.ranks.is_first else ():
-            tell(listener)
+            with self._later():
+                tell(listener)
+
+    @contextmanager
+    def _later(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as e:
+            self._failed = self._failed or e
+
+    def _check_listeners(self) -> None:
+        """Raises what a listener has raised; on the other ranks, an error that the first one says."""
+        if not self.ranks.most(self._failed is not None)[0]:
+            return
+        failed, self._failed = self._failed, None
+        if failed is None:
+            failed = LLMasOSError("The run ended by an error of its first process.")
+            failed.is_shared = True  # type: ignore[attr-defined]
+        raise failed
 
     def save(self, *, wait: bool = True) -> Path:
         """Weights are copied now and written while the run goes on, unless it should wait for that."""
@@ -294,9 +331,10 @@ class Loop:
     def _tell(self, report: StepReport) -> None:
         if not self.ranks.is_first:
             return
-        self.run.mkdir(parents=True, exist_ok=True)
-        with (self.run / "log.jsonl").open("a") as file:
-            file.write(json.dumps(vars(report)) + "\n")
+        with self._later(), written(self.run / "log.jsonl"):
+            self.run.mkdir(parents=True, exist_ok=True)
+            with (self.run / "log.jsonl").open("a") as file:
+                file.write(json.dumps(vars(report)) + "\n")
         self._each(lambda listener: listener.stepped(report))
 
     @contextmanager

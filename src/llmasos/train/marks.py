@@ -1,13 +1,18 @@
-"""What a run has written itself: only that may it remove or replace. Folders have a mark in them for it."""
+"""What a run writes: only what it has written itself may it remove or replace (folders have a mark in them for it), and
+what cannot be written is said with the way on."""
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from llmasos.errors import InvalidInputError
+from llmasos.errors import DiskFullError, InvalidInputError, StoreError
 
 MARK = ".llmasos-run"
 """The file holds the name of the run."""
+RESUME = "the run goes on from the last checkpoint with resume"
 
 
 def mark(folder: Path, run: str) -> None:
@@ -30,3 +35,16 @@ def check_way(path: Path, run: str) -> None:
             hint="Give a folder of its own with --output, or move that one away.",
             param="output",
         )
+
+
+@contextmanager
+def written(path: Path, then: str = RESUME) -> Iterator[None]:
+    """Raises DiskFullError, StoreError for what the system says of `path` or what is below it. then: how to go on."""
+    try:
+        yield
+    except OSError as e:
+        is_full = e.errno in (errno.ENOSPC, errno.EDQUOT)
+        to_do = "Free some space in" if is_full else "See that files can be written in"
+        raise (DiskFullError if is_full else StoreError)(
+            f"{path} could not be written: {e.strerror or e}.", hint=f"{to_do} {path.parent}; {then}."
+        ) from e

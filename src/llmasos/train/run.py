@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 from filelock import FileLock, Timeout
 
-from llmasos.data import Batches, Stats, Totals
+from llmasos.data import Batch, Batches, Stats, Totals
 from llmasos.devices import Placement, pick_dtype, place
 from llmasos.errors import BusyError, FormatError, InvalidInputError, LLMasOSError, NotFoundError, StoreError
 from llmasos.models.config import ModelConfig
@@ -27,7 +27,7 @@ from llmasos.settings import settings
 from llmasos.store.adapters import adapters_folder
 from llmasos.store.card import check_name, is_by
 from llmasos.store.library import Library
-from llmasos.store.transfer import disk_errors
+from llmasos.text import Tokenizer
 from llmasos.train.config import MAY_CHANGE, TrainConfig
 from llmasos.train.evaluate import Evaluator, evaluation_tokens
 from llmasos.train.events import Evaluation, Listener
@@ -36,7 +36,7 @@ from llmasos.train.logs import listeners_for
 from llmasos.train.logs.runs import EVALUATIONS, METRICS, REPORT, RUN
 from llmasos.train.logs.trackers import check_tracker
 from llmasos.train.loop import Loop, LoopOptions
-from llmasos.train.marks import MARK, check_way, is_marked
+from llmasos.train.marks import MARK, check_way, is_marked, written
 from llmasos.train.methods import METHODS, Method, method_of
 from llmasos.train.methods.base import NextToken
 from llmasos.train.methods.pretrain import TOKENIZER
@@ -51,6 +51,7 @@ _log = logging.getLogger("llmasos")
 CONFIG = "config.yaml"
 _WRITTEN = ("checkpoints", "log.jsonl", RUN, METRICS, EVALUATIONS, REPORT)
 """By a run, beside what it makes."""
+_OTHER = "or give another folder with --output"
 MOST_LENGTH = 2048
 """Tokens of the longest sample where nothing is said."""
 LEAST_STEPS = 100
@@ -147,11 +148,11 @@ def train(
     with _held(config) if begins() else nullcontext(), joined(config) as ranks, explained(ranks):
         tokenizer = config.output / TOKENIZER
         if ranks.is_first and is_marked(tokenizer, str(config.name)):
-            with disk_errors(tokenizer):
+            with written(tokenizer):
                 shutil.rmtree(tokenizer)  # of a run that never began, with other data
         prepared = _prepare_together(config, ranks, on_progress)
         if ranks.is_first:
-            with disk_errors(config.output):
+            with written(config.output / CONFIG):
                 prepared.config.save(config.output / CONFIG)
                 (tokenizer / MARK).unlink(missing_ok=True)
         reason, step, evaluation = _carry_out(prepared, regrouped(prepared.config), listeners, progress=progress)
@@ -196,7 +197,7 @@ def named(config: TrainConfig) -> TrainConfig:
     name = check_name(config.name or (config.output.resolve().name if config.output else f"{stem}-{config.method}"))
     folder = (config.output or runs_folder() / name).absolute()
     config = config.model_copy(update={"name": name, "output": folder})
-    with disk_errors(folder):
+    with written(folder, _OTHER):
         is_there = (folder / CONFIG).exists()
         if is_there and not config.resume:
             raise InvalidInputError(
@@ -276,8 +277,21 @@ def plan_run(config: TrainConfig, *, on_progress: OnProgress | None = None) -> P
     """What a run would take, without beginning it: its data are read and tokenised, no weights are loaded.
 
     Raises InsufficientMemoryError for one that does not fit, and what `train` raises for wrong options and data."""
+    with _rehearsed(config, on_progress) as prepared:
+        return prepared.plan
+
+
+def first_batch(config: TrainConfig, *, on_progress: OnProgress | None = None) -> tuple[Batch, Tokenizer]:
+    """What a run of these options would read first, and by which tokenizer; raises as `plan_run`."""
+    with _rehearsed(config, on_progress) as prepared:
+        prepared.batches.prefetch = 0
+        return next(iter(prepared.batches)), prepared.method.tokenizer
+
+
+@contextmanager
+def _rehearsed(config: TrainConfig, on_progress: OnProgress | None) -> Iterator[Prepared]:
     with tempfile.TemporaryDirectory() as scratch:
-        return prepare(checked(config).model_copy(update={"output": Path(scratch)}), on_progress=on_progress).plan
+        yield prepare(checked(config).model_copy(update={"output": Path(scratch)}), on_progress=on_progress)
 
 
 def _placed(config: TrainConfig, *, is_first: bool) -> Placement:
@@ -509,7 +523,7 @@ def _held(config: TrainConfig) -> Iterator[None]:
     """The run is this process's alone."""
     assert config.output is not None
     lock = FileLock(config.output / "lock", timeout=0)
-    with disk_errors(config.output):
+    with written(config.output, _OTHER):
         config.output.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire()

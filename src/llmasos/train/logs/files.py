@@ -8,7 +8,6 @@ run that was killed at any moment and went on equal those of one that was not, b
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import json
 import os
@@ -16,7 +15,6 @@ import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +22,6 @@ from typing import Any
 
 import psutil
 
-from llmasos.errors import DiskFullError, StoreError
 from llmasos.models.load import write_atomically
 from llmasos.train.events import Evaluation, StepReport
 from llmasos.train.logs.meter import Meter, Speed
@@ -40,6 +37,7 @@ from llmasos.train.logs.runs import (
     read_metrics,
 )
 from llmasos.train.logs.watch import Watcher
+from llmasos.train.marks import written
 
 VERSION = 1
 _LEFT = ".*[.-]" + 8 * "[0-9a-f]" + ".tmp"
@@ -59,7 +57,7 @@ class Files(Watcher):
         self._seconds = 0.0
 
     def began(self, step: int, num_steps: int) -> None:
-        with self._kept(RUN):
+        with written(self.folder / RUN):
             self.folder.mkdir(parents=True, exist_ok=True)
             for left in self.folder.glob(_LEFT):
                 shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
@@ -85,12 +83,12 @@ class Files(Watcher):
 
     def _take_out(self, step: int) -> None:
         """What is of later steps, or not whole."""
-        with self._kept(METRICS):
+        with written(self.folder / METRICS):
             found = read_metrics(self.folder)
             rows = [row for row in found.rows if int(row["step"]) <= step]
             self._names, self._measured = found.names, Measured(rows)
             write_atomically(self.folder / METRICS, _as_csv(self._names, rows))
-        with self._kept(EVALUATIONS):
+        with written(self.folder / EVALUATIONS):
             self._evaluations = [one for one in read_evaluations(self.folder) if one["step"] <= step]
             write_atomically(self.folder / EVALUATIONS, "".join(map(_line, self._evaluations)))
 
@@ -101,7 +99,7 @@ class Files(Watcher):
         values |= {"tokens_per_second": round(speed.tokens_per_second, 1), "memory": speed.memory}
         values["mfu"] = "" if speed.mfu is None else round(speed.mfu, 4)
         row = {name: str(value) for name, value in (values | parts).items()}
-        with self._kept(METRICS):
+        with written(self.folder / METRICS):
             if set(row) <= set(self._names):
                 _append(self.folder / METRICS, _as_csv(self._names, [row], head=False))
             else:  # the first step, or a part of the loss that was not there before
@@ -113,7 +111,7 @@ class Files(Watcher):
 
     def evaluated(self, evaluation: Evaluation) -> None:
         one = {**asdict(evaluation), "time": _now()}
-        with self._kept(EVALUATIONS):
+        with written(self.folder / EVALUATIONS):
             earlier = [each for each in self._evaluations if each["step"] < evaluation.step]
             if earlier == self._evaluations:
                 _append(self.folder / EVALUATIONS, _line(one))
@@ -138,20 +136,8 @@ class Files(Watcher):
         error = plan_error((self._facts.get("plan") or {}).get("memory"), self._measured.memory)
         self._facts["plan_error"] = {} if error is None else {"memory": round(error, 4)}
         self._facts["evaluations"] = _ends_of(self._evaluations)
-        with self._kept(RUN):
+        with written(self.folder / RUN):
             write_atomically(self.folder / RUN, _as_json(self._facts, indent=2))
-
-    @contextmanager
-    def _kept(self, name: str) -> Any:
-        try:
-            yield
-        except OSError as e:
-            is_full = e.errno in (errno.ENOSPC, errno.EDQUOT)
-            to_do = "Free some space in" if is_full else "See that files can be written in"
-            raise (DiskFullError if is_full else StoreError)(
-                f"{name} of the run could not be written: {e}.",
-                hint=f"{to_do} {self.folder}; the run goes on from the last checkpoint with resume.",
-            ) from e
 
 
 def _ends_of(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -22,10 +22,9 @@ from llmasos.models.families import config_from_hf
 from llmasos.models.layers import Norm
 from llmasos.models.load import LoadedModel
 from llmasos.store import ensure
-from llmasos.store.transfer import disk_errors
 from llmasos.text import Tokenizer, load_tokenizer
 from llmasos.train.config import TrainConfig
-from llmasos.train.marks import mark
+from llmasos.train.marks import mark, written
 from llmasos.train.methods.base import Method, NextToken
 from llmasos.train.parallel.shard import Spreader
 
@@ -72,7 +71,7 @@ class Pretrain(Method):
         if not (folder / "tokenizer.json").exists():
             refs = [source.ref for source in parse_sources(config.data)]
             made = train_tokenizer(refs, vocab_size=config.vocab_size, schema=config.schema_, columns=config.columns)
-            with disk_errors(folder):
+            with written(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 mark(folder, config.name or config.output.resolve().name)
                 made.save_pretrained(folder)

@@ -62,7 +62,8 @@ def test_the_same_model_merged_with_itself_is_itself_by_every_method(make: Make,
             models, weights = [a, base], [1.0, 0.5]  # the base has nothing to add to itself
         else:
             weights = None
-        options = {"base": base, "density": 1.0} if wants_base else {}
+        options = {"base": base} if wants_base else {}
+        options |= {"density": 1.0} if method == "ties" else {}
         made = merge(models, method=method, weights=weights, output=tmp_path / method, **options)  # type: ignore[arg-type]
         for name, tensor in tensors(made.path).items():
             torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
@@ -220,6 +221,7 @@ def test_wrong_requests_say_what_is_wrong(make: Make, tmp_path: Path) -> None:
         ([a, b], {"method": "ties"}, "ties needs the model"),
         ([a, b], {"base": a}, "have a base"),
         ([a, b], {"method": "ties", "base": a, "density": 0.0}, "density=0.0"),
+        ([a, b], {"method": "task_arithmetic", "base": a, "density": 0.2}, "density=0.2 has no effect"),
         ([a, b, adapter], {}, "folded into one model"),
         ([adapter, a], {}, "does not come first"),
         ([a, adapter], {"method": "slerp"}, "slerp is for models"),

@@ -82,7 +82,7 @@ def call(command: Command, args: list[str]) -> int:
     """Parse `args` and run the command. Raises InvalidInputError, among others, for a wrong line."""
     typed = args[: args.index("--")] if "--" in args else args
     if "--help" in typed or "-h" in typed:
-        print(command_help(command))
+        print(command_help(command, typed[0]))
         return 0
     app = build([command])
     words = _shielded(args) if command.name == "app" else args
@@ -181,8 +181,18 @@ def _whole(kind: Any, tokens: Sequence[Any]) -> Any:
     return numbers if tuple in (typing.get_origin(k) for k in (kind, *typing.get_args(kind))) else numbers[0]
 
 
-def command_help(command: Command) -> str:
-    """Usage, purpose, arguments and options of one command."""
+def _flags_of(command: Command, action: str) -> set[str] | None:
+    """Those that an action of the command uses, where it refuses the others."""
+    if command.name != "train":
+        return None
+    from llmasos.cli.train import ACTIONS, flag, uses
+
+    return set(map(flag, uses(action))) if action in ACTIONS else None
+
+
+def command_help(command: Command, action: str = "") -> str:
+    """Usage, purpose, arguments and options of one command, or of one of its actions."""
+    flags = _flags_of(command, action)
     arguments = _arguments(build([command]), command)
     usage, positional = [f"llmasos {command.name}"], []
     options: list[tuple[str, str]] = []
@@ -195,7 +205,7 @@ def command_help(command: Command) -> str:
             name = argument.names[0] + ("..." if info.kind is info.VAR_POSITIONAL else "")
             usage.append(name if argument.required else f"[{name}]")
             positional.append((name, text))
-        else:
+        elif flags is None or argument.names[0] in flags:
             if info.default not in (None, False, "auto", (), inspect.Parameter.empty):
                 text += f" [{info.default}]"
             names = " ".join([", ".join(argument.names), _metavar(argument.hint)]).rstrip()

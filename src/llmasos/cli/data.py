@@ -11,7 +11,7 @@ from llmasos.cli.render import emit, pairs, say, size, working
 from llmasos.errors import FormatError, InvalidInputError
 
 if TYPE_CHECKING:
-    from llmasos.data import Report
+    from llmasos.data import Batch, Report
     from llmasos.text import Tokenizer
 
 _BAR = 40
@@ -51,8 +51,8 @@ def inspect_batch(
     template: str | None = None,
     max_length: int = 2048,
 ) -> None:
-    """Print the first batch that training would see."""
-    from llmasos.data import Batches, parse_columns, show_batch
+    """Print the first batch of these data."""
+    from llmasos.data import Batches, parse_columns
 
     if model is None:
         raise InvalidInputError(t("data.no_model"), hint="llmasos data inspect FILE --model NAME", param="model")
@@ -68,6 +68,12 @@ def inspect_batch(
     )
     with working(t("data.tokenising")):
         batch = next(iter(batches))
+    print_batch(batch, tokenizer)
+
+
+def print_batch(batch: Batch, tokenizer: Tokenizer) -> None:
+    from llmasos.data import show_batch
+
     if colour := sys.stdout.isatty():
         print(t("data.legend"))
     print(show_batch(batch, tokenizer, colour=colour))

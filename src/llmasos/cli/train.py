@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +24,13 @@ _LISTS = ("lora.targets", "trackers", "distillation.keep_layers")
 """Several words in one value, divided by commas."""
 NESTED = "__"
 """Stands for the dot of a nested option in a Python name."""
+ACTIONS: tuple[str, ...] = typing.get_args(Action)
+_OWN_FLAGS = {
+    "merge": {"name", "output", "dtype", "method", "weights", "base", "density", "json"},
+    "export": {"name", "output", "dtype", "merge", "install", "checkpoint", "json"},
+    "verify": {"device", "checkpoint", "json"},
+}
+"""What these use; all other actions use options of a run."""
 
 
 def train_types() -> dict[str, Any]:
@@ -43,6 +51,35 @@ def train_types() -> dict[str, Any]:
     return found | {"columns": str}
 
 
+def uses(action: str) -> set[str]:
+    """The flags that an action uses, by their Python names; it refuses the others."""
+    from llmasos.train.config import MAY_CHANGE
+
+    match action:
+        case "merge" | "export" | "verify":
+            return _OWN_FLAGS[action]
+        case "resume":
+            return (set(train_types()) & MAY_CHANGE) - {"output"} | {"json"}
+    return set(train_types()) | {"json"}
+
+
+def flag(name: str) -> str:
+    """As it is typed."""
+    return "--" + name.replace(NESTED, ".").replace("_", "-")
+
+
+def _check_uses(action: str, typed: Iterable[str]) -> None:
+    """A flag that would do nothing is an error."""
+    for name in typed:
+        if name not in uses(action):
+            users = ", ".join(each for each in ACTIONS if name in uses(each))
+            raise InvalidInputError(
+                t("train.no_use", option=flag(name), action=action),
+                hint=t("train.used_by", actions=users),
+                param=name.replace(NESTED, "."),
+            )
+
+
 def _plain(kind: Any) -> Any:
     """Without None: nothing typed is None."""
     kinds = [each for each in typing.get_args(kind) if each is not type(None)]
@@ -55,7 +92,7 @@ def train(
     /,
     *words: str,
     json: bool = False,
-    method: Literal["linear", "slerp", "task_arithmetic", "ties"] = "linear",
+    method: Literal["linear", "slerp", "task_arithmetic", "ties"] | None = None,
     weights: str | None = None,
     base: str | None = None,
     density: float | None = None,
@@ -63,6 +100,8 @@ def train(
     **train: Any,
 ) -> int | None:
     """`llmasos train ACTION`. A run's words are a YAML file of options, or none."""
+    own = {"method": method, "weights": weights, "base": base, "density": density, "checkpoint": checkpoint}
+    _check_uses(action, [*train, *(name for name, value in own.items() if value is not None), *["json"] * json])
     if action in _METHODS:
         return _run(_config(action, words, train), as_json=json)
     match action:
@@ -71,10 +110,9 @@ def train(
         case "plan":
             _plan(words, train, as_json=json)
         case "inspect":
-            _inspect(words, train)
+            _inspect(words, train, as_json=json)
         case "merge":
-            options = {"method": method, "weights": weights, "base": base, "density": density}
-            _merge(words, {k: v for k, v in options.items() if v is not None}, train, as_json=json)
+            _merge(words, {name: value for name, value in own.items() if value is not None}, train, as_json=json)
         case "export":
             _export(words, train, checkpoint, as_json=json)
         case "verify":
@@ -171,8 +209,7 @@ def _ended(result: Result, *, as_json: bool) -> int:
 def _plan(words: tuple[str, ...], typed: dict[str, Any], *, as_json: bool) -> None:
     from llmasos.train.run import plan_run
 
-    method = words[0] if words and words[0] in _METHODS else None
-    config = _config(method, words[1:] if method else words, typed)
+    config = _config(*_method(words), typed)
     with working(t("train.preparing")):
         found = plan_run(config)
     if as_json:
@@ -184,7 +221,6 @@ def _plan(words: tuple[str, ...], typed: dict[str, Any], *, as_json: bool) -> No
 def _merge(words: tuple[str, ...], options: dict[str, Any], typed: dict[str, Any], *, as_json: bool) -> None:
     from llmasos.train.merge import merge
 
-    _only(typed, "merge", "name", "output", "dtype")
     if "weights" in options:
         try:
             options["weights"] = [float(part) for part in options["weights"].split(",")]
@@ -206,7 +242,6 @@ def _export(words: tuple[str, ...], typed: dict[str, Any], step: int | None, *, 
     from llmasos.train.export import export_run
     from llmasos.train.run import find_run
 
-    _only(typed, "export", "name", "output", "dtype", "merge", "install")
     folder = find_run(_the_run(words))
     with working(t("train.exporting")):
         made = export_run(folder, step=step, **typed)
@@ -225,7 +260,6 @@ def _verify(words: tuple[str, ...], typed: dict[str, Any], step: int | None, *, 
     from llmasos.train.run import find_run
     from llmasos.train.verify import verify_run
 
-    _only(typed, "verify", "device")
     folder = find_run(_the_run(words))
     with working(t("train.verifying")):
         found = verify_run(folder, step=step, **typed)
@@ -246,28 +280,24 @@ def _verify(words: tuple[str, ...], typed: dict[str, Any], step: int | None, *, 
     return 0 if found.ok else FormatError.exit_code
 
 
-def _only(typed: dict[str, Any], action: str, *names: str) -> None:
-    """An option that would do nothing is an error."""
-    for name in typed:
-        if name not in names:
-            flag = "--" + name.replace(NESTED, ".").replace("_", "-")
-            raise InvalidInputError(t("train.no_use", option=flag, action=action), param=name)
+def _inspect(words: tuple[str, ...], typed: dict[str, Any], *, as_json: bool) -> None:
+    """The first batch that a run of these options would read. Words that are no file of options are data."""
+    from llmasos.cli.data import print_batch
+    from llmasos.train.run import first_batch
+
+    method, rest = _method(words)
+    if len(rest) == 1 and Path(rest[0]).suffix in (".yaml", ".yml"):
+        config = _config(method, rest, typed)
+    else:
+        config = _config(method, (), {**typed, "data": (*rest, *typed.get("data", ()))})
+    with working(t("train.preparing")):
+        batch, tokenizer = first_batch(config)
+    if as_json:
+        emit({"tokens": batch.tokens.tolist(), "labels": batch.labels.tolist(), "lengths": batch.lengths})
+    else:
+        print_batch(batch, tokenizer)
 
 
-def _inspect(words: tuple[str, ...], typed: dict[str, Any]) -> None:
-    """The first batch of these data, or of a run's options."""
-    from llmasos.cli.data import inspect_batch
-
-    config = _config(None, (), {"data": words} | typed) if not _is_options(words) else _config(None, words, typed)
-    inspect_batch(
-        config.data,
-        config.model,
-        schema=config.schema_,
-        columns=typed.get("columns"),
-        template=config.template,
-        max_length=config.max_length or 2048,
-    )
-
-
-def _is_options(words: tuple[str, ...]) -> bool:
-    return len(words) == 1 and Path(words[0]).suffix in (".yaml", ".yml")
+def _method(words: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
+    """The method that the first word is, if it is one, and the others."""
+    return (words[0], words[1:]) if words and words[0] in _METHODS else (None, words)

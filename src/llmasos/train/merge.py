@@ -66,7 +66,7 @@ def merge(
     method: Method = "linear",
     weights: Sequence[float] | None = None,
     base: str | Path | None = None,
-    density: float = DENSITY,
+    density: float | None = None,
     dtype: str = "auto",
     name: str | None = None,
     output: Path | str | None = None,
@@ -75,9 +75,9 @@ def merge(
 
     models: in the library, folders, references; all but the first may be adapters, which are folded in then. weights:
     one each (of the adapters: how strongly they act); default: equal shares, and 1 for adapters and what is added to
-    `base`. base: what the models of "task_arithmetic" and "ties" were trained from. dtype: auto (the first model's),
-    bfloat16, float16, float32. name: in the library; output: a folder instead of it, or as well. The tokenizer is that
-    of the first model with a chat template.
+    `base`. base: what the models of "task_arithmetic" and "ties" were trained from. density: the share of changes that
+    "ties" keeps. dtype: auto (the first model's), bfloat16, float16, float32. name: in the library; output: a folder
+    instead of it, or as well. The tokenizer is that of the first model with a chat template.
 
     Raises InvalidInputError, NotFoundError; UnsupportedError for models that differ in more than their weights."""
     target = Path(output) if output is not None else None
@@ -96,13 +96,13 @@ def merge(
     with ExitStack() as stack:
         readers = [stack.enter_context(closing(WeightReader(path))) for path in paths]
         start = None if base is None else stack.enter_context(closing(WeightReader(ensure(base))))
-        _check_base(method, start, adapters, density)
+        _check_base(method, start, density)
         tokenizers = [load_tokenizer(reader.path) for reader in readers]
         _check_alike([*readers, *([start] if start else [])], tokenizers)
         if adapters:
             made = _folded(readers[0], adapters, shares)
         else:
-            made = _combined(readers, start, _recipe(method, shares, density))
+            made = _combined(readers, start, _recipe(method, shares, DENSITY if density is None else density))
         chosen = next((at for at, one in enumerate(tokenizers) if one.chat_template), 0)
         with _folder(target) as folder:
             _write(folder, readers[0], made, dtype)
@@ -187,8 +187,8 @@ def _checked(weights: Sequence[float] | None, num: int, method: Method, *, has_a
     return [w / sum(weights) for w in weights] if is_average else list(weights)
 
 
-def _check_base(method: Method, base: WeightReader | None, adapters: Sequence[Path], density: float) -> None:
-    needs = method in ("task_arithmetic", "ties") and not adapters
+def _check_base(method: Method, base: WeightReader | None, density: float | None) -> None:
+    needs = method in ("task_arithmetic", "ties")
     if needs != (base is not None):
         raise InvalidInputError(
             f"{method} needs the model that the others were trained from."
@@ -197,7 +197,13 @@ def _check_base(method: Method, base: WeightReader | None, adapters: Sequence[Pa
             hint="Give --base MODEL." if needs else "Leave it out, or choose one of these methods.",
             param="base",
         )
-    if not 0 < density <= 1:
+    if density is not None and method != "ties":
+        raise InvalidInputError(
+            f"density={density} has no effect: only ties has one.",
+            hint="Leave it out, or use method=ties.",
+            param="density",
+        )
+    if density is not None and not 0 < density <= 1:
         raise InvalidInputError(f"density={density} is no share above 0.", hint="Use e.g. 0.2.", param="density")
 
 

@@ -736,6 +736,7 @@ MESSAGES = {
     "train.made": "Written: {path}",
     "train.bad_weights": "--weights {value} are no numbers with commas.",
     "train.no_use": "{option} is of no use to `train {action}`.",
+    "train.used_by": "It is of: {actions}. `llmasos train ACTION --help` has the flags of one.",
     "train.with": "computed by",
     "train.mean": "mean difference",
     "train.most": "largest",

@@ -685,6 +685,7 @@ MESSAGES = {
     "train.made": "已写入：{path}",
     "train.bad_weights": "--weights {value} 不是以逗号分隔的数字。",
     "train.no_use": "{option} 对 `train {action}` 不起作用。",
+    "train.used_by": "使用它的是：{actions}。`llmasos train 动作 --help` 列出一个动作的选项。",
     "train.with": "计算者",
     "train.mean": "平均差",
     "train.most": "最大差",

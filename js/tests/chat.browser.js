@@ -86,6 +86,65 @@ await walk(({ page, url, out, told, button, dialog, shot, audit, narrow, look, f
       },
     ],
 
+    tabs: [
+      async () => {
+        await fresh("fake");
+        await say("One");
+        const tab = async () => {
+          const made = await page.context().newPage();
+          made.setDefaultTimeout(60_000);
+          made.on("pageerror", (error) => told.errors.push(String(error)));
+          return made;
+        };
+        const answers = (where) => where.locator(".answer .markdown");
+        const second = await tab();
+        await second.goto(page.url());
+        await answers(second).waitFor();
+        // what is said and renamed in one is seen in the other
+        await say("Two");
+        await answers(second).nth(1).filter({ hasText: "Two!" }).waitFor();
+        await button("Rename One").click();
+        await dialog.getByLabel("Name").fill("Renamed");
+        await page.keyboard.press("Enter");
+        await second.locator("h1", { hasText: "Renamed" }).waitFor();
+        // both go on without hearing of each other: branches
+        await second.addInitScript(() => delete globalThis.BroadcastChannel);
+        await second.reload();
+        await answers(second).nth(1).waitFor();
+        const there = async (text) => {
+          await second.getByLabel("Write a message").fill(text);
+          await second.keyboard.press("Enter");
+          await answers(second).filter({ hasText: `${text}!` }).waitFor();
+          await button("Send", second.locator(".composer")).waitFor();
+        };
+        const toldIn = (where) => where.getByText("“Renamed” was gone on with in another tab, too.").waitFor();
+        await there("Said there");
+        await Promise.all([toldIn(page), say("Said here")]);
+        await Promise.all([toldIn(second), there("And more")]);
+        for (const where of [page, second]) await where.locator(".asked-message", { hasText: "Said" }).getByText(/[12]\/2/).waitFor();
+        told.here = await page.locator(".asked-text").allTextContents();
+        told.there = await second.locator(".asked-text").allTextContents();
+        await audit("tabs");
+        await second.close();
+        await page.reload();
+        await last.waitFor();
+        told.kept = await page.evaluate(async () => {
+          const done = (request) => new Promise((resolve) => (request.onsuccess = () => resolve(request.result)));
+          const database = await done(indexedDB.open("llmasos"));
+          const chats = await done(database.transaction("chats").objectStore("chats").getAll());
+          return chats.map((chat) => [chat.title, Object.values(chat.nodes).map((node) => node.content).sort()]);
+        });
+        // what is deleted in one is gone in the other
+        const third = await tab();
+        await third.goto(page.url());
+        await answers(third).first().waitFor();
+        await button("Delete Renamed").click();
+        await button("Delete", dialog).click();
+        await third.locator(".chats li").waitFor({ state: "detached" });
+        await third.close();
+      },
+    ],
+
     history: [
       async () => {
         for (const text of ["Apples and pears", "Trains and ships"]) {
@@ -144,6 +203,7 @@ await walk(({ page, url, out, told, button, dialog, shot, audit, narrow, look, f
         told.chips = await page.locator(".bubble .chip").allTextContents();
         // a new knowledge base, and a file that goes into it instead of the message
         await page.getByLabel("Knowledge base", { exact: true }).selectOption({ label: "New knowledge base…" });
+        await dialog.waitFor();
         await page.keyboard.press("Escape");
         await dialog.waitFor({ state: "detached" });
         told.unchosen = await page.getByLabel("Knowledge base", { exact: true }).inputValue();
@@ -160,6 +220,40 @@ await walk(({ page, url, out, told, button, dialog, shot, audit, narrow, look, f
         await page.getByText("1 passage", { exact: true }).click();
         told.passage = await page.locator(".answer").last().locator(".clip").textContent();
         await audit("passages");
+      },
+    ],
+
+    both: [
+      async () => {
+        // two models side by side have the tools, and each is allowed its own calls
+        await fresh("fake");
+        await button("Settings of this chat").click();
+        await dialog.getByText("Tools", { exact: true }).click();
+        await dialog.getByLabel("sums").check();
+        await page.keyboard.press("Escape");
+        await dialog.waitFor({ state: "detached" });
+        await button("Compare two models").click();
+        await page.getByLabel("Second model").selectOption("other");
+        await box.fill("Call sums_add");
+        await page.keyboard.press("Enter");
+        const sides = [page.locator(".twins .answer").first(), page.locator(".twins .answer").last()];
+        for (const side of sides) await button("Deny", side).waitFor();
+        await audit("two approvals");
+        await button("Allow", sides[1].locator(".decide")).click();
+        await sides[1].locator(".markdown", { hasText: "42" }).waitFor();
+        told.waits = await button("Deny", sides[0]).isVisible();
+        await button("Deny", sides[0]).click();
+        await sides[0].locator(".markdown").waitFor();
+        await idle();
+        told.sides = await Promise.all(sides.map((side) => side.locator(".markdown").textContent()));
+        // both at once
+        await box.fill("Call sums_add");
+        await page.keyboard.press("Enter");
+        const next = page.locator(".twins").last().locator(".answer");
+        await page.locator(".decide").nth(1).waitFor();
+        for (const button of await page.locator(".decide").getByRole("button", { name: "Allow", exact: true }).elementHandles()) await button.click();
+        for (const at of [0, 1]) await next.nth(at).locator(".markdown", { hasText: "42" }).waitFor();
+        await idle();
       },
     ],
 

@@ -70,6 +70,7 @@ def walk(tmp_path: Path, home: Path) -> Iterator[Callable[[str], dict[str, Any]]
     (home / "mcp.json").write_text(json.dumps({"mcpServers": {"sums": server}}))
     models = {
         "fake": Caller("fake", context_length=100_000),
+        "other": Caller("other", context_length=100_000),
         "slow": FakeLLM("slow", delay=0.05, context_length=10_000),
         "letters": Letters("letters", template=False),
     }
@@ -107,6 +108,23 @@ def test_files_go_into_messages_or_knowledge_bases_and_images_to_no_blind_model(
     assert [chip.strip() for chip in told["chips"]] == ["tea.md"]
     assert told["unchosen"] == "" and told["alone"], "a file of the base is no message"
     assert "70 degrees" in told["passage"]
+
+
+@pytest.mark.timeout(300)
+def test_two_tabs_lose_nothing_of_one_chat(walk: Callable[[str], dict[str, Any]]) -> None:
+    told = walk("tabs")
+    assert told["here"] == ["One", "Two", "Said here"] and told["there"] == ["One", "Two", "Said there", "And more"]
+    said = [*told["here"], "Said there", "And more"]
+    assert told["kept"] == [["Renamed", sorted(said + [f"{text}!" for text in said])]]
+
+
+@pytest.mark.timeout(300)
+def test_two_models_beside_each_other_have_the_tools_and_wait_for_their_own_approvals(
+    walk: Callable[[str], dict[str, Any]],
+) -> None:
+    told = walk("both")
+    assert told["waits"] is True
+    assert "did not allow" in told["sides"][0] and "42" in told["sides"][1]
 
 
 @pytest.mark.timeout(300)

@@ -10,13 +10,13 @@ import { t } from "../core/i18n.js";
 import { useCommands } from "../core/keys.js";
 import { go, href, setQuery } from "../core/router.js";
 import { stored, useSignal } from "../core/store.js";
-import { answer, edit, goOn, keep, live, mend, send, showBranch, stop } from "./chat/engine.js";
+import { answer, edit, goOn, keep, mend, send, showBranch, stop } from "./chat/engine.js";
 import { Composer } from "./chat/composer.js";
 import { List, drop, exportOne, rename } from "./chat/list.js";
 import { Message } from "./chat/message.js";
 import { messagesOf, snippets } from "./chat/request.js";
 import { Settings } from "./chat/settings.js";
-import { branch, chats, emptyChat, find, readChats, save } from "./chat/store.js";
+import { branch, chats, emptyChat, find, live, readChats, save } from "./chat/store.js";
 
 export const styles = ["pages/chat.css"];
 

@@ -452,6 +452,7 @@ export default {
   "chat.not_imported": "{name} is no export of chats.",
   "chat.not_kept": "This browser keeps nothing for this page: chats end with it.",
   "chat.on": "on",
+  "chat.parted": "“{title}” was gone on with in another tab, too. Both are kept, as versions: ‹ and › lead from one to the other.",
   "chat.presence_penalty": "Presence penalty",
   "chat.reasoning": "Reasoning",
   "chat.reasons": "Reasoning…",

@@ -452,6 +452,7 @@ export default {
   "chat.not_imported": "{name} 不是导出的对话文件。",
   "chat.not_kept": "浏览器不为此页面保存数据：关闭后对话即消失。",
   "chat.on": "已启用",
+  "chat.parted": "“{title}”在另一个标签页中也有后续。两者都已保留为不同版本，可用 ‹ › 切换。",
   "chat.presence_penalty": "存在惩罚",
   "chat.reasoning": "推理过程",
   "chat.reasons": "正在推理…",

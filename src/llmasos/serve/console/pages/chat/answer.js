@@ -11,7 +11,7 @@ export async function answerTo(chat, userId, answer, { second = false, signal, o
   const clock = new Clock(answer.stats);
   const tell = paced(onChange);
   try {
-    const tools = second ? [] : toolsOf(chat.settings);
+    const tools = toolsOf(chat.settings);
     const messages = messagesOf(chat, userId, second);
     if (tools.length) await agentAnswer(chat, messages, tools, answer, clock, { signal, tell });
     else await plainAnswer(messages, fieldsOf(chat.settings), answer, clock, { signal, tell });

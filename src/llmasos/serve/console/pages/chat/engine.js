@@ -1,23 +1,25 @@
 /** Conversations that go on, also while another page is shown. */
 
+import { toast } from "../../components/toast.js";
 import { errorText } from "../../core/api.js";
-import { signal } from "../../core/store.js";
+import { t } from "../../core/i18n.js";
 import { answerTo, cancelRun, decide, emptyAnswer, passagesFor } from "./answer.js";
-import { branch, leafOf, newId, save, show } from "./store.js";
+import { branch, leafOf, live, newId, parted, save, show } from "./store.js";
 
-/** What ends the answer that is being written, by conversation. */
-export const live = signal({});
+parted.watch(({ title }) => toast(t("chat.parted", { title: title || t("chat.untitled") }), { tone: "warn" }));
 
-export const stop = (chat) => live.value[chat.id]?.abort();
+export const stop = (chat) => live.value[chat.id]?.forEach((one) => one.abort());
 
+/** Several at once, where two models wait for what becomes of their calls. */
 async function during(chat, work) {
   const controller = new AbortController();
-  live.value = { ...live.value, [chat.id]: controller };
+  live.value = { ...live.value, [chat.id]: [...(live.value[chat.id] ?? []), controller] };
   try {
     await work(controller.signal, () => show(chat));
   } finally {
-    const { [chat.id]: _, ...others } = live.value;
-    live.value = others;
+    const { [chat.id]: here, ...others } = live.value;
+    const left = here.filter((one) => one !== controller);
+    live.value = left.length ? { ...others, [chat.id]: left } : others;
     await save(chat);
   }
 }
@@ -33,6 +35,7 @@ const titleOf = (text) => text.split("\n")[0].slice(0, 80);
 
 /** Says `content` after node `parent` and has it answered by the chosen models. */
 export async function send(chat, parent, content, attachments, models) {
+  mend(chat);
   chat.title ||= titleOf(content || attachments[0]?.name || "");
   const node = add(chat, parent, { role: "user", content, ...(attachments.length ? { attachments } : {}) });
   await answer(chat, node, models);
@@ -87,6 +90,6 @@ export const goOn = (chat, answer, decisions) =>
 export function mend(chat) {
   if (live.value[chat.id]) return;
   for (const node of branch(chat)) {
-    for (const one of [node, node.twin]) if (one?.state === "running") one.state = "stopped";
+    for (const one of [node, node.twin]) if (one?.state === "running") Object.assign(one, { state: "stopped", left: true });
   }
 }

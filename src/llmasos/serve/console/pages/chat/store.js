@@ -5,6 +5,7 @@
  */
 
 import { signal } from "../../core/store.js";
+import { absorb, noted } from "./merge.js";
 
 export const newId = () => crypto.getRandomValues(new Uint32Array(3)).reduce((text, n) => text + n.toString(36), "");
 
@@ -54,14 +55,14 @@ function database() {
   return opening;
 }
 
-async function run(mode, work) {
-  const store = (await database()).transaction(STORE, mode).objectStore(STORE);
-  return new Promise((resolve, reject) => {
-    const request = work(store);
+const done = (request) =>
+  new Promise((resolve, reject) => {
     request.onsuccess = () => resolve(request.result);
     request.onerror = () => reject(request.error);
   });
-}
+
+/** What is kept, in a transaction of its own. Nothing else may be awaited while it is used. */
+const open = async (mode) => (await database()).transaction(STORE, mode).objectStore(STORE);
 
 /** All conversations, the latest first; null until they are read. */
 export const chats = signal(null);
@@ -70,23 +71,34 @@ export const isKept = signal(true);
 
 const sorted = (list) => list.sort((a, b) => (a.updated < b.updated ? 1 : -1));
 
+/** What ends the answers that are being written here, by conversation. */
+export const live = signal({});
+/** {title} of a conversation that another tab has gone on with in another way, when that is found. */
+export const parted = signal(null);
+
 let isRead = false;
+/** What was kept of each when it was last read or written here. */
+const bases = new Map();
+/** Those that were deleted: an answer that still comes does not bring them back. */
+const deleted = new Set();
+
+const tabs = globalThis.BroadcastChannel && new BroadcastChannel("llmasos.chats");
+if (tabs) tabs.onmessage = ({ data: { saved, removed } }) => (removed ? erase(removed) : isRead && reread(saved));
 
 export async function readChats() {
   if (isRead) return;
   isRead = true;
   let found = [];
   try {
-    found = (await run("readonly", (store) => store.getAll())).filter(isChat);
+    found = (await done((await open("readonly")).getAll())).filter(isChat);
   } catch {
     isKept.value = false;
   }
   const begun = chats.value ?? []; // while they were read
-  chats.value = sorted([...begun, ...found.filter((one) => !begun.some((other) => other.id === one.id))]);
+  const more = found.filter((one) => !find(one.id));
+  for (const one of more) bases.set(one.id, noted(one));
+  chats.value = sorted([...begun, ...more]);
 }
-
-/** Those that were deleted here: an answer that still comes does not bring them back. */
-const deleted = new Set();
 
 /** Shows a conversation as it is now, without keeping it. */
 export function show(chat) {
@@ -94,22 +106,52 @@ export function show(chat) {
   chats.value = sorted([chat, ...(chats.value ?? []).filter((one) => one.id !== chat.id)]);
 }
 
-/** Shows and keeps a conversation as it is now. `touch`: it moves to the top. */
+/** Takes in what another tab has kept. */
+function take(chat, kept) {
+  if (kept && isChat(kept) && absorb(chat, kept, bases.get(chat.id), { isWritten: chat.id in live.value, newId })) parted.value = { title: chat.title };
+}
+
+/** Shows and keeps a conversation as it is now, with what other tabs have kept of it. `touch`: it moves to the top. */
 export async function save(chat, { touch = true } = {}) {
   if (deleted.has(chat.id)) return;
   if (touch) chat.updated = new Date().toISOString();
   show(chat);
   try {
-    await run("readwrite", (store) => store.put(chat));
+    const store = await open("readwrite");
+    take(chat, await done(store.get(chat.id)));
+    if (deleted.has(chat.id)) return;
+    const putting = done(store.put(chat));
+    const now = noted(chat); // as it was put: an answer may be coming
+    await putting;
+    bases.set(chat.id, now);
+    tabs?.postMessage({ saved: chat.id });
+    show(chat);
   } catch {
     isKept.value = false;
   }
 }
 
+async function reread(id) {
+  const kept = await open("readonly").then((store) => done(store.get(id))).catch(() => null);
+  if (!kept || !isChat(kept) || deleted.has(id)) return;
+  const chat = find(id) ?? kept;
+  if (chat !== kept) take(chat, kept);
+  bases.set(id, noted(kept));
+  show(chat);
+}
+
 export async function remove(ids) {
-  for (const id of ids) deleted.add(id);
+  await erase(ids);
+  tabs?.postMessage({ removed: ids });
+}
+
+async function erase(ids) {
+  for (const id of ids) {
+    deleted.add(id);
+    live.value[id]?.forEach((one) => one.abort());
+  }
   chats.value = (chats.value ?? []).filter((one) => !ids.includes(one.id));
-  for (const id of ids) await run("readwrite", (store) => store.delete(id)).catch(() => {});
+  for (const id of ids) await open("readwrite").then((store) => done(store.delete(id))).catch(() => {});
 }
 
 export const find = (id) => (chats.value ?? []).find((one) => one.id === id);

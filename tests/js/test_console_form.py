@@ -33,7 +33,9 @@ def node(*arguments: str) -> str:
 
 
 def test_the_logic_of_forms_and_pages() -> None:
-    assert "# fail 0" in node("--test", "--test-reporter=tap", "tests/form.test.js", "tests/pages.test.js", "tests/chats.test.js")
+    assert "# fail 0" in node(
+        "--test", "--test-reporter=tap", "tests/form.test.js", "tests/pages.test.js", "tests/chats.test.js"
+    )
 
 
 @contextlib.contextmanager

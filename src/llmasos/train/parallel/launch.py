@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,9 +17,11 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
-from llmasos.errors import InvalidInputError
+from llmasos.devices import set_threads
+from llmasos.errors import InvalidInputError, LLMasOSError
+from llmasos.settings import settings
 from llmasos.train.config import TrainConfig
-from llmasos.train.parallel.ranks import COLLECTIVE, PATIENCE, LostRankError, Ranks
+from llmasos.train.parallel.ranks import COLLECTIVE, PATIENCE, LostRankError, Ranks, how_to_resume
 
 BEGIN = timedelta(minutes=3)
 """Until all processes are there."""
@@ -98,7 +102,7 @@ def _of_group(config: TrainConfig) -> Ranks:
 def _group(config: TrainConfig, port: int) -> Iterator[None]:
     """Join the first rank, which waits at `port`."""
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    threading.Thread(target=_end_with_the_first, daemon=True).start()
+    threading.Thread(target=_end_with_the_first, args=(config,), daemon=True).start()
     _init(config, rank, size, TCPStore("127.0.0.1", port, size, False, timeout=BEGIN))
     try:
         yield
@@ -124,17 +128,21 @@ def _init(config: TrainConfig, rank: int, size: int, store: TCPStore | None) -> 
     )
 
 
-def _end_with_the_first() -> None:
+def _end_with_the_first(config: TrainConfig) -> None:
     """Standard input ends with the process that holds it."""
     while os.read(0, 4096):
         pass
+    words = f"Process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} ends: process 0 is gone. "
+    os.write(2, f"{words}{how_to_resume(config.name)}\n".encode())
     os._exit(1)
 
 
 @contextmanager
 def _launched(config: TrainConfig, number: int) -> Iterator[None]:
     store = TCPStore("127.0.0.1", 0, number, True, wait_for_workers=False, timeout=BEGIN)
-    others = [_begin(config, rank, number, store.port) for rank in range(1, number)]
+    before = torch.get_num_threads()
+    share = _shared_threads(number)
+    others = [_begin(config, rank, number, store.port, share) for rank in range(1, number)]
     is_over = threading.Event()
     threading.Thread(target=_watch, args=(others, is_over), daemon=True).start()
     failed = True
@@ -146,16 +154,32 @@ def _launched(config: TrainConfig, number: int) -> Iterator[None]:
             raise LostRankError(f"The run's processes did not all begin (exit codes {codes}): {e}") from e
         yield
         failed = False
+    except Exception as e:
+        gone = _gone(others, 5.0) if isinstance(e, LostRankError) else _gone(others, 0.0)
+        if not gone or (isinstance(e, LLMasOSError) and not isinstance(e, LostRankError)):
+            raise
+        raise LostRankError(f"{gone} The others cannot go on without it.", hint=how_to_resume(config.name)) from e
     finally:
         is_over.set()
+        torch.set_num_threads(before)
         _leave()
         for other in others:
             _end(other, 1.0 if failed else END_SECONDS)
 
 
-def _begin(config: TrainConfig, rank: int, number: int, port: int) -> subprocess.Popen[bytes]:
+def _shared_threads(number: int) -> dict[str, int]:
+    """What tells a process to use its share of the cores; this one is told now. Nothing where somebody has said how
+    many threads a process has."""
+    if "OMP_NUM_THREADS" in os.environ or settings().threads:
+        return {}
+    each = max(1, set_threads() // number)
+    torch.set_num_threads(each)
+    return {"OMP_NUM_THREADS": each, "LLMASOS_THREADS": each}
+
+
+def _begin(config: TrainConfig, rank: int, number: int, port: int, share: dict[str, int]) -> subprocess.Popen[bytes]:
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number}
-    own |= {"LLMASOS_TRAIN_STORE": port}
+    own |= {"LLMASOS_TRAIN_STORE": port} | share
     words = [
         sys.executable,
         "-m",
@@ -164,6 +188,19 @@ def _begin(config: TrainConfig, rank: int, number: int, port: int) -> subprocess
     ]
     return subprocess.Popen(
         words, env={**os.environ, **{k: str(v) for k, v in own.items()}}, stdin=subprocess.PIPE, stdout=2
+    )
+
+
+def _gone(others: list[subprocess.Popen[bytes]], seconds: float) -> str:
+    """How processes ended that should not have, in words; waits for one."""
+    until = time.monotonic() + seconds
+    while not any(other.poll() for other in others) and time.monotonic() < until:
+        time.sleep(0.05)
+    codes = {rank: code for rank, other in enumerate(others, 1) if (code := other.poll())}
+    return " ".join(
+        f"Process {rank} of {len(others) + 1} "
+        + (f"was killed ({signal.Signals(-code).name})." if code < 0 else f"ended with exit code {code}.")
+        for rank, code in codes.items()
     )
 
 
@@ -179,10 +216,10 @@ def _end(other: subprocess.Popen[bytes], seconds: float) -> None:
 
 
 def _watch(others: list[subprocess.Popen[bytes]], is_over: threading.Event) -> None:
-    """GPUs wait for one that is gone until they are told."""
+    """GPUs wait for one that is gone until they are told; gloo sees it by itself."""
     while not is_over.wait(1.0):
         if any(other.poll() for other in others):
             abort = getattr(dist.distributed_c10d, "_abort_process_group", None)
-            if not is_over.wait(10.0) and abort is not None and dist.is_initialized():
+            if not is_over.wait(10.0) and abort is not None and dist.is_initialized() and dist.is_nccl_available():
                 abort()
             return

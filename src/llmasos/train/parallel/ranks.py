@@ -8,6 +8,7 @@ Counts and decisions go over gloo, on the CPU: nothing waits for a GPU, and a pr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -187,7 +188,18 @@ def explained(ranks: Ranks) -> Iterator[None]:
         if ranks.world_size == 1 or not lost:
             raise
         raise LostRankError(
-            f"Process {ranks.rank} of {ranks.world_size} lost another one of the run: {str(e).splitlines()[0]}",
-            hint="What that one said is above it; `llmasos train resume` goes on from the last checkpoint, on another "
-            "number of GPUs if need be.",
+            f"Process {ranks.rank} of {ranks.world_size} lost another one of the run: {_reason(e)}.",
+            hint=f"What that one said is above it. {how_to_resume(None)}",
         ) from e
+
+
+def _reason(e: BaseException) -> str:
+    """The first sentence, without the place in torch's source."""
+    return re.sub(r"^\[\S+:\d+\] ", "", str(e)).splitlines()[0].split(". ")[0].removesuffix(".")
+
+
+def how_to_resume(name: str | None) -> str:
+    return (
+        f"Go on from the last checkpoint with `llmasos train resume {name or 'NAME'}`, on another number of GPUs "
+        "if need be."
+    )

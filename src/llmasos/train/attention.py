@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from llmasos.models.attention import Attend, AttentionSpec, Varlen
+from llmasos.models.attention import Attend, AttentionSpec, Varlen, prefill
+from llmasos.train.losses import whole_rows
 
 
 class PackedAttention:
@@ -55,6 +56,16 @@ class EqualAttention:
         return out.transpose(1, 2).flatten(0, 1)
 
 
+class FilledAttention(Varlen):
+    """The same on a CPU in bfloat16, with each sequence filled up behind its end to a number of rows whose kernels are
+    few (see `losses.ROWS`): its backward pass would have some compiled for every length."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        spec = self.specs[layer]
+        parts = zip(self.lengths, q.split(self.lengths), k.split(self.lengths), v.split(self.lengths), strict=True)
+        return torch.cat([prefill(*(whole_rows(x) for x in part), spec, 0)[:length] for length, *part in parts])
+
+
 _BEST_FIRST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
 
 
@@ -67,6 +78,8 @@ def packed_attention(
         if len(set(lengths)) == 1 and all(spec.causal and not spec.window for spec in specs):
             return EqualAttention(specs, lengths[0])
         return PackedAttention(specs, lengths, device)
+    if dtype == torch.bfloat16 and all(spec.causal for spec in specs):
+        return FilledAttention(specs, lengths)
     return Varlen(specs, lengths)
 
 

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmasos.train.losses import COLUMNS, pieces, wanted
+from llmasos.train.losses import COLUMNS, pieces, wanted, whole_rows
 
 Kind = Literal["forward_kl", "reverse_kl", "jsd"]
 BLOCK = 2**24
@@ -92,14 +92,15 @@ class _LinearDivergence(torch.autograd.Function):
         gradient = of_hidden or of_weight or of_bias
         size, theirs = len(weight), len(teacher.weight)
         head, their_head = _filled(weight), _filled(teacher.weight)
+        hidden, their_hidden = whole_rows(hidden), whole_rows(teacher.hidden)
         sums = torch.zeros(2, dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if of_hidden else None
         grad_weight = torch.zeros_like(head) if of_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and of_bias else None
-        for part in pieces(len(labels), len(head) + len(their_head)):
-            x = hidden[part]
-            logits, expected = F.linear(x, head), F.linear(teacher.hidden[part], their_head)
-            words, their_words = logits[:, :size], expected[:, :theirs]
+        for part in pieces(len(hidden), len(head) + len(their_head)):
+            x, num = hidden[part], len(labels[part])
+            logits, expected = F.linear(x, head), F.linear(their_hidden[part], their_head)
+            words, their_words = logits[:num, :size], expected[:num, :theirs]
             if bias is not None:
                 words += bias
             if teacher.bias is not None:
@@ -113,6 +114,7 @@ class _LinearDivergence(torch.autograd.Function):
                 grad_weight.addmm_(logits.t(), x)
             if grad_bias is not None:
                 grad_bias += words.sum(0, dtype=torch.float32)
+        grad_hidden = None if grad_hidden is None else grad_hidden[: len(labels)]
         grad_weight = None if grad_weight is None else grad_weight[:size]
         ctx.gradients = grad_hidden, grad_weight, None if grad_bias is None or bias is None else grad_bias.to(bias)
         cross_entropy, divergence = sums.unbind()

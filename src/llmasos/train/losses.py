@@ -17,6 +17,10 @@ PIECE = 2**29
 """Logits that exist at once: a gibibyte in bfloat16."""
 COLUMNS = 64
 """A vocabulary is filled up to a multiple of this: matrix kernels need aligned rows (GPT-2 has 50,257 words)."""
+ROWS = 64
+"""On CPUs rows of bfloat16 are filled up to a multiple of this. oneDNN compiles a kernel for every shape of a product,
+which takes half a mebibyte and a millisecond and is never let go of: batches of all lengths would fill the memory with
+kernels."""
 
 
 def linear_cross_entropy(
@@ -57,13 +61,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         size, filled = len(weight), -len(weight) % COLUMNS
         head = F.pad(weight, (0, 0, 0, filled)) if filled else weight
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        hidden = whole_rows(hidden)
         grad_hidden = torch.empty_like(hidden) if of_hidden else None
         grad_weight = torch.zeros_like(head) if of_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and of_bias else None
-        for part in pieces(len(labels), len(head)):
+        for part in pieces(len(hidden), len(head)):
             x = hidden[part]
             logits = F.linear(x, head)
-            words = logits[:, :size]
+            words = logits[: len(labels[part]), :size]
             if bias is not None:
                 words += bias
             loss += cross_entropy_(words, labels[part], scale=scale, softcap=softcap, gradient=gradient).sum()
@@ -73,6 +78,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_weight.addmm_(logits.t(), x)
             if grad_bias is not None:
                 grad_bias += words.sum(0, dtype=torch.float32)
+        grad_hidden = None if grad_hidden is None else grad_hidden[: len(labels)]
         grad_weight = None if grad_weight is None else grad_weight[:size]
         ctx.gradients = grad_hidden, grad_weight, None if grad_bias is None or bias is None else grad_bias.to(bias)
         return loss
@@ -82,6 +88,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         assert gradients is not None, "linear_cross_entropy keeps its gradients for one backward pass"
         return (*(None if g is None else g.mul_(outer[0].to(g.dtype)) for g in gradients), None, None, None)
+
+
+def missing_rows(num: int, device: torch.device, dtype: torch.dtype) -> int:
+    """Of `num` rows, see ROWS."""
+    return -num % ROWS if dtype == torch.bfloat16 and device.type == "cpu" else 0
+
+
+def whole_rows(x: Tensor) -> Tensor:
+    """[N, ...] with the rows that are missing: zeros, whose logits and gradients are 0."""
+    missing = missing_rows(len(x), x.device, x.dtype)
+    return torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
 
 
 def pieces(num_rows: int, vocab_size: int) -> list[slice]:

@@ -23,7 +23,7 @@ from llmasos.data import IGNORED
 from llmasos.models.attention import Attend, layer_specs
 from llmasos.models.decoder import Decoder
 from llmasos.train.attention import packed_attention
-from llmasos.train.losses import linear_cross_entropy
+from llmasos.train.losses import linear_cross_entropy, missing_rows
 
 
 class Packed(Protocol):
@@ -129,8 +129,12 @@ class Trainee:
 
     def hidden(self, batch: Placed, casts: Mapping[str, Tensor] | None = None) -> Tensor:
         """Hidden states after the final norm, [T, D]."""
-        attend = packed_attention(self.specs, batch.lengths, batch.tokens.device, self.dtype)
-        return self.forward(batch.tokens, batch.positions, attend, self.casts() if casts is None else casts)
+        tokens, positions, lengths, num = batch.tokens, batch.positions, batch.lengths, len(batch.tokens)
+        if missing := missing_rows(num, tokens.device, self.dtype):  # behind all others, and looked at by nobody
+            tokens, positions = F.pad(tokens, (0, missing)), F.pad(positions, (0, missing))
+            lengths = [*lengths, missing]
+        attend = packed_attention(self.specs, lengths, tokens.device, self.dtype)
+        return self.forward(tokens, positions, attend, self.casts() if casts is None else casts)[:num]
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, casts: Mapping[str, Tensor]) -> Tensor:
         """The same with any attention, e.g. one that keeps keys and values."""

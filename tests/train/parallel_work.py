@@ -27,7 +27,8 @@ from llmasos.train.methods import method_of
 from llmasos.train.model import Placed, Trainee
 from llmasos.train.optim import OptimizerOptions
 from llmasos.train.parallel import Ranks, Spreader, whole
-from llmasos.train.parallel.shard import whole_tensor
+from llmasos.train.parallel.ranks import local
+from llmasos.train.parallel.shard import own_part
 from llmasos.train.run import train
 from llmasos.train.schedule import Schedule
 
@@ -283,9 +284,14 @@ def building(home: Path) -> None:
         for ours, theirs in decoders:
             weights = dict(ours.named_parameters()) | dict(ours.named_buffers())
             there = dict(theirs.named_parameters())
-            spread = {key: whole_tensor(tensor.detach(), tensor, ranks) for key, tensor in there.items()}
-            same &= all(torch.equal(tensor, weights[key]) for key, tensor in spread.items())
-            same &= len(spread) >= len(dict(ours.named_parameters()))
+            same &= len(there) >= len(dict(ours.named_parameters()))
+            same &= all(
+                torch.equal(
+                    *(t.detach().contiguous().view(torch.uint8) for t in (local(p), own_part(weights[key], p, ranks)))
+                )
+                for key, p in there.items()
+            )
+        same = not ranks.most(not same)[0]
         found[name] = {"one": sizes[0], "two": sizes[1], "part": max(rest, *parts[:-1]), "same": same}
     if dist.get_rank() == 1:
         (home / "built.json").write_text(json.dumps(found))

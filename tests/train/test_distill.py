@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,7 @@ def test_the_loss_is_the_plain_formula_of_both_models_and_its_parts_are_told(tea
     parts = learner.parts()
     for name, value in {"cross_entropy": ce, "divergence": kl, "hidden": distance}.items():
         torch.testing.assert_close(parts[name], value.detach(), rtol=1e-5, atol=1e-5)
-    assert not learner.parts() and all(p.grad is None for p in teacher.module.parameters())
+    assert not any(learner.parts().values()) and all(p.grad is None for p in teacher.module.parameters())
 
 
 # --- the student's own answers
@@ -183,25 +184,22 @@ def test_the_engine_writes_with_the_weights_of_now_and_the_loss_is_of_what_it_wr
     learner = distiller(teacher, student, on_policy=1.0, max_new_tokens=5, weight=0.2)
     batch = chatty([[1, 2, 3, 4], [5, 6, 7]], [[False, False, True, True], [False, True, True]])
     for _ in range(2):
-        torch.manual_seed(7)
-        own = learner.own_answers(batch)
+        own = learner.own_answers(batch, seed=7)
         assert own.lengths == [2 + 4, 1 + 4] and len(own) == 10 and own.positions.tolist() == [*range(6), *range(5)]
         assert own.tokens[:2].tolist() == [1, 2] and own.tokens[6].tolist() == 5
         # each label is the next token, and one that the student of now finds likely: sampled, not by chance
         assert own.tokens[own.rows[:4] + 1].tolist() == own.labels[:4].tolist()
-        torch.manual_seed(7)
-        assert torch.equal(learner.own_answers(batch).labels, own.labels)
+        assert torch.equal(learner.own_answers(batch, seed=7).labels, own.labels)
         with torch.no_grad():
             student.module.head.weight.mul_(40)  # as good as greedy now
     with torch.no_grad():
         first = forward(student.module, own.tokens[:6][None])[0].argmax(-1)
     assert own.labels[:5].tolist() == first[1:].tolist()
-    torch.manual_seed(7)
-    learner.parts()
+    learner.step = 4
     loss = learner.loss(batch)
-    torch.manual_seed(7)
-    torch.rand(())
-    again = learner.own_answers(batch)
+    draw = random.Random("0 4 0")
+    draw.random()
+    again = learner.own_answers(batch, seed=draw.randrange(2**31))
     q, p = (forward(m.module, again.tokens[:6][None])[0][1:] for m in (student, teacher))
     q2, p2 = (forward(m.module, again.tokens[6:][None])[0] for m in (student, teacher))
     kl = F.kl_div(
@@ -209,6 +207,28 @@ def test_the_engine_writes_with_the_weights_of_now_and_the_loss_is_of_what_it_wr
     )
     torch.testing.assert_close(loss, kl * len(batch) / 10, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(learner.parts()["on_policy"], loss.detach())
+
+
+def test_steps_draw_their_own_answers_by_seed_and_number_and_tell_the_same_parts(teacher: LoadedModel) -> None:
+    """So do processes that read other batches, and a run that goes on."""
+    chats = [chatty([[1, 2, 3, 4]], [[False, False, True, True]]), chatty([[5, 6, 7]], [[False, True, True]])]
+
+    def drawn(batch: Placed, steps: Sequence[int], **more: Any) -> list[tuple[bool, ...]]:
+        learner = distiller(teacher, random_model(3, std=0.2), on_policy=0.5, max_new_tokens=3, **more)
+        found = []
+        for step in steps:
+            learner.step = step
+            for _ in range(2):
+                learner.loss(batch)
+                torch.rand(3)  # dropout
+            parts = learner.parts()
+            assert list(parts) == ["cross_entropy", "divergence", "on_policy"]
+            found.append(tuple(bool(part) for part in parts.values()))
+        return found
+
+    first, second = (drawn(chat, range(6)) for chat in chats)
+    assert first == second and drawn(chats[0], range(3, 6)) == first[3:]
+    assert len(set(first)) > 1  # some steps have some
 
 
 def test_a_shadow_of_an_adapter_has_it_folded_in(tmp_path: Path) -> None:

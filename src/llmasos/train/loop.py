@@ -46,13 +46,17 @@ class DivergedError(LLMasOSError):
 class Learner(Protocol):
     """A method: what is trained, and its loss."""
 
+    step: int
+    """Done, when a step begins."""
+
     @property
     def module(self) -> nn.Module: ...
     def loss(self, batch: Placed) -> Tensor:
         """Summed over the trained tokens, float32."""
 
     def parts(self) -> dict[str, Tensor]:
-        """What the losses since the last call consist of, by name, summed over trained tokens; empty for most."""
+        """What the losses since the last call consist of, by name, summed over trained tokens; empty for most. The
+        same names in the same order on all ranks."""
 
 
 @dataclass(frozen=True)
@@ -266,6 +270,7 @@ class Loop:
             sum(batch.num_trained for batch in micro), sum(len(batch.tokens) for batch in micro)
         )
         total = torch.zeros((), device=self.device)
+        self.learner.step = self.step
         for i, batch in enumerate(micro):
             if self._reducer and i == len(micro) - 1:
                 self._reducer.last()

@@ -45,7 +45,7 @@ class FrozenLinear(nn.Module):
         self.kind: Kind = kind
         with torch.no_grad():
             coded = _CODERS[kind](weight)
-        self._names = tuple(coded)
+        self._dtypes = {name: tensor.dtype for name, tensor in coded.items()}
         for name, tensor in coded.items():
             self.register_buffer(name, tensor, persistent=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
@@ -53,7 +53,7 @@ class FrozenLinear(nn.Module):
     @property
     def stored(self) -> list[Tensor]:
         """What the coder made of the weight."""
-        return [getattr(self, name) for name in self._names]
+        return [getattr(self, name).view(dtype) for name, dtype in self._dtypes.items()]
 
     @property
     def nbytes(self) -> int:
@@ -61,10 +61,12 @@ class FrozenLinear(nn.Module):
         return sum(tensor.nbytes for tensor in self.stored)
 
     def as_parameters(self) -> None:
-        """They become parameters that nothing changes: of those FSDP gives each rank a part."""
-        for name, tensor in zip(self._names, self.stored, strict=True):
+        """They become parameters that nothing changes: of those FSDP gives each rank a part. torch 2.11 takes no
+        integers for it: bytes are called floats, until they are read."""
+        for name, tensor in zip(self._dtypes, self.stored, strict=True):
             del self._buffers[name]
-            setattr(self, name, nn.Parameter(tensor, requires_grad=False))
+            given = tensor if tensor.is_floating_point() else tensor.view(torch.float8_e4m3fn)
+            setattr(self, name, nn.Parameter(given, requires_grad=False))
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight, [N, K]."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ class NextToken:
 
     model: LoadedModel
     trainee: Trainee
+    step: int = field(default=0, kw_only=True)
+    """Done, when a step begins."""
 
     @property
     def module(self) -> nn.Module:

@@ -7,6 +7,7 @@ that the teacher wrote (`sequence`, arXiv:1606.07947).
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -39,14 +40,19 @@ class Distiller(NextToken):
     options: Distillation
     room: int
     """Tokens of prompts and answers that the student writes at a time."""
+    seed: int = 0
+    _drawn: int = 0
+    """Micro-batches of the step."""
     _shadow: Shadow | None = None
     _parts: dict[str, Tensor] = field(default_factory=dict)
 
     def loss(self, batch: Placed) -> Tensor:
         options = self.options
-        # by the generator whose state is a part of checkpoints
-        if options.on_policy and float(torch.rand(())) < options.on_policy:
-            own = self.own_answers(batch)
+        # of seed, step and place in it: all processes draw the same, also when the run has gone on
+        draw = random.Random(f"{self.seed} {self.step} {self._drawn}")
+        self._drawn += 1
+        if draw.random() < options.on_policy:
+            own = self.own_answers(batch, seed=draw.randrange(2**31))
             if len(own):  # it counts as many tokens as the batch whose prompts it has
                 loss, _ = self._distance(own, weight=1.0)
                 loss = loss * (len(batch) / len(own))
@@ -58,7 +64,12 @@ class Distiller(NextToken):
         return loss
 
     def parts(self) -> dict[str, Tensor]:
-        found, self._parts = self._parts, {}
+        """Of the same names in every step, in the same order: processes add them up."""
+        names = ["cross_entropy", "divergence"]
+        names += ["hidden"] if self.options.hidden_weight else []
+        names += ["on_policy"] if self.options.on_policy else []
+        found = {name: self._parts.get(name, torch.zeros(())) for name in names}
+        self._parts, self._drawn = {}, 0
         return found
 
     def _add(self, name: str, part: Tensor) -> None:
@@ -83,7 +94,7 @@ class Distiller(NextToken):
             loss = loss + options.hidden_weight * distance
         return loss, parts
 
-    def own_answers(self, batch: Placed) -> Placed:
+    def own_answers(self, batch: Placed, *, seed: int) -> Placed:
         """The batch with the student's answers, sampled, in the place of the data's last ones: as many as have room."""
         most = self.options.max_new_tokens
         prompts = prompts_of(batch, room=self.room, max_new_tokens=most, context=self.model.config.context_length)
@@ -93,7 +104,6 @@ class Distiller(NextToken):
             longest = self.room + most  # a prompt alone may be as long as a batch
             self._shadow = Shadow(self.model, self.trainee.dtype, max_length=longest, room=longest)
         self._shadow.refresh()
-        seed = int(torch.randint(2**31, ()))
         answers = self._shadow.writer.write(prompts, max_new_tokens=most, temperature=1.0, seed=seed)
         return _packed(prompts, [answer.tokens for answer in answers], batch.tokens.device)
 
@@ -251,7 +261,8 @@ class Distill(Method):
         asked = Trainee(teacher.module, dtype=dtype, compiled=self.is_compiled(device))
         spreader.prepare(asked)
         room = self.config.micro_batch_tokens or self.config.max_length or self.shape.context_length
-        return Distiller(model, self.trainee(model, spreader), asked, self.config.distillation, room)
+        options = self.config.distillation
+        return Distiller(model, self.trainee(model, spreader), asked, options, room, self.config.seed)
 
     def weights(self, device: torch.device, dtype: torch.dtype, spreader: Spreader | None = None) -> LoadedModel:
         if self.config.model is not None:

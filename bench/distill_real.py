@@ -81,10 +81,9 @@ def student(args: argparse.Namespace, name: str, teacher: str, weight: float) ->
         "teacher": teacher,
         "keep_layers": args.keep or decoder_config(ensure(teacher)).num_layers // 2,
         "weight": weight,
-        "divergence": args.divergence,
-        "temperature": args.temperature,
-        "hidden_weight": args.hidden_weight if weight else 0.0,
     }
+    if weight:
+        distillation |= {name: getattr(args, name) for name in ("divergence", "temperature", "hidden_weight")}
     return TrainConfig.of(method="distill", distillation=distillation, output=args.output / name, **common(args))
 
 

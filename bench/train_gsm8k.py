@@ -74,7 +74,7 @@ def tuned(args: argparse.Namespace, tuning: str, folder: Path, problems: list[di
         name=f"gsm8k-{tuning}",
         output=folder / tuning,
         tuning=tuning,
-        lora={"r": args.rank, "alpha": 2.0 * args.rank},
+        **({} if tuning == "full" else {"lora": {"r": args.rank, "alpha": 2.0 * args.rank}}),
         lr=args.rate_full if tuning == "full" else args.rate_lora,
         epochs=args.epochs if args.steps is None else None,
         steps=args.steps,

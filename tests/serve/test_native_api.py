@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import shutil
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -170,6 +172,33 @@ async def test_a_worker_that_is_cancelled_is_no_more(tmp_path: Path) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert {child.pid for child in psutil.Process().children()} <= before
+
+
+async def test_a_worker_is_gone_though_it_is_cancelled_again_and_takes_no_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a server does that stops: its requests first, then all that is left."""
+    psutil = pytest.importorskip("psutil")
+    stub = tmp_path / "python"
+    stub.write_text(
+        f"#!{sys.executable}\nimport signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print('{\"progress\": {}}', flush=True)\ntime.sleep(600)\n"
+    )
+    stub.chmod(0o755)
+    monkeypatch.setattr(worker.sys, "executable", str(stub))
+    before = {child.pid for child in psutil.Process().children()}
+    ready = asyncio.Event()
+    task = asyncio.create_task(worker.run("plan", {}, lambda _: ready.set()))
+    await ready.wait()
+    [pid] = {child.pid for child in psutil.Process().children()} - before
+    assert os.getsid(pid) == pid  # Ctrl-C in a terminal reaches the server only
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not psutil.pid_exists(pid)
 
 
 def test_the_machine_is_described(home: Path) -> None:

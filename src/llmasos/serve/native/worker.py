@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -19,8 +20,6 @@ from typing import Any
 
 from llmasos.errors import LLMasOSError, ServerError, error_facts, error_of
 
-STOP_SECONDS = 5.0
-"""After a polite request to end; then the process is killed."""
 _LINE_BYTES = 2**24
 
 OnProgress = Callable[[dict[str, Any]], None]
@@ -39,6 +38,7 @@ async def run(task: str, options: dict[str, Any], on_progress: OnProgress = lamb
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         limit=_LINE_BYTES,
+        start_new_session=True,  # a terminal's Ctrl-C is for the server, which lets its requests end
     )
     assert process.stdin and process.stdout and process.stderr
     said = asyncio.ensure_future(process.stderr.read())
@@ -61,14 +61,24 @@ async def run(task: str, options: dict[str, Any], on_progress: OnProgress = lamb
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
+    """It has nothing to save: what has arrived is on the disk. A server that stops cancels its requests, and again what
+    is left of them: the process is gone then, too."""
     if process.returncode is not None:
         return
-    for stop in (process.terminate, process.kill):
-        with contextlib.suppress(ProcessLookupError):
-            stop()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(process.wait()), STOP_SECONDS)
-            return
+    with contextlib.suppress(ProcessLookupError):
+        if hasattr(os, "killpg"):  # with what it has begun, which holds its pipes
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    gone = asyncio.ensure_future(process.wait())
+    again: asyncio.CancelledError | None = None
+    while not gone.done():
+        try:
+            await asyncio.shield(gone)
+        except asyncio.CancelledError as e:
+            again = e
+    if again is not None:
+        raise again
 
 
 # the child's side

@@ -115,6 +115,7 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tensor": ({"tuning": "full", "validation": 0.2, "micro_batch_tokens": None}, {"tensor_parallel_size": 2}),
     "tensor-lora": ({"tuning": "lora", "lora": {"r": 4}, "validation": 0.2}, {"tensor_parallel_size": 2}),
     "ddp": ({"tuning": "lora", "lora": {"r": 4, "dora": True}, "validation": 0.2}, {"parallel": "ddp"}),
+    "distill": ({"method": "distill", "tuning": "full", "validation": 0.2}, {"parallel": "fsdp"}),
     "qlora": ({"tuning": "qlora", "lora": {"r": 4}, "validation": 0.2}, {"parallel": "fsdp"}),
     "pretrain": (
         {"method": "pretrain", "model": None, "depth": 1, "vocab_size": 400, "validation": 0.2},
@@ -127,6 +128,8 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def options(home: Path, which: str, **more: Any) -> TrainConfig:
     base = {"model": str(home / "model"), "data": [str(home / "data.jsonl")], "device": "cpu", "dtype": "float32"}
     base |= {"steps": 3, "lr": 1e-3, "max_length": 64, "batch_tokens": 128, "micro_batch_tokens": 64}
+    if RUNS[which][0].get("method") == "distill":
+        base["distillation"] = {"teacher": str(home / "deep"), "hidden_weight": 0.1}
     return TrainConfig.of(**base | {"evaluate_every": 100, "install": False} | RUNS[which][0] | more)
 
 

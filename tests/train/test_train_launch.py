@@ -6,13 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 from parallel_work import losses
 
 from llmasos.train.config import TrainConfig
+from llmasos.train.events import Listener, StepReport
+from llmasos.train.parallel import LostRankError
+from llmasos.train.parallel.launch import _shared_threads
 from llmasos.train.run import resume, train
 from tiny import write_tiny_model
 
@@ -78,3 +83,94 @@ def test_what_two_processes_refuse_is_said_once(home: Path) -> None:
     done = typed(home, "refused", [], "train", "sft", "--model", "model", *flags)
     assert done.returncode == 2
     assert done.stderr.count("weights in few bits") == 1 and "Traceback" not in done.stderr
+
+
+class At(Listener):
+    """Does something when a step is done."""
+
+    def __init__(self, step: int, work: Callable[[], None]) -> None:
+        self.step, self.work = step, work
+
+    def stepped(self, report: StepReport) -> None:
+        if report.step == self.step:
+            self.work()
+
+
+def test_a_process_that_is_killed_is_named_and_the_run_goes_on_without_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMASOS_HOME", str(home / "killed"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(home)
+    begun: list[subprocess.Popen[bytes]] = []
+    real = subprocess.Popen
+
+    def begin(*given: Any, **options: Any) -> subprocess.Popen[bytes]:
+        begun.append(real(*given, **options))
+        return begun[-1]
+
+    monkeypatch.setattr("llmasos.train.parallel.launch.subprocess.Popen", begin)
+    config = TrainConfig.of(
+        model="model", **OPTIONS | {"data": ["chats.jsonl"], "steps": 6}, name="cut", gpus=2, save_every=2
+    )
+    with pytest.raises(LostRankError) as e:
+        train(config, listeners=[At(5, lambda: begun[0].kill())])
+    assert e.value.message.startswith("Process 1 of 2 was killed (SIGKILL).")
+    assert "`llmasos train resume cut`" in e.value.hint
+    assert begun[0].returncode == -9 and not dist.is_initialized()
+    assert (home / "killed" / "runs" / "cut" / "checkpoints" / "000002").is_dir()
+    again = resume("cut", gpus=1)
+    assert (again.reason, again.step) == ("finished", 6)
+    steps = [json.loads(line)["step"] for line in (again.folder / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+FIRST = """
+import os
+from llmasos.train.config import TrainConfig
+from llmasos.train.run import train
+from test_train_launch import OPTIONS, At
+train(
+    TrainConfig.of(model="model", **OPTIONS | {"data": ["chats.jsonl"], "steps": 6}, name="first", gpus=2),
+    listeners=[At(3, lambda: os.kill(os.getpid(), 9))],
+)
+"""
+
+
+def test_when_the_first_process_is_killed_the_others_end_and_say_why(home: Path) -> None:
+    paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(  # until all of them have closed what they write to
+        [sys.executable, "-c", FIRST],
+        cwd=home,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "LLMASOS_HOME": str(home / "first"),
+            "PYTHONPATH": os.pathsep.join(paths),
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == -9
+    assert "Process 1 of 2 " in done.stderr and "`llmasos train resume " in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "each"), [({}, 2), ({"OMP_NUM_THREADS": "3"}, None), ({"LLMASOS_THREADS": "3"}, None)]
+)
+def test_processes_share_the_cores_unless_somebody_said_how_many_threads(
+    said: dict[str, str], each: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_NUM_THREADS", "LLMASOS_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    now: list[int] = []
+    monkeypatch.setattr("llmasos.train.parallel.launch.set_threads", lambda: 8)
+    monkeypatch.setattr("torch.set_num_threads", now.append)
+    assert _shared_threads(4) == ({} if each is None else {"OMP_NUM_THREADS": each, "LLMASOS_THREADS": each})
+    assert now == ([] if each is None else [each])
+    if each is not None:
+        assert _shared_threads(16)["OMP_NUM_THREADS"] == 1

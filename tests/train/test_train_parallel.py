@@ -198,3 +198,11 @@ def test_more_processes_than_micro_batches_do_not_go_on(home: Path) -> None:
 def test_a_process_that_is_killed_ends_the_others_with_a_clear_message(home: Path) -> None:
     said = (home / "lost.txt").read_text()
     assert said.startswith("LostRankError") and "lost another one of the run" in said
+
+
+def test_a_run_that_was_lost_before_its_first_checkpoint_forgets_its_steps(home: Path) -> None:
+    loop = make(home, Ranks(), "early")
+    loop.run.mkdir()
+    (loop.run / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    assert not loop.resume()
+    assert losses(loop.run) == []

@@ -111,6 +111,7 @@ class Loop:
         number of tokens than it did."""
         latest = self.checkpoints.latest()
         if latest is None:
+            self._forget_after(0)
             return False
         state = self.checkpoints.load(latest, self.learner.module, self.optimizers)
         self._check_step(state.get("step_tokens", self._step_tokens))

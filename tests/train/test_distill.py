@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llmasos.data import Batches
+from llmasos.data import Batches, Totals
 from llmasos.errors import FormatError, InvalidInputError, UnsupportedError
 from llmasos.models.attention import Varlen, layer_specs
 from llmasos.models.config import ModelConfig
@@ -25,13 +25,13 @@ from llmasos.models.families import config_from_hf
 from llmasos.models.load import LoadedModel, load_model
 from llmasos.text import load_tokenizer
 from llmasos.train import answers as answers_module
-from llmasos.train.answers import Answer, Prompts, Shadow, plain_weights, teacher_answers
+from llmasos.train.answers import Answer, Answered, Prompts, Shadow, plain_weights, teacher_answers
 from llmasos.train.config import Distillation, TrainConfig
 from llmasos.train.events import Listener, StepReport
 from llmasos.train.lora import LoraOptions, add_lora
 from llmasos.train.methods.distill import Distill, Distiller, prompts_of
 from llmasos.train.model import Placed, Trainee
-from llmasos.train.run import resume, train
+from llmasos.train.run import prepare, resume, train
 from llmasos.train.students import check_vocabulary, kept_layers, student_config, student_of
 from tiny import TINY_LLAMA, write_tiny_model
 
@@ -521,6 +521,25 @@ def test_a_teacher_that_never_ends_or_has_no_prompts_is_said(tmp_path: Path) -> 
         ask(texts)
     with pytest.raises(InvalidInputError, match=r"answers every prompt once, and .* has a weight"):
         ask(Path(f"{data}=0.5"))
+
+
+def test_a_run_is_told_how_far_its_teacher_is(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers_module, "BATCH", 16)
+    answer = lambda self, prompts, **how: [Answer([40, 41], True) for _ in prompts]  # noqa: E731
+    monkeypatch.setattr(answers_module.Writer, "write", answer)
+    options["distillation"] |= {"sequence": True, "weight": 0.0}
+    told: list[tuple[str, int]] = []
+
+    def hear(name: str, totals: Totals) -> None:
+        if isinstance(totals, Answered):
+            told.append((name, totals.num_rows))
+
+    prepare(TrainConfig.of(name="x", output=tmp_path / "x", steps=2, **options), on_progress=hear)
+    teacher = Path(options["distillation"]["teacher"]).name
+    num = len(Path(options["data"][0]).read_text().splitlines())
+    assert told == [(teacher, n) for n in (*range(16, num, 16), num)]
 
 
 def test_answers_to_other_columns_are_other_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from llmasos.errors import InvalidInputError
 from llmasos.store import Library, import_model
 from llmasos.store.adapters import find_adapter, installed_adapters
 from llmasos.train.config import TrainConfig
-from llmasos.train.process import SERVED_CHECKPOINTS, JobOptions, carry_out, epochs_for, read_job, settle
+from llmasos.train.process import SERVED_CHECKPOINTS, Checkpointed, JobOptions, carry_out, epochs_for, read_job, settle
 from tiny import write_tiny_model
 
 
@@ -65,6 +65,20 @@ def test_everything_is_told_and_the_adapter_serves_with_its_checkpoints(job, cap
     assert checkpoints[0]["model"] == "ft:tiny:x:1:ckpt-step-1" and checkpoints[-1]["model"] is None
     served = {one.name for one in installed_adapters()} - {"ft:tiny:x:1"}
     assert served == {f"ft:tiny:x:1:ckpt-step-{n}" for n in (3, 4, 5)} and len(served) == SERVED_CHECKPOINTS
+
+
+def test_a_checkpoint_that_cannot_be_served_is_said_and_training_goes_on(job, capsys, monkeypatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("no such tensor")
+
+    monkeypatch.setattr(Checkpointed, "_serve", fail)
+    path, _ = job(steps=2)
+    assert carry_out(*read_job(path), sys.stdout) == 0
+    said = capsys.readouterr()
+    [message] = of(told(said.out), "message")
+    assert message["level"] == "warn"
+    assert message["message"] == "The checkpoint of step 1 is not served: ValueError: no such tensor"
+    assert "Traceback" in said.err and of(told(said.out), "result")
 
 
 def test_a_whole_model_comes_under_its_name(job, capsys) -> None:

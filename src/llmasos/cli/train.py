@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +16,7 @@ from llmasos.errors import FormatError, InvalidInputError
 if TYPE_CHECKING:
     from llmasos.data import Totals
     from llmasos.train.config import TrainConfig
-    from llmasos.train.run import Result
+    from llmasos.train.run import OnProgress, Result
 
 Action = Literal["sft", "pretrain", "distill", "resume", "plan", "inspect", "merge", "export", "verify"]
 _METHODS = ("sft", "pretrain", "distill")
@@ -59,7 +60,7 @@ def uses(action: str) -> set[str]:
         case "merge" | "export" | "verify":
             return _OWN_FLAGS[action]
         case "resume":
-            return (set(train_types()) & MAY_CHANGE) - {"output"} | {"json"}
+            return (set(train_types()) & MAY_CHANGE) - {"name", "output"} | {"json"}
     return set(train_types()) | {"json"}
 
 
@@ -124,8 +125,8 @@ def _config(method: str | None, words: tuple[str, ...], typed: dict[str, Any]) -
     from llmasos.data import parse_columns
     from llmasos.train.config import TrainConfig
 
-    if len(words) > 1:
-        raise InvalidInputError(t("train.words", words=" ".join(words[1:])), hint=t("train.words.hint"))
+    if others := [word for word in words if not _is_options(word)] or words[1:]:
+        raise InvalidInputError(t("train.words", words=" ".join(others)), hint=t("train.words.hint"))
     values = _dotted(typed)
     if "distillation.keep_layers" in values and len(values["distillation.keep_layers"]) == 1:
         [values["distillation.keep_layers"]] = values["distillation.keep_layers"]
@@ -134,6 +135,10 @@ def _config(method: str | None, words: tuple[str, ...], typed: dict[str, Any]) -
     if method is not None:
         values["method"] = method
     return TrainConfig.of(words[0] if words else None, **values)
+
+
+def _is_options(word: str) -> bool:
+    return Path(word).suffix in (".yaml", ".yml")
 
 
 def _number(word: str) -> int | str:
@@ -145,19 +150,28 @@ def _run(config: TrainConfig, *, as_json: bool) -> int:
     from llmasos.train.run import train
 
     with working(t("train.preparing")) if begins() else nullcontext() as tell:
-
-        def told(name: str, totals: Totals) -> None:
-            if tell is not None:
-                tell(t("train.tokenising", file=name, rows=f"{totals.num_rows:,}"))
-
-        result = train(config, on_progress=told, progress=not as_json)
+        result = train(config, on_progress=_telling(tell), progress=not as_json)
     return _ended(result, as_json=as_json)
 
 
+def _telling(tell: Callable[[str], None] | None) -> OnProgress:
+    from llmasos.train.answers import Answered
+
+    def told(name: str, totals: Totals) -> None:
+        if tell is not None:
+            what = "train.answering" if isinstance(totals, Answered) else "train.tokenising"
+            tell(t(what, file=name, rows=f"{totals.num_rows:,}"))
+
+    return told
+
+
 def _resume(words: tuple[str, ...], typed: dict[str, Any], *, as_json: bool) -> int:
+    from llmasos.train.parallel import begins
     from llmasos.train.run import resume
 
-    return _ended(resume(_the_run(words), progress=not as_json, **_dotted(typed)), as_json=as_json)
+    with working(t("train.preparing")) if begins() else nullcontext() as tell:
+        result = resume(_the_run(words), on_progress=_telling(tell), progress=not as_json, **_dotted(typed))
+    return _ended(result, as_json=as_json)
 
 
 def _the_run(words: tuple[str, ...]) -> str:
@@ -184,7 +198,7 @@ def _ended(result: Result, *, as_json: bool) -> int:
         "folder": str(result.folder),
         "reason": result.reason,
         "step": result.step,
-        "loss": result.evaluation.loss if result.evaluation else None,
+        "loss": result.evaluation.loss if result.evaluation and math.isfinite(result.evaluation.loss) else None,
         "installed": result.installed,
     }
     if as_json:
@@ -210,8 +224,8 @@ def _plan(words: tuple[str, ...], typed: dict[str, Any], *, as_json: bool) -> No
     from llmasos.train.run import plan_run
 
     config = _config(*_method(words), typed)
-    with working(t("train.preparing")):
-        found = plan_run(config)
+    with working(t("train.preparing")) as tell:
+        found = plan_run(config, on_progress=_telling(tell))
     if as_json:
         emit(found.as_dict())
     else:
@@ -286,7 +300,7 @@ def _inspect(words: tuple[str, ...], typed: dict[str, Any], *, as_json: bool) ->
     from llmasos.train.run import first_batch
 
     method, rest = _method(words)
-    if len(rest) == 1 and Path(rest[0]).suffix in (".yaml", ".yml"):
+    if any(map(_is_options, rest)):
         config = _config(method, rest, typed)
     else:
         config = _config(method, (), {**typed, "data": (*rest, *typed.get("data", ()))})

@@ -23,7 +23,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from llmasos.data import Example, open_dataset, parse_sources
+from llmasos.data import Example, Totals, open_dataset, parse_sources
 from llmasos.data.readers import Columns
 from llmasos.data.schemas import read, schema_of
 from llmasos.errors import FormatError, InvalidInputError, UnsupportedError
@@ -32,11 +32,13 @@ from llmasos.inference.config import EngineConfig
 from llmasos.inference.rank import page_needs, resolve
 from llmasos.inference.request import SamplingParams
 from llmasos.inference.state import Request
+from llmasos.models.config import ModelConfig
 from llmasos.models.decoder import Attention, Decoder
 from llmasos.models.load import LoadedModel, load_model, write_atomically
 from llmasos.models.weights import is_tied, tie
 from llmasos.settings import settings
 from llmasos.text import Tokenizer
+from llmasos.train.flops import num_weights
 from llmasos.train.lora import TrainedLora
 from llmasos.train.lowbit import FrozenLinear
 
@@ -103,21 +105,34 @@ class Shadow:
         tie(model.config, copy, None)
         copy.eval()
         self.copy = copy
-        config = EngineConfig(
-            max_model_len=min(max_length, model.config.context_length),
-            max_num_seqs=max(1, min(256, room // 2)),
-            enable_prefix_caching=False,  # keys and values are of the weights of one moment
-        )
-        sizes = resolve(model.config, config, device, dtype)
-        _, needed, further = page_needs(sizes)
-        memory = needed + further * -(-room // sizes.max_model_len)
-        self.writer = Writer(replace(model, module=copy), replace(config, kv_cache_memory=memory))
+        config = _shadow_config(model.config, device, dtype, max_length=max_length, room=room)
+        self.writer = Writer(replace(model, module=copy), config)
 
     @torch.no_grad()
     def refresh(self) -> None:
         own = dict(self.copy.named_parameters(remove_duplicate=False))
         for name, tensor in plain_weights(self.trained):
             own[name].copy_(tensor)
+
+
+def _shadow_config(
+    shape: ModelConfig, device: torch.device, dtype: torch.dtype, *, max_length: int, room: int
+) -> EngineConfig:
+    config = EngineConfig(
+        max_model_len=min(max_length, shape.context_length),
+        max_num_seqs=max(1, min(256, room // 2)),
+        enable_prefix_caching=False,  # keys and values are of the weights of one moment
+    )
+    sizes = resolve(shape, config, device, dtype)
+    _, needed, further = page_needs(sizes)
+    return replace(config, kv_cache_memory=needed + further * -(-room // sizes.max_model_len))
+
+
+def shadow_bytes(shape: ModelConfig, device: torch.device, dtype: torch.dtype, room: int) -> int:
+    """That a Shadow takes whose calls have up to `room` tokens: weights, keys and values."""
+    kept = _shadow_config(shape, device, dtype, max_length=room, room=room).kv_cache_memory
+    assert isinstance(kept, int)
+    return dtype.itemsize * num_weights(shape) + kept
 
 
 def _check_whole(decoder: Decoder) -> None:
@@ -150,6 +165,11 @@ def plain_weights(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Te
 
 
 @dataclass(frozen=True)
+class Answered(Totals):
+    """How far a teacher is: num_rows prompts."""
+
+
+@dataclass(frozen=True)
 class Prompts:
     """Where they come from: the rows of `data`, read as training reads them."""
 
@@ -166,10 +186,10 @@ def teacher_answers(
     max_new_tokens: int,
     device: str | torch.device,
     dtype: str | torch.dtype,
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: Callable[[str, Totals], None] | None = None,
 ) -> Path:
     """A file of chats: the prompt of each row and what the model at `path` answers (greedily). Written once for the
-    same model, data and options; one that was interrupted goes on.
+    same model, data and options; one that was interrupted goes on. `on_progress` gets the model's name, and Answered.
 
     An answer is to what stands before the row's first one. Answers without an end in `max_new_tokens` are left out:
     they would teach to stop in the middle. Raises UnsupportedError for rows that are no chats, FormatError when no
@@ -224,7 +244,7 @@ def _write_part(
     max_new_tokens: int,
     device: str | torch.device,
     dtype: str | torch.dtype,
-    on_progress: Callable[[int], None] | None,
+    on_progress: Callable[[str, Totals], None] | None,
 ) -> None:
     """Every row gets a line, whether its answer is used or not: so their number is the place."""
     done = _whole_lines(part)
@@ -246,7 +266,7 @@ def _write_part(
             os.fsync(file.fileno())
         done += len(batch)
         if on_progress is not None:
-            on_progress(done)
+            on_progress(path.name, Answered(num_rows=done))
     del writer, model
     gc.collect()
     if torch.cuda.is_available():

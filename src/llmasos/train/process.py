@@ -11,6 +11,7 @@ JSON, one object a line, on standard output and in RUN/events.jsonl:
     {"type": "checkpoint", step, train_loss, valid_loss, model}  model: an adapter that serves from now on, or null
     {"type": "result",     reason, step, trained_tokens, model}
     {"type": "stopped",    step}                                 told to stop: it was saved
+    {"type": "message",    level, message}                       what else there is to know
     {"type": "error",      kinds, message, hint, fields}         see `errors.error_of`
 
 each with `at`, in seconds since 1970. SIGTERM saves and stops. `--with-parent`: so does the end of standard input, so
@@ -34,9 +35,10 @@ from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from llmasos.data import Batches
+from llmasos.data import Batches, Totals
 from llmasos.errors import BusyError, FormatError, InvalidInputError, LLMasOSError, error_facts
 from llmasos.store.adapters import installed_adapters, remove_adapter
+from llmasos.train.answers import Answered
 from llmasos.train.config import TrainConfig
 from llmasos.train.events import Evaluation, Listener, StepReport
 from llmasos.train.export import Run, export_run
@@ -85,6 +87,10 @@ class Teller(Listener):
             file.write(line + "\n")
         print(line, file=self._answers, flush=True)
 
+    def prepared(self, name: str, totals: Totals) -> None:
+        if isinstance(totals, Answered):
+            self.tell("message", level="info", message=f"{name} has answered {totals.num_rows:,} prompts")
+
     def began(self, step: int, num_steps: int) -> None:
         self.steps = num_steps
         self.trained_tokens = _trained_before(self.folder / "log.jsonl", step)
@@ -125,8 +131,12 @@ class Checkpointed(Listener):
         if step < teller.steps:
             try:
                 model = self._serve(step)
-            except LLMasOSError as e:  # nothing that training needs
-                teller.tell("message", level="warn", message=f"The checkpoint of step {step} is not served: {e}")
+            except Exception as e:  # nothing that training needs
+                why = str(e)
+                if not isinstance(e, LLMasOSError):
+                    traceback.print_exc()
+                    why = f"{type(e).__name__}: {e}"
+                teller.tell("message", level="warn", message=f"The checkpoint of step {step} is not served: {why}")
         teller.tell("checkpoint", step=step, train_loss=teller.train_loss, valid_loss=teller.valid_loss, model=model)
 
     def _serve(self, step: int) -> str | None:
@@ -190,10 +200,10 @@ def _run(config: TrainConfig, job: JobOptions, teller: Teller, checkpointed: Lis
     assert config.output is not None
     listeners = [teller, checkpointed]
     if (config.output / CONFIG).is_file():
-        return resume(config.output, listeners=listeners, export=False)
+        return resume(config.output, listeners=listeners, on_progress=teller.prepared, export=False)
     config, facts = settle(config, job)
     teller.tell("settled", **facts)
-    return train(config, listeners=listeners, export=False)
+    return train(config, listeners=listeners, on_progress=teller.prepared, export=False)
 
 
 def settle(config: TrainConfig, job: JobOptions) -> tuple[TrainConfig, dict[str, Any]]:

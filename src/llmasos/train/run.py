@@ -43,7 +43,7 @@ from llmasos.train.methods.pretrain import TOKENIZER
 from llmasos.train.optim import OptimizerOptions
 from llmasos.train.parallel import Ranks, Spreader, begins, explained, joined, regrouped, whole_shape
 from llmasos.train.plan import Plan, plan
-from llmasos.train.resident import forget_most, keep_few_kernels
+from llmasos.train.resident import forget_most
 from llmasos.train.schedule import Schedule
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ LEAST_STEPS = 100
 PARTS = 10
 """Checkpoints and evaluations of a run where nothing is said."""
 OnProgress = Callable[[str, Totals], None]
-"""Gets the file that is tokenised, and how far it is."""
+"""Gets the file that is tokenised, and how far it is; of a teacher that answers, its name and `answers.Answered`."""
 
 
 @dataclass(frozen=True)
@@ -311,7 +311,6 @@ def _placed(config: TrainConfig, *, is_first: bool) -> Placement:
 def prepare(config: TrainConfig, *, on_progress: OnProgress | None = None, ranks: Ranks | None = None) -> Prepared:
     """Settle every option, read the model's shape and tokenise the data. `config` is `named`. ranks: who reads what;
     default: a plan for as many as the options say."""
-    keep_few_kernels()
     data_size = ranks.data_size if ranks else max(1, (config.gpus or 1) // config.tensor_parallel_size)
     if config.tensor_parallel_size > 1 and config.parallel == "auto":
         config = config.model_copy(update={"parallel": "ddp"})
@@ -320,19 +319,10 @@ def prepare(config: TrainConfig, *, on_progress: OnProgress | None = None, ranks
     config = config.model_copy(update={k: v for k, v in defaults.items() if getattr(config, k) is None})
     placement = _placed(config, is_first=ranks is None or ranks.is_first)
     method = method_of(config)
-    longest = min(config.max_length or MOST_LENGTH, method.shape.context_length)
-    if config.max_length and config.max_length > method.shape.context_length:
-        raise InvalidInputError(
-            f"max_length={config.max_length:,}, and the model's context is {method.shape.context_length:,} tokens.",
-            hint=f"Use at most {method.shape.context_length}.",
-            param="max_length",
-        )
-    if config.micro_batch_tokens and config.micro_batch_tokens < longest:
-        raise InvalidInputError(
-            f"micro_batch_tokens={config.micro_batch_tokens:,} cannot hold samples of max_length={longest:,} tokens.",
-            hint=f"Use at least {longest}, or a smaller max_length.",
-            param="micro_batch_tokens",
-        )
+    method.on_progress = on_progress
+    begins_now = not config.resume and (ranks is None or ranks.is_first)
+    step = config.batch_tokens // data_size if config.batch_tokens and begins_now and not is_free else None
+    longest = _longest(config, method.shape.context_length, step)
     epochs = config.epochs or (None if config.steps else 1.0)
     config = config.model_copy(update={"max_length": longest, "epochs": epochs})
     held_out = _held_out(config, method, on_progress)
@@ -370,6 +360,33 @@ def prepare(config: TrainConfig, *, on_progress: OnProgress | None = None, ranks
     if ranks and ranks.world_size > 1 and device.type == "cuda":
         device = torch.device("cuda", ranks.local_rank)
     return Prepared(config, method, batches, held_out, stats, steps, accumulation, device, placement.dtype, planned)
+
+
+def _longest(config: TrainConfig, context: int, step: int | None) -> int:
+    """Tokens of the longest sample. step: those that one GPU reads in a step, if somebody said it. Raises
+    InvalidInputError where samples, micro-batch and step do not fit into each other."""
+    most = [n for n in (MOST_LENGTH, context, config.micro_batch_tokens, step) if n]
+    longest, micro = config.max_length or max(2, min(most)), config.micro_batch_tokens
+    if longest > context:
+        raise InvalidInputError(
+            f"max_length={longest:,}, and the model's context is {context:,} tokens.",
+            hint=f"Use at most {context}.",
+            param="max_length",
+        )
+    if micro and micro < longest:
+        raise InvalidInputError(
+            f"micro_batch_tokens={micro:,} cannot hold samples of max_length={longest:,} tokens.",
+            hint=f"Use at least {longest}, or a smaller max_length.",
+            param="micro_batch_tokens",
+        )
+    if step is not None and step < (micro or longest):
+        inner = f"micro_batch_tokens={micro:,}" if micro else f"max_length={longest:,}"
+        raise InvalidInputError(
+            f"batch_tokens={config.batch_tokens:,} gives each GPU {step:,} tokens of a step, less than {inner}.",
+            hint="Use a larger batch_tokens, or a smaller max_length and micro_batch_tokens.",
+            param="batch_tokens",
+        )
+    return longest
 
 
 def _batches(config: TrainConfig, method: Method, *, split: str) -> Batches:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llmasos.data import Totals
 from llmasos.errors import InvalidInputError, UnsupportedError
 from llmasos.models.config import ModelConfig
 from llmasos.models.load import LoadedModel, load_model, read_config
@@ -46,6 +47,9 @@ class NextToken:
 
 class Method(ABC):
     """`config` is settled: nothing is None but what has no meaning for the method."""
+
+    on_progress: Callable[[str, Totals], None] | None = None
+    """Is told how far data are that the method makes itself."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config

@@ -235,6 +235,7 @@ class Distill(Method):
             max_new_tokens=config.distillation.max_new_tokens,
             device=config.device,
             dtype=config.dtype,
+            on_progress=self.on_progress,
         )
         return {"data": (str(written),), "schema_": None, "columns": None}
 

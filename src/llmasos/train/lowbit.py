@@ -62,11 +62,12 @@ class FrozenLinear(nn.Module):
 
     def as_parameters(self) -> None:
         """They become parameters that nothing changes: of those FSDP gives each rank a part. torch 2.11 takes no
-        integers for it: bytes are called floats, until they are read."""
+        integers for it: four bytes are called a float, until they are read."""
         for name, tensor in zip(self._dtypes, self.stored, strict=True):
-            del self._buffers[name]
-            given = tensor if tensor.is_floating_point() else tensor.view(torch.float8_e4m3fn)
-            setattr(self, name, nn.Parameter(given, requires_grad=False))
+            if tensor.is_floating_point() or tensor.shape[-1] % 4 == 0:
+                del self._buffers[name]
+                given = tensor if tensor.is_floating_point() else tensor.view(torch.float32)
+                setattr(self, name, nn.Parameter(given, requires_grad=False))
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight, [N, K]."""

@@ -220,6 +220,6 @@ def _watch(others: list[subprocess.Popen[bytes]], is_over: threading.Event) -> N
     while not is_over.wait(1.0):
         if any(other.poll() for other in others):
             abort = getattr(dist.distributed_c10d, "_abort_process_group", None)
-            if not is_over.wait(10.0) and abort is not None and dist.is_initialized() and dist.is_nccl_available():
+            if not is_over.wait(10.0) and abort is not None and dist.is_initialized() and torch.cuda.is_available():
                 abort()
             return

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Annotated, Any, Literal
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from hypothesis import given, settings
@@ -606,7 +607,15 @@ def _echo_client() -> Any:
     return app.test_client()
 
 
+async def test_a_hosted_one_names_paths_as_they_were_asked_for():
+    place = httpx.ASGITransport(Application(), root_path="/apps/x")
+    async with httpx.AsyncClient(transport=place, base_url="http://localhost") as client:
+        found = (await client.get("/apps/x/nope")).json()
+    assert (found["message"], found["hint"]) == ("There is no GET /apps/x/nope.", "GET /apps/x/ lists the routes.")
+
+
 def test_a_path_that_is_not_there_is_named():
     with Application().test_client() as client:
         assert client.get("/nope").json()["message"] == "There is no GET /nope."
+        assert client.get("/nope").json()["hint"] == "GET / lists the routes."
         assert client.post("/healthz").json()["message"] == "There is no POST /healthz."

@@ -95,7 +95,7 @@ def test_clients_are_written(cli: Cli) -> None:
         (["run", FILE, "box", "[]"], 8, "box() failed: ValueError: no points"),
         (["run", FILE, "say", "@/none"], 2, "/none can't be read: No such file"),
         (["run", "/none.py", "add"], 3, "There is no file /none.py"),
-        (["run", "no.such.module", "add"], 3, "There is no module 'no.such.module'"),
+        (["run", "no.such.module", "add"], 3, "There is no application and no module 'no.such.module'"),
         (["run", f"{FILE}:other", "add"], 3, "no application 'other'"),
         (["show", FILE, "add", "more"], 2, "'more' is one argument too many"),
         (["mcp", FILE, "add"], 2, "'add' is one argument too many"),

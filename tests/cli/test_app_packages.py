@@ -145,7 +145,9 @@ def test_a_changed_byte_is_refused(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "code", "words"),
     [
-        (["new"], 2, "FILE is missing"),
+        (["new"], 2, "NAME is missing"),
+        (["sign"], 2, "FILE is missing"),
+        (["uninstall", "nobody"], 3, "No application nobody is installed"),
         (["new", "Ask"], 2, "cannot be the name of an application"),
         (["pack"], 4, "has no llmasos.toml"),
         (["pack", "none"], 3, "There is no folder none"),
@@ -159,7 +161,6 @@ def test_a_changed_byte_is_refused(cli: Cli, tmp_path: Path) -> None:
         (["update", "ask", "--index", "none"], 3, "No application ask is installed"),
         (["rollback", "ask"], 3, "No application ask is installed"),
         (["uninstall", "ask", "--yes"], 3, "No application ask is installed"),
-        (["uninstall", "ask"], 2, "no terminal to ask on"),
         (["publish", "a", *BOTH], 2, "One index is needed here, not 2."),
         (["yank", "ask==1", "--index", "near"], 2, "with a reason"),
         (["ls", "--yes"], 2, "--yes means nothing to llmasos app ls"),

@@ -85,6 +85,14 @@ def test_while_it_is_written_it_is_served_anew_after_each_change(tmp_path: Path)
     until(None)
 
 
+def test_a_port_that_is_taken_ends_it_at_once(cli: Cli, tmp_path: Path) -> None:
+    folder = write_app(tmp_path / "ask")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        found = cli("app", "dev", str(folder), "--port", str(port))
+    assert found.code == 8 and f"Port {port} is in use" in found.err and f"--port {port + 1}" in found.err
+
+
 def test_without_a_server_it_is_said(cli: Cli) -> None:
     assert "No server answers" in cli("app", "ps", "--url", "http://127.0.0.1:9").err
     assert "There is no log of ask" in cli("app", "logs", "ask").err

@@ -29,6 +29,15 @@ def test_a_task_takes_a_text_a_file_or_standard_input(cli: Cli, model: str, tmp_
     assert found[0].json == found[1].json == found[2].json and found[0].json["labels"][0] in ("fox", "dog")
 
 
+@pytest.mark.parametrize("name", ["none.txt", "folder/none.MD", "~/none.pdf"])
+def test_a_file_that_is_not_there_is_no_text(cli: Cli, model: str, name: str) -> None:
+    refused = cli("task", "classify", name, "fox", "dog", "--model", model)
+    assert refused.code == 2 and f"There is no file {name}." in refused.err and f"--text {name}" in refused.err
+    assert refused.out == ""
+    meant = cli("task", "classify", "--text", name, "--labels", "fox", "--labels", "dog", "--model", model)
+    assert meant.code == 0 and meant.out.strip() in ("fox", "dog")
+
+
 def test_the_result_alone_is_on_stdout(cli: Cli, model: str) -> None:
     result = cli("task", "classify", "A fox.", "fox", "dog", "--model", model)
     assert result.out.strip() in ("fox", "dog") and result.err == ""

@@ -630,8 +630,10 @@ class Application:
 
     async def _http_error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        hint = {404: "GET / lists the routes.", 405: "GET / lists each route's methods."}.get(error.status_code, "")
-        if hint:
+        hint = ""
+        if error.status_code in (404, 405):
+            what = "the routes" if error.status_code == 404 else "each route's methods"
+            hint = f"GET {request.scope.get('root_path', '')}/ lists {what}."
             error.detail = f"There is no {request.method} {request.url.path}."
         return problems.of_http_exception(error, hint=hint)
 

@@ -102,4 +102,7 @@ def _from_name(name: str) -> ModuleType:
     except ModuleNotFoundError as e:
         if e.name is None or not (name == e.name or name.startswith(f"{e.name}.")):
             raise
-        raise NotFoundError(f"There is no module {name!r}.", hint="A file is named with its ending: app.py") from e
+        raise NotFoundError(
+            f"There is no application and no module {name!r}.",
+            hint="`llmasos app ls` shows what is installed; a file is named with its ending: app.py",
+        ) from e

@@ -48,8 +48,9 @@ def package(action: str, words: Sequence[str], options: Options, as_json: bool) 
     flags = {field.name for field in dataclasses.fields(options) if getattr(options, field.name) != field.default}
     check_flags(action, flags, does.flags)
     if len(words) < does.least:
+        what = does.usage.split()[0]
         raise InvalidInputError(
-            t("usage.missing", option="FILE"), hint=f"llmasos app {action} {does.usage}", param="file"
+            t("usage.missing", option=what), hint=f"llmasos app {action} {does.usage}", param=what.lower()
         )
     if len(words) > does.most:
         raise InvalidInputError(t("usage.extra", value=words[does.most]), hint=f"llmasos app {action} {does.usage}")
@@ -215,6 +216,8 @@ def _uninstall(words: Sequence[str], options: Options, as_json: bool) -> int | N
     from llmasos.store.packages import Packages
 
     apps, name = Packages().of(words[0]), words[0]
+    if not apps.has(name):
+        apps.get(name)  # says so, before anybody is asked
     if not options.yes:
         if not sys.stdin.isatty():
             hint = f"llmasos app uninstall {name} --yes"

@@ -157,9 +157,12 @@ def _print_kept(name: str, limit: int, e: Exception) -> None:
 
 def _dev(reference: str, port: int) -> int:
     """Serve it, and again after each change of its files, until Ctrl-C."""
+    from llmasos.apps.hosting import listen
+
     if not 0 < port < 65536:
         raise InvalidInputError(t("usage.bad_value", option="--port", value=port, kind="1-65535"), param="port")
     folder, reference = _entry(reference)
+    listen("127.0.0.1", port).close()  # a change of the files would not help
     code = "import sys; from llmasos.cli.running import serve_once; serve_once(*sys.argv[1:])"
     command = [sys.executable, "-c", code, reference, str(port), str(folder)]
     with _ended_in_order():

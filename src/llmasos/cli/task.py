@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _MOST_NAME = 255
 """Bytes of a file's name; a longer word is a text."""
+_FILE_NAME = re.compile(r"\S+\.(txt|md|markdown|rst|tex|html?|csv|tsv|jsonl?|ya?ml|xml|log|pdf|docx|py)", re.IGNORECASE)
 
 
 def task(action: str, /, *inputs: str, model: str | None = None, parallel: int = 8, json: bool = False) -> int | None:
@@ -68,6 +70,8 @@ def _files(words: Sequence[str], takes_text: bool) -> list[str]:
         return list(words)
     first = words[0]
     is_file = len(first.encode()) <= _MOST_NAME and "\0" not in first and Path(first).expanduser().is_file()
+    if not is_file and _FILE_NAME.fullmatch(first):  # nobody wants to wait for a summary of its name
+        raise InvalidInputError(t("task.no_file", file=first), hint=t("task.as_text", text=first), param="text")
     return [f"@{first}" if is_file else first, *words[1:]]
 
 

@@ -135,3 +135,12 @@ def test_a_run_that_goes_on_is_nobody_elses(world: Path) -> None:
 
     assert train(options(name="one"), listeners=[Again()]).reason == "finished"
     assert seen == ["The run 'one' goes on in another process."]
+
+
+def test_a_run_goes_on_from_another_folder_with_its_own_files(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(options(name="one", data=["data.jsonl=2"], validation_data=["data.jsonl"], validation=0))
+    other = world / "other"
+    write_tiny_model(other / "base", num_hidden_layers=1)
+    (other / "data.jsonl").write_text('{"text": "something else"}\n')
+    monkeypatch.chdir(other)
+    assert resume("one", steps=2).step == 2

@@ -162,7 +162,7 @@ class Loop:
             with self._signals(), explained(self.ranks), self.checkpoints:
                 reason = self._steps()
         except BaseException as e:
-            self._end(f"{type(e).__name__}: {e}")
+            self._end(": ".join(filter(None, (type(e).__name__, str(e)))))
             if self._failed is not None:
                 e.add_note(f"And a listener failed: {self._failed!r}")
             raise

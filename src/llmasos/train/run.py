@@ -19,13 +19,14 @@ from typing import Any, TypeVar
 import torch
 from filelock import FileLock, Timeout
 
-from llmasos.data import Batch, Batches, Stats, Totals
+from llmasos.data import Batch, Batches, Stats, Totals, parse_sources
 from llmasos.devices import Placement, pick_dtype, place
 from llmasos.errors import BusyError, FormatError, InvalidInputError, LLMasOSError, NotFoundError, StoreError
 from llmasos.models.config import ModelConfig
 from llmasos.settings import settings
 from llmasos.store.adapters import adapters_folder
 from llmasos.store.card import check_name, is_by
+from llmasos.store.catalog import local_path, looks_like_model
 from llmasos.store.library import Library
 from llmasos.text import Tokenizer
 from llmasos.train.config import MAY_CHANGE, TrainConfig
@@ -192,7 +193,7 @@ def _tried(ranks: Ranks, work: Callable[[], T]) -> T | None:
 def named(config: TrainConfig) -> TrainConfig:
     """With a name and a folder. Raises InvalidInputError for a run that is there already and should not go on, or
     should with other options; for a folder or a name in the library that holds what is not the run's."""
-    config = checked(config)
+    config = _from_anywhere(checked(config))
     stem = Path(str(config.model or config.distillation.teacher or f"d{config.depth or ''}")).name.split(":")[-1]
     name = check_name(config.name or (config.output.resolve().name if config.output else f"{stem}-{config.method}"))
     folder = (config.output or runs_folder() / name).absolute()
@@ -209,6 +210,29 @@ def named(config: TrainConfig) -> TrainConfig:
             config = _as_begun(config, TrainConfig.saved(folder / CONFIG))
         _check_ways(config, folder, is_there=is_there)
     return config
+
+
+def _from_anywhere(config: TrainConfig) -> TrainConfig:
+    """With whole paths: who goes on with the run may do so in another folder, where other files have these names."""
+    updates: dict[str, Any] = {name: _whole_model(getattr(config, name)) for name in ("model", "tokenizer")}
+    updates |= {name: _whole_data(getattr(config, name)) for name in ("data", "validation_data")}
+    teacher = _whole_model(config.distillation.teacher)
+    updates["distillation"] = config.distillation.model_copy(update={"teacher": teacher})
+    return config.model_copy(update={name: value for name, value in updates.items() if value != getattr(config, name)})
+
+
+def _whole_model(name: str | None) -> str | None:
+    is_path = name is not None and not Library().has(name) and looks_like_model(local_path(name))
+    return str(local_path(str(name)).absolute()) if is_path else name
+
+
+def _whole_data(words: tuple[str, ...]) -> tuple[str, ...]:
+    whole = []
+    for source in parse_sources(words) if words else ():
+        path = local_path(source.ref)
+        ref = str(path.absolute() if path.exists() else source.ref)
+        whole.append(ref if source.weight is None else f"{ref}={source.weight}")
+    return tuple(whole)
 
 
 def _check_ways(config: TrainConfig, folder: Path, *, is_there: bool) -> None:

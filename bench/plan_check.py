@@ -5,7 +5,8 @@
 
 On a CPU the measure is the most resident memory of the process, on a GPU what tensors had at most. `error` is
 (predicted - measured) / measured; `grown_error`, on a CPU, that of what the run adds to the process alone. Runs are
-real: the data are tokenised, packed and read, the optimizer steps, and the result is a checkpoint.
+real: the data are tokenised, packed and read, the optimizer steps, and the result is a checkpoint. `seconds_ratio` is
+predicted / measured for the steps alone, in the process's own time, so that others on the machine do not count.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from common import MODEL, model_file
+from llmasos.train.events import Listener, StepReport
 
 SMALL = {
     "architectures": ["LlamaForCausalLM"],
@@ -54,7 +57,7 @@ GPT2 = {
 SHAPES = {"small": SMALL, "gemma": GEMMA, "gpt2": GPT2}
 """Made here with SmolLM2's tokenizer and random weights."""
 BATCH = {"max_length": 512, "batch_tokens": 1024, "micro_batch_tokens": 512}
-CASES: dict[str, dict[str, Any]] = {
+TUNINGS: dict[str, dict[str, Any]] = {
     "lora": {"tuning": "lora"},
     "lora-recompute": {"tuning": "lora", "recompute": True},
     "dora": {"tuning": "lora", "lora": {"dora": True}},
@@ -63,7 +66,14 @@ CASES: dict[str, dict[str, Any]] = {
     "full-8bit-recompute": {"tuning": "full", "optimizer": "adamw8bit", "recompute": True},
     "full-muon": {"tuning": "full", "optimizer": "muon"},
     "full-float32": {"tuning": "full", "dtype": "float32"},
-    **{f"{name}-full": {"model": name, "tuning": "full"} for name in SHAPES},
+}
+KEPT = {"teacher": "small", "keep_layers": 4, "max_new_tokens": 64}
+CASES: dict[str, dict[str, Any]] = {
+    **TUNINGS,
+    **{f"{name}-full": {"model": name, "tuning": "full"} for name in ("gemma", "gpt2")},
+    **{f"small-{name}": {"model": "small", **options} for name, options in TUNINGS.items()},
+    "small-distill": {"model": None, "method": "distill", "distillation": KEPT},
+    "small-on-policy": {"model": None, "method": "distill", "distillation": KEPT | {"on_policy": 1.0}},
     **{f"{name}-lora-float32": {"model": name, "tuning": "lora", "dtype": "float32"} for name in SHAPES},
 }
 
@@ -97,21 +107,45 @@ def small_model(shape: dict[str, Any], folder: Path) -> Path:
     return folder
 
 
+class Clock(Listener):
+    """This process's time from the first step's begin to the last one's end, without what is between steps."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def began(self, step: int, steps: int) -> None:
+        self.last = time.process_time()
+
+    def stepped(self, report: StepReport) -> None:
+        self.seconds += time.process_time() - self.last
+        self.last = time.process_time()
+
+    def saved(self, step: int, path: Path) -> None:
+        self.last = time.process_time()
+
+
 def case(name: str, steps: int, threads: int) -> dict[str, Any]:
     """One run in this process."""
     import torch
 
+    from llmasos.train import plan as planning
     from llmasos.train.config import TrainConfig
     from llmasos.train.memory import Peak
     from llmasos.train.parallel.ranks import Ranks
     from llmasos.train.run import _carry_out, named, prepare
 
     torch.set_num_threads(threads)
+    planning.time = SimpleNamespace(perf_counter=lambda: time.process_time() / threads)  # as Clock measures
     with tempfile.TemporaryDirectory() as folder:
         options = {"model": str(model_file(MODEL)), "device": "cpu", **BATCH, **CASES[name]}
-        if options["model"] in SHAPES:
-            subprocess.run([sys.executable, __file__, "--make", options["model"], folder], check=True)
-            options["model"] = str(Path(folder) / options["model"])
+        made = options["model"] or "small"
+        if made in SHAPES:
+            subprocess.run([sys.executable, __file__, "--make", made, folder], check=True)
+            path = str(Path(folder) / made)
+            if options["model"] is None:
+                options["distillation"] = options["distillation"] | {"teacher": path}
+            else:
+                options["model"] = path
         config = TrainConfig(
             data=(str(texts(Path(folder) / "data.jsonl")),),
             output=Path(folder) / "run",
@@ -125,9 +159,9 @@ def case(name: str, steps: int, threads: int) -> dict[str, Any]:
         prepared = prepare(named(config))
         planned = time.perf_counter() - began
         peak = Peak(torch.device("cpu"))
-        began = time.perf_counter()
-        _carry_out(prepared, Ranks(), (), progress=False)
-        seconds = time.perf_counter() - began
+        clock = Clock()
+        _carry_out(prepared, Ranks(), [clock], progress=False)
+    seconds = clock.seconds / threads
     base = prepared.plan.parts["process"]
     grown = peak.num_bytes - base
     return row(name, prepared.plan.memory, peak.num_bytes) | {
@@ -136,6 +170,7 @@ def case(name: str, steps: int, threads: int) -> dict[str, Any]:
         "prepared_s": round(planned, 1),
         "seconds": round(seconds, 1),
         "predicted_s": round(prepared.plan.seconds or 0, 1),
+        "seconds_ratio": round((prepared.plan.seconds or 0) / seconds, 2),
         "parts_mib": {k: round(v / 2**20) for k, v in prepared.plan.parts.items()},
     }
 
@@ -224,7 +259,7 @@ def gpu_case(name: str, work: Any, batch: Any, variant: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="cases; none: all")
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--case", help=argparse.SUPPRESS)

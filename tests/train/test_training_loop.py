@@ -303,3 +303,10 @@ def test_what_a_thread_fails_to_write_is_said_when_the_run_fails_by_itself(
     with pytest.raises(Killed):
         run.train()
     assert "The checkpoint of step 1 failed" in caplog.text
+
+
+def test_on_a_cpu_a_checkpoint_is_written_at_once_without_a_copy(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "_copied", None)
+    run = loop(home, "run", steps=4)
+    path = run.save(wait=False)
+    assert not run.checkpoints.is_writing and run.checkpoints.latest() == path

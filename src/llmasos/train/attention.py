@@ -62,8 +62,9 @@ class FilledAttention(Varlen):
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         spec = self.specs[layer]
-        parts = zip(self.lengths, q.split(self.lengths), k.split(self.lengths), v.split(self.lengths), strict=True)
-        return torch.cat([prefill(*(whole_rows(x) for x in part), spec, 0)[:length] for length, *part in parts])
+        parts = zip(q.split(self.lengths), k.split(self.lengths), v.split(self.lengths), strict=True)
+        filled = ((len(q), whole_rows(q), whole_rows(k), whole_rows(v)) for q, k, v in parts)
+        return torch.cat([prefill(q, k, v, spec, 0)[:length] for length, q, k, v in filled])
 
 
 _BEST_FIRST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]

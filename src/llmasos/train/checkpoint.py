@@ -4,7 +4,7 @@
     RUN/checkpoints/000200.tmp                        one that is being written; what a kill leaves is removed later
 
 Tensors are written by torch.distributed.checkpoint, each rank its own part, and can be read by another number of ranks.
-They are copied first and written by a thread, while the run goes on. A folder gets its name when all of it is on the
+A GPU's are copied first and written by a thread, while the run goes on. A folder gets its name when all of it is on the
 disk, so the newest named one is whole; state.json has the CRC-32 of every file. What is read holds tensors and numbers,
 no code: the index, which torch pickles, may name nothing but its own classes.
 """
@@ -83,14 +83,20 @@ class Checkpoints:
         return path
 
     def begin(self, step: int, module: nn.Module, optimizers: Optimizers, state: Mapping[str, Any]) -> Path:
-        """Copy everything, and write it in a thread. All ranks call it; returns what the folder will be."""
+        """Write everything: a GPU's from a copy, in a thread; a CPU's at once, which would need the copy's memory and
+        is busy with training itself. All ranks call it; returns what the folder will be."""
         self.finish()
         groups = [optimizer["param_groups"] for optimizer in optimizers.state_dict()]
         facts = {"version": VERSION, "step": step, "world_size": self.ranks.world_size, "groups": groups, **state}
-        tensors = _copied(_tensors(module, optimizers, self.ranks))
+        tensors = _tensors(module, optimizers, self.ranks)
+        on_gpu = any(tensor.is_cuda for tensor in tensors.values())
+        if on_gpu:
+            tensors = _copied(tensors)
         final = self.folder / f"{step:06d}"
         self._writer = _Writer(self, final, tensors, _random_state(), facts)
         self._writer.start()
+        if not on_gpu:
+            self._writer.join()
         return final
 
     def finish(self) -> tuple[int, Path] | None:
@@ -280,13 +286,10 @@ def _tensors(module: nn.Module, optimizers: Optimizers, ranks: Ranks) -> dict[st
 
 def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """In the CPU's memory, and no longer what training changes."""
-    on_gpu = any(t.is_cuda for t in tensors.values())
-    copies = {n: t if t.is_cuda else t.detach().clone().contiguous() for n, t in tensors.items()}
-    if not on_gpu:
-        return copies
     from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
-    staged: dict[str, Tensor] = BlockingAsyncStager(cache_staged_state_dict=False).stage(copies)
+    cpu = {n: t if t.is_cuda else t.detach().clone() for n, t in tensors.items()}
+    staged: dict[str, Tensor] = BlockingAsyncStager(cache_staged_state_dict=False).stage(cpu)
     return staged
 
 

@@ -30,6 +30,7 @@ from llmasos.models.config import ModelConfig
 from llmasos.models.decoder import Decoder
 from llmasos.models.layers import LENGTH_DEPENDENT, Rope
 from llmasos.models.load import LoadedModel, made_anew
+from llmasos.train.attention import packed_attention
 from llmasos.train.compiled import Kept, StandIn, flash, kept
 from llmasos.train.lora import LoraOptions, add_lora
 from llmasos.train.losses import COLUMNS, PIECE, linear_cross_entropy
@@ -42,8 +43,13 @@ LARGE = 2**25
 """Bytes from which on glibc gives a tensor memory of its own, and back to the system when it is freed."""
 HEAP = 1.65
 """Memory that a heap takes for activations of many lengths, measured (bench/plan_check.py)."""
-RUNTIME = 130 * 2**20
-"""Code and buffers of the kernels, which a process loads when it first computes."""
+KERNEL = 2**19
+"""That oneDNN compiles for a shape of a product in bfloat16, and keeps."""
+NUM_LENGTHS = 3
+"""Of micro-batches, of which none is quite full, in whole rows (see `losses.ROWS`)."""
+PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm)
+RUNTIME = 64 * 2**20
+"""What loading the weights leaves in the heap, and buffers of whatever a run does beside its steps."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,8 @@ class Footprint:
     large: int = 0
     scattered: int = 0
     """Of `small`, what comes and goes in the order of layers, and not as casts and gradients do all at once."""
+    kernels: int = 0
+    """Of the products' shapes, where each has a kernel compiled for it."""
 
     @property
     def peak(self) -> int:
@@ -105,7 +113,7 @@ class Footprint:
         """What a CPU's process grows by: its heap keeps what it once took, in pieces that do not all fit what comes
         next."""
         lost = round((HEAP - 1) * min(self.small, self.scattered))
-        return self.weights + self.optimizer + self.small + self.large + lost + RUNTIME
+        return self.weights + self.optimizer + self.small + self.large + lost + self.kernels + RUNTIME
 
     def at(self, layers: int, other: Footprint, others: int, wanted: int) -> Footprint:
         """On the straight line through this one, of `layers`, and another one of `others` layers."""
@@ -168,10 +176,14 @@ class Count(TorchDispatchMode):
         self.live = self.most = 0
         self.small = self.most_small = 0
         self.most_large = 0
+        self.products: set[tuple[tuple[int, ...], ...]] = set()
+        """Shapes of what was multiplied in bfloat16."""
         self._known: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in PRODUCTS and out.dtype == torch.bfloat16:
+            self.products.add(tuple(tuple(a.shape) for a in args if isinstance(a, Tensor)))
         for found in tree_iter(out):
             if isinstance(found, Tensor):
                 self.see(found)
@@ -224,8 +236,10 @@ def _run(shape: ModelConfig, setup: Setup, load: Load) -> Footprint:
         found["gradients"] = sum(p.nbytes for p in optimizers.parameters)
         held, held_small = count.live, count.small
         count.most_small, count.most_large = held_small, held - held_small
+        count.products.clear()
         for _ in range(2 if setup.accumulates else 1):
             _pass(trainee, setup, load, count, found)
+        found["kernels"] = 0 if setup.on_gpu else KERNEL * NUM_LENGTHS * len(count.products)
         with count.phase(found, "step"):
             optimizers.step(1.0)
     found["small"] = count.most_small - held_small
@@ -304,7 +318,9 @@ class _Rope(Rope):
 
 def _attention(specs: Sequence[AttentionSpec], setup: Setup, load: Load) -> Attend:
     has_kernel = setup.dtype in (torch.bfloat16, torch.float16) and all(spec.plain for spec in specs)
-    return flash if setup.on_gpu and has_kernel else Varlen(specs, load.lengths)
+    if setup.on_gpu:
+        return flash if has_kernel else Varlen(specs, load.lengths)
+    return packed_attention(specs, load.lengths, torch.device("cpu"), setup.dtype)
 
 
 def _loss(hidden: Tensor, weight: Tensor, labels: Tensor, *, bias: Tensor | None, **bent: float) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,13 +19,14 @@ from llmasos.data import Stats
 from llmasos.devices import free_memory
 from llmasos.errors import InsufficientMemoryError
 from llmasos.models.config import ModelConfig
+from llmasos.train.answers import shadow_bytes
 from llmasos.train.config import TrainConfig
 from llmasos.train.flops import flops_per_token, num_weights, peak_flops
 from llmasos.train.lora import LoraOptions
-from llmasos.train.losses import PIECE
+from llmasos.train.losses import PIECE, missing_rows
 from llmasos.train.memory import RUNTIME, Footprint, Load, Setup, build, footprint, of_depth
 from llmasos.train.model import Placed, Trainee
-from llmasos.train.optim import OptimizerOptions
+from llmasos.train.optim import OptimizerOptions, Optimizers
 from llmasos.train.resident import resident
 
 USABLE = 0.95
@@ -63,8 +64,9 @@ class Plan:
     accumulation: int
     """Micro-batches of a step, on each device."""
     parts: dict[str, int]
-    """weights, gradients, optimizer, activations, loss, workspace: what there is at the peak. On a CPU also process:
-    what this process had before, its code above all."""
+    """weights, gradients, optimizer, activations, loss, workspace: what there is at the peak. In distillation teacher,
+    and writer: the student's copy that writes answers, with keys and values. On a CPU process: what this process had
+    before, its code above all."""
     memory: int
     """The most there is at once, as `Peak` measures it: on a GPU what tensors take and the kernels' workspace, on a CPU
     the resident memory of the whole process."""
@@ -132,25 +134,21 @@ def plan(
     what is free there (on a CPU with what this process has), or the config's max_memory.
 
     Raises InsufficientMemoryError, whose hint names every change that would fit."""
-    own = _own(config, shape, stats, device, dtype, world_size) if device.type == "cpu" else 0
+    case = _Case(config, shape, stats, _Machine(device, dtype, world_size, 0, 0, teacher))
+    pace = _pace(case)
+    own = 0
+    if device.type == "cpu":
+        case.plan(case.micro_batches()[0])  # what the process has before the run is with the code that planning loads
+        own = resident()
     if available is None:
         available = free_memory(device) + own
         if config.max_memory is not None:
             available = min(available, round(config.max_memory * GIB / USABLE))
-    machine = _Machine(device, dtype, world_size, available, own, teacher)
-    found = _search(_Case(config, shape, stats, machine))
+    machine = replace(case.machine, available=available, own=own)
+    found = _search(replace(case, machine=machine))
     if not found.fits:
-        raise _too_little(found, stats, machine)
-    return found
-
-
-def _own(
-    config: TrainConfig, shape: ModelConfig, stats: Stats, device: torch.device, dtype: torch.dtype, world_size: int
-) -> int:
-    """Bytes that this process has before the run, with the code that planning loads: so one plan is made first."""
-    case = _Case(config, shape, stats, _Machine(device, dtype, world_size, 0, 0, None))
-    case.plan(case.micro_batches()[0])
-    return resident()
+        raise _too_little(found, config, stats, machine)
+    return _timed(found, pace)
 
 
 @dataclass(frozen=True)
@@ -200,6 +198,7 @@ class _Case:
         return max(1, round(self.config.batch_tokens / (micro * self.machine.world_size)))
 
     def load(self, micro: int) -> Load:
+        micro += missing_rows(micro, self.machine.device, self.machine.dtype)
         tokens = max(2, min(micro, self.stats.num_tokens)) if self.stats.num_tokens else micro
         number = min(MOST_SEQUENCES, max(1, tokens // self.length))
         lengths = [tokens // number + (i < tokens % number) for i in range(number)]
@@ -265,7 +264,7 @@ def _search(case: _Case) -> Plan:
     for each in cases:
         found = _largest(each)
         if found.fits:
-            return _timed(found, case)
+            return found
         smallest.append(found)
     return min(smallest, key=lambda found: found.memory)
 
@@ -297,7 +296,7 @@ def _parts(held: Footprint, case: _Case, micro: int, sharded: bool) -> dict[str,
     if machine.on_gpu:
         total, workspace = held.peak, WORKSPACE
     else:
-        total, workspace = held.resident - RUNTIME, RUNTIME
+        total, workspace = held.resident - held.kernels - RUNTIME, held.kernels + RUNTIME
     rest = max(0, total - held.weights - held.optimizer - gradients)
     kept = held.weights + held.optimizer + held.casts + held.activations + (gradients if accumulates else 0)
     loss = min(rest, max(0, held.loss - kept)) if held.peak == held.loss else 0
@@ -315,6 +314,9 @@ def _parts(held: Footprint, case: _Case, micro: int, sharded: bool) -> dict[str,
         parts = _cut(parts, case)
     if machine.teacher is not None:
         parts["teacher"] = _of_teacher(machine.teacher, case.load(micro), machine.dtype)
+        if case.config.distillation.on_policy:
+            room = micro + case.config.distillation.max_new_tokens  # as the distiller's
+            parts["writer"] = shadow_bytes(case.shape, machine.device, machine.dtype, room)
     if machine.own:
         parts["process"] = machine.own
     return parts
@@ -364,30 +366,51 @@ def _num_tokens(config: TrainConfig, stats: Stats) -> int:
     return round(stats.num_tokens * (config.epochs or 1))
 
 
-def _timed(found: Plan, case: _Case) -> Plan:
-    config = found.config
-    again = AGAIN if config.recompute else 1.0
-    peak = peak_flops(found.device, found.dtype)
+@dataclass(frozen=True)
+class _Pace:
+    token: float
+    """Seconds that a token takes, both ways."""
+    step: float
+    """Seconds of the optimizer, each step."""
+    basis: str
+
+
+def _pace(case: _Case) -> _Pace:
+    machine, config = case.machine, case.config
+    peak = peak_flops(machine.device, machine.dtype)
     if peak is None:
-        each, basis = _probed(case), "one block, measured now"
-    else:
-        share = MFU[config.tuning or "full"]
-        is_frozen = config.tuning != "full"
-        each = flops_per_token(found.shape, length=case.length, frozen=is_frozen) / (share * peak)
-        basis = f"{share:.0%} of {peak / 1e12:,.0f} TFLOP/s"
-    return replace(found, seconds=again * each * found.num_tokens / found.world_size, basis=basis)
+        return _probed(case)
+    share = MFU[config.tuning or "full"]
+    each = flops_per_token(case.shape, length=case.length, frozen=config.tuning != "full") / (share * peak)
+    return _Pace(each, 0.0, f"{share:.0%} of {peak / 1e12:,.0f} TFLOP/s")
 
 
-def _probed(case: _Case) -> float:
-    """Seconds that a token takes, from passes through one block with the loss over a small vocabulary, as the run would
+def _timed(found: Plan, pace: _Pace) -> Plan:
+    assert found.config.batch_tokens is not None
+    again = AGAIN if found.config.recompute else 1.0
+    steps = math.ceil(found.num_tokens / found.config.batch_tokens)
+    seconds = again * pace.token * found.num_tokens / found.world_size + pace.step * steps
+    return replace(found, seconds=seconds, basis=pace.basis)
+
+
+def _probed(case: _Case) -> _Pace:
+    """From passes through one block, with the loss over a small vocabulary and the optimizer's step, as the run would
     make them but for compiling."""
     shape, machine = case.shape, case.machine
     few = replace(of_depth(shape, 1), vocab_size=min(shape.vocab_size, PROBE_WORDS))
     num = min(case.length, PROBE_TOKENS)
+    setup = case.setup(num)
+
+    def now() -> float:
+        if machine.device.type == "cuda":  # kernels are only asked for
+            torch.cuda.synchronize(machine.device)
+        return time.perf_counter()
+
     with torch.random.fork_rng(), machine.device:
-        trainee = Trainee(build(few, case.setup(num)).module, dtype=machine.dtype)
+        trainee = Trainee(build(few, setup).module, dtype=machine.dtype)
         for parameter in trainee.decoder.parameters():
             parameter.data.normal_(0.0, 0.02)
+        optimizers = Optimizers(trainee.decoder, setup.optimizer)
         placed = Placed(
             tokens=torch.zeros(num, dtype=torch.int64),
             positions=torch.arange(num),
@@ -395,27 +418,43 @@ def _probed(case: _Case) -> float:
             labels=torch.zeros(num, dtype=torch.int64),
             lengths=[num],
         )
-        block, head = math.inf, math.inf
+        block, head, inside, whole = math.inf, math.inf, math.inf, math.inf
         for _ in range(3):
-            started = time.perf_counter()
+            started = now()
             hidden = trainee.hidden(placed)
             hidden.backward(torch.ones_like(hidden))
-            middle = time.perf_counter()
-            float(trainee.loss(placed).detach())
+            middle = now()
+            trainee.loss(placed).detach()
+            ended = now()
             block = min(block, middle - started)
-            head = min(head, time.perf_counter() - middle)
+            head = min(head, ended - middle)
+            for name, parameter in trainee.decoder.named_parameters():
+                is_inside = name.startswith("layers.")
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad and is_inside else None
+            inside = min(inside, _stepped(optimizers, now))
+            for parameter in optimizers.parameters:
+                parameter.grad = torch.zeros_like(parameter)
+            whole = min(whole, _stepped(optimizers, now))
+    words = shape.vocab_size / few.vocab_size
     # the second pass went through the block, too, one way of three
-    head = max(0.0, head - block / 3) * shape.vocab_size / few.vocab_size
+    head = max(0.0, head - block / 3) * words
     share = case.stats.num_trained / max(1, case.stats.num_tokens)
-    return (shape.num_layers * block + share * head) / num
+    step = shape.num_layers * inside + max(0.0, whole - inside) * words
+    return _Pace((shape.num_layers * block + share * head) / num, step, "one block, measured now")
+
+
+def _stepped(optimizers: Optimizers, now: Callable[[], float]) -> float:
+    started = now()
+    optimizers.step(1.0)
+    return now() - started
 
 
 # --- what would fit
 
 
-def _too_little(found: Plan, stats: Stats, machine: _Machine) -> InsufficientMemoryError:
-    case = _Case(found.config, found.shape, stats, machine)
-    ways = [f"{how} ({_size(what.memory)})" for how, what in _ways(case)]
+def _too_little(found: Plan, asked: TrainConfig, stats: Stats, machine: _Machine) -> InsufficientMemoryError:
+    config = found.config.model_copy(update={"micro_batch_tokens": asked.micro_batch_tokens})
+    ways = [f"{how} ({_size(what.memory)})" for how, what in _ways(_Case(config, found.shape, stats, machine))]
     hint = "These would fit: " + "; ".join(ways) + "." if ways else "No single change would do: take a smaller model."
     batch = found.config.micro_batch_tokens or 0
     return InsufficientMemoryError(
@@ -426,38 +465,52 @@ def _too_little(found: Plan, stats: Stats, machine: _Machine) -> InsufficientMem
 
 
 def _ways(case: _Case) -> Iterator[tuple[str, Plan]]:
-    """Changes that would fit, each alone; then a few together."""
-    config = case.config.model_copy(update={"micro_batch_tokens": None})
-    case = replace(case, config=config)
+    """Changes that would fit, each alone, beside everything else that was asked for; then a few together."""
     found = False
-    for name, updates in _changes(case):
+    for updates in _changes(case):
         plan = _smallest(case.changed(**updates))
         if plan.fits:
             found = True
-            yield name, plan
+            yield _words(updates), plan
     if case.machine.on_gpu and (more := _more_gpus(case)):
         found = True
         yield more
     if not found and case.config.max_length:
-        together = {"tuning": "qlora"} if case.config.model else {"optimizer": "adamw8bit"}
-        shorter = _shorter(case.changed(recompute=True, **together))
+        together: dict[str, Any] = _tuned(case, "qlora") if case.config.model else {"optimizer": "adamw8bit"}
+        shorter = _shorter(case.changed(recompute=True, micro_batch_tokens=None, **together))
         if shorter is not None:
-            words = " ".join(f"--{name} {value}" for name, value in together.items())
-            yield f"{words} --recompute --max-length {shorter.config.max_length}", shorter
+            together |= {"recompute": True, "max_length": shorter.config.max_length}
+            if case.config.micro_batch_tokens:
+                together["micro_batch_tokens"] = shorter.config.max_length
+            yield _words(together), shorter
 
 
-def _changes(case: _Case) -> Iterator[tuple[str, dict[str, Any]]]:
+def _changes(case: _Case) -> Iterator[dict[str, Any]]:
     config = case.config
+    if config.micro_batch_tokens:  # asked for
+        smaller = _largest(case.changed(micro_batch_tokens=None)).config.micro_batch_tokens
+        yield {"micro_batch_tokens": smaller}
     if not config.recompute:
-        yield "--recompute", {"recompute": True}
+        yield {"recompute": True}
     if shorter := _shorter(case):
-        yield f"--max-length {shorter.config.max_length}", {"max_length": shorter.config.max_length}
-    if config.tuning == "full" and config.optimizer == "adamw":
-        yield "--optimizer adamw8bit", {"optimizer": "adamw8bit"}
-    if config.tuning == "full" and config.model:
-        yield "--tuning lora", {"tuning": "lora", "optimizer": "adamw"}
+        yield {"max_length": shorter.config.max_length}
+    if config.tuning == "full":
+        if config.optimizer == "adamw":
+            yield {"optimizer": "adamw8bit"}
+        if config.model:
+            yield _tuned(case, "lora")
     if config.tuning != "qlora" and config.model:
-        yield "--tuning qlora", {"tuning": "qlora", "optimizer": "adamw"}
+        yield _tuned(case, "qlora")
+
+
+def _tuned(case: _Case, tuning: str) -> dict[str, Any]:
+    """Adapters, with their usual optimizer where another one was taken for all weights."""
+    is_usual = case.config.optimizer == "adamw"
+    return {"tuning": tuning} if is_usual else {"tuning": tuning, "optimizer": "adamw"}
+
+
+def _words(updates: dict[str, Any]) -> str:
+    return " ".join(f"--{k.replace('_', '-')}" + ("" if v is True else f" {v}") for k, v in updates.items())
 
 
 def _smallest(case: _Case) -> Plan:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-
-KERNELS = 64
-"""Shapes of matrix products whose kernels are kept: those of one micro-batch, both ways."""
 
 
 def resident() -> int:
@@ -26,12 +22,6 @@ def forget_most() -> None:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return
-
-
-def keep_few_kernels() -> None:
-    """oneDNN keeps kernels for the last 1,024 shapes of bfloat16 products, and packed micro-batches are of many sizes:
-    memory would grow with each. Works before the first product of a process; a number of the user's own stays."""
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
 
 
 def _status(name: str) -> int:

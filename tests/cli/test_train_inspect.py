@@ -69,3 +69,19 @@ def test_words_are_data_beside_flags_and_the_batch_is_shown_in_marks(home: Path,
     assert cli("train", "inspect", "--data", "pairs.jsonl", *flags).out == said.out
     nothing = cli("train", "inspect")
     assert nothing.code == 2 and "No data is named" in nothing.err
+
+
+@pytest.mark.parametrize("action", ["sft", "plan", "inspect"])
+def test_one_file_of_options_is_taken_and_no_other_words(action: str, home: Path, cli: Cli) -> None:
+    (home / "run.yaml").write_text("model: model\n")
+    said = cli("train", action, "run.yaml", "more.yaml")
+    assert said.code == 2 and "no more.yaml" in said.err
+    if action != "inspect":
+        said = cli("train", action, "pairs.jsonl")
+        assert said.code == 2 and "no pairs.jsonl" in said.err and "--data" in said.err
+
+
+def test_a_run_without_held_out_rows_has_no_loss_to_tell(home: Path, cli: Cli) -> None:
+    flags = ["--model", "model", "--data", "pairs.jsonl", "--columns", "prompt=q,completion=a", "--device", "cpu"]
+    said = cli("train", "sft", *flags, "--validation", "0", "--prompts", "Hi", "--steps", "1", "--json")
+    assert said.code == 0 and said.json["loss"] is None

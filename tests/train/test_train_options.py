@@ -169,3 +169,39 @@ def test_a_run_goes_on_with_all_its_settled_options_and_only_what_is_new_must_ha
     with pytest.raises(InvalidInputError, match="evaluate_every=1 has no effect"):
         resume("one", steps=3, evaluate_every=1)
     assert resume("one", steps=3, save_every=0).exported
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "hint"),
+    [
+        ("lr: fast", "lr='fast' should be a valid number, unable to parse string as a number.", ""),
+        ("lr: .nan", "lr=nan should be a finite number.", ""),
+        ("lr: 0", "lr=0 should be greater than 0.", ""),
+        ("steps: true", "steps=True should be no switch.", ""),
+        ("name: ''", "name='' should not be empty.", ""),
+        ("schedule: cosin", "schedule='cosin' should be 'wsd', 'cosine', 'linear' or 'constant'.", ""),
+        ("trackers: foo", "trackers='foo' should be 'tensorboard', 'wandb' or 'mlflow'.", ""),
+        ("prompts: 3", "prompts=3 should be a list.", ""),
+        ("lora: 8", "lora=8 should be a group of names and values.", ""),
+        ("lora: {alpha: 0}", "lora.alpha=0 should be greater than 0.", ""),
+        ("columns: 3", "columns=3 should be a group of names and values or should be a list.", ""),
+        ("warmup: 0.9", "warmup=0.9 and cooldown=0.2 are shares of one run, and more than all of it.", "at most 1"),
+        ("learning_rate: 1", "A run has no option 'learning_rate'.", "Did you mean lr?"),
+        ("max-length: 1", "A run has no option 'max-length'.", "Did you mean max_length?"),
+        ("lora: {rr: 1}", "A run has no option 'lora.rr'.", "Did you mean lora.r?"),
+        ("1: 2", "A run has no option '1'.", "--help"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_it_should_be(text: str, said: str, hint: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(InvalidInputError) as caught:
+        TrainConfig.of(tmp_path / "run.yaml")
+    assert caught.value.message == said and hint in caught.value.hint and caught.value.hint
+
+
+def test_nested_names_may_have_dots_in_yaml_and_a_group_may_be_empty(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("lora.r: 8\nlora:\n  alpha: 4\ndistillation:\nprompts: Hi\ndata: d.jsonl\n")
+    config = TrainConfig.of(file, **{"lora.dropout": 0.5})
+    assert (config.lora.r, config.lora.alpha, config.lora.dropout) == (8, 4, 0.5)
+    assert (config.prompts, config.data) == (("Hi",), ("d.jsonl",))

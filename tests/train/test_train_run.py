@@ -148,7 +148,7 @@ def test_training_computes_in_bfloat16_or_float32(
     native = pick_dtype("auto", torch.device("cpu"))
     assert prepared.dtype == (native if said == "environment" else torch.float32)
     assert "float16 loses small gradients" in caplog.text
-    with pytest.raises(InvalidInputError, match="dtype: Input should be 'auto', 'bfloat16' or 'float32'"):
+    with pytest.raises(InvalidInputError, match=r"dtype='.*' should be 'auto', 'bfloat16' or 'float32'"):
         TrainConfig.of(**options(dtype="float16"))
 
 
@@ -171,6 +171,9 @@ WRONG: list[tuple[dict[str, Any], type[LLMasOSError], str]] = [
     ({"max_length": 100_000}, InvalidInputError, "the model's context is"),
     ({"data": ["chats.jsonl"], "max_length": 8}, InvalidInputError, "are longer than 8 tokens"),
     ({"micro_batch_tokens": 10}, InvalidInputError, "cannot hold samples of max_length"),
+    ({"batch_tokens": 32}, InvalidInputError, "gives each GPU 32 tokens of a step, less than max_length=64"),
+    ({"batch_tokens": 100, "micro_batch_tokens": 128}, InvalidInputError, "less than micro_batch_tokens=128"),
+    ({"data": ["chats.jsonl"], "batch_tokens": 8, "max_length": None}, InvalidInputError, "are longer than 8 tokens"),
     ({"lora": {"targets": ["q_prj"]}}, InvalidInputError, "no module q_prj"),
     ({"device": "cuda:7"}, LLMasOSError, "cuda:7"),
     ({"name": "a/b"}, InvalidInputError, "cannot be the name"),
@@ -200,11 +203,11 @@ def test_what_is_wrong_is_said_and_nothing_is_left(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"lr": -1}, "lr: "),
-        ({"lora.r": 0}, "lora.r: "),
+        ({"lr": -1}, "lr=-1 should be greater than 0."),
+        ({"lora.r": 0}, "lora.r=0 should be greater than or equal to 1."),
         ({"lorar": 8}, "no option 'lorar'"),
         ({"warmup": 0.9, "cooldown": 0.9}, "shares of one run"),
-        ({"method": "dpo"}, "method: "),
+        ({"method": "dpo"}, "method='dpo' should be 'pretrain', 'sft' or 'distill'."),
         ({"method": "pretrain", "depth": 4}, "depth=4 has no effect"),
         ({"method": "pretrain", "model": None, "tuning": "lora"}, "needs a model to begin with"),
     ],

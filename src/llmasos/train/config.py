@@ -7,9 +7,10 @@ What is said must have an effect: see `_EFFECTS`.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -29,12 +30,23 @@ MAY_CHANGE = frozenset(
 class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_sound(cls, value: Any, info: ValidationInfo) -> Any:
+        """true is no 1, an empty text is none, and a group of nothing (`lora:` in YAML) is one."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+            raise ValueError("should be no switch")
+        if value == "":
+            raise ValueError("should not be empty")
+        return {} if value is None and isinstance(kind, type) and issubclass(kind, _Group) else value
+
 
 class Lora(_Group):
     """The adapter of tuning="lora" and "qlora" (arXiv:2106.09685), see `train.lora.LoraOptions`."""
 
     r: int = Field(default=16, ge=1)
-    alpha: float = 32.0
+    alpha: float = Field(default=32.0, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: tuple[str, ...] = ()
     """Names of Hugging Face modules (q_proj ...); empty: all linear layers of the blocks."""
@@ -93,7 +105,7 @@ class TrainConfig(_Group):
 
     # --- data
     max_length: int | None = Field(default=None, ge=2)
-    """Tokens of the longest sample; default: the model's context, at most 2048."""
+    """Tokens of the longest sample; default: the model's context, at most 2048 and what a step reads."""
     overlong: Literal["split", "refuse", "truncate", "drop"] | None = None
     validation: float = Field(default=0.02, ge=0, lt=1)
     """The share of rows held out, of which the loss is measured; 0: none."""
@@ -165,9 +177,17 @@ class TrainConfig(_Group):
     @model_validator(mode="after")
     def _fits_together(self, info: ValidationInfo) -> Self:
         if self.tuning in ("lora", "qlora") and self.method == "pretrain" and not self.model:
-            raise ValueError(f"tuning={self.tuning} needs a model to begin with")
+            raise InvalidInputError(
+                f"tuning={self.tuning} needs a model to begin with.",
+                hint="Give model, or use tuning=full.",
+                param="tuning",
+            )
         if self.schedule == "wsd" and self.warmup + self.cooldown > 1:
-            raise ValueError("warmup and cooldown are shares of one run: their sum is at most 1")
+            raise InvalidInputError(
+                f"warmup={self.warmup} and cooldown={self.cooldown} are shares of one run, and more than all of it.",
+                hint="Use shares whose sum is at most 1.",
+                param="warmup",
+            )
         said = _said(self)
         if info.context is not None:
             said = {name: value for name, value in said.items() if name.split(".")[0] in info.context["new"]}
@@ -196,9 +216,10 @@ class TrainConfig(_Group):
     def _read(
         cls, file: Path | str | None, overrides: Mapping[str, Any], new: Collection[str] | None = None
     ) -> TrainConfig:
-        values = _read(Path(file)) if file is not None else {}
-        for name, value in overrides.items():
-            _put(values, name.split("."), value)
+        values: dict[str, Any] = {}
+        for given in (_read(Path(file)) if file is not None else {}, overrides):
+            for name, value in given.items():
+                _put(values, str(name).split("."), value)
         try:
             return cls.model_validate(values, context=None if new is None else {"new": new})
         except ValidationError as e:
@@ -331,7 +352,9 @@ def _read(path: Path) -> dict[str, Any]:
 def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
     [first, *rest] = path
     if rest or isinstance(value, dict):
-        inner = values.setdefault(first, {})
+        if values.get(first) is None:
+            values[first] = {}
+        inner = values[first]
         if not isinstance(inner, dict):
             raise InvalidInputError(f"{first} is {inner!r} and holds no names.", param=first)
         for name, each in {".".join(rest): value}.items() if rest else value.items():
@@ -340,19 +363,41 @@ def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
         values[first] = value
 
 
+_OTHER_NAMES = {
+    "learning_rate": "lr",
+    "num_train_epochs": "epochs",
+    "n_epochs": "epochs",
+    "max_steps": "steps",
+    "batch_size": "batch_tokens",
+    "max_seq_length": "max_length",
+    "output_dir": "output",
+    "rank": "lora.r",
+    "teacher": "distillation.teacher",
+}
+"""What other programs call them."""
+
+
 def _explained(e: ValidationError) -> InvalidInputError:
     import difflib
 
-    error = e.errors(include_url=False)[0]
-    name = ".".join(str(part) for part in error["loc"]) or "config"
-    if error["type"] == "extra_forbidden":
-        known = [*TrainConfig.model_fields, *(f"lora.{n}" for n in Lora.model_fields)]
-        known += [f"distillation.{n}" for n in Distillation.model_fields]
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"Did you mean {near[0]}?" if near else "`llmasos train --help` lists them all."
+    errors = e.errors(include_url=False)
+    name, value = _option(errors[0]["loc"]), errors[0]["input"]
+    if errors[0]["type"] == "extra_forbidden":
+        groups: dict[str, type[_Group]] = {"lora": Lora, "distillation": Distillation}
+        known = [*TrainConfig.model_fields, *(f"{g}.{inner}" for g, of in groups.items() for inner in of.model_fields)]
+        near = [_OTHER_NAMES[name]] if name in _OTHER_NAMES else difflib.get_close_matches(name, known, n=1)
+        hint = f"Did you mean {near[0]}?" if near else "`llmasos train sft --help` lists them all."
         return InvalidInputError(f"A run has no option {name!r}.", hint=hint, param=name)
-    given = "" if error["type"] == "value_error" else f" (it is {error['input']!r})"
-    what = error["msg"].removeprefix("Value error, ")
-    return InvalidInputError(
-        f"{name}: {what}{given}.", hint="`llmasos train --help` tells of every option.", param=name
-    )
+    wrong = " or ".join(dict.fromkeys(_wrong(one["msg"]) for one in errors if _option(one["loc"]) == name))
+    return InvalidInputError(f"{name}={value!r} {wrong}.", hint="`llmasos train sft --help` tells of it.", param=name)
+
+
+def _option(place: tuple[int | str, ...]) -> str:
+    """The option that a place in the values is of; behind its name pydantic has places in it and names of types."""
+    return ".".join(map(str, place[: 2 if place[0] in ("lora", "distillation") else 1]))
+
+
+def _wrong(message: str) -> str:
+    plain = message.removeprefix("Value error, ").replace("Input should", "should")
+    plain = re.sub("valid dictionary( or instance of .*)?", "group of names and values", plain)
+    return plain.replace("valid tuple", "list").removesuffix(".")

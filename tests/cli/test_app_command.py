@@ -141,6 +141,45 @@ def test_several_applications_are_told_apart(tmp_path: Path) -> None:
         load_application(str(file))
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("def (", "app.py:1: SyntaxError: invalid syntax"),
+        ("import no_such_package_of_ours", "app.py:1: ModuleNotFoundError: No module named 'no_such_package_of_ours'"),
+        ("import json\n\njson.loads('{')", "app.py:3: JSONDecodeError: Expecting property name"),
+    ],
+)
+@pytest.mark.parametrize("action", ["run", "show"])
+def test_what_is_wrong_with_its_file_is_its_authors(
+    cli: Cli, tmp_path: Path, code: str, said: str, action: str
+) -> None:
+    file = tmp_path / "app.py"
+    file.write_text(code)
+    done = cli("app", action, str(file), "add")
+    assert done.code == 8 and f"{file} can't be loaded: " in done.err and said in done.err
+    assert "This is a bug" not in done.err and "Traceback" not in done.err
+
+
+def test_a_folder_stands_for_what_its_manifest_names(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli("app", "new", "hello").code == 0
+    assert cli("app", "show", "hello").out == cli("app", "show", "hello/app.py").out != ""
+    assert cli("app", "run", "hello", "ask").err == cli("app", "run", "hello/app.py", "ask").err.replace("/app.py", "")
+
+
+def test_what_may_be_a_list_or_one_is_the_one_that_was_typed() -> None:
+    either = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}
+    into = {"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "object"}]}
+    schema = {"properties": {"message": either, "into": into}}
+    for word in ("Say hello", "123", "null", "{"):
+        assert parse(schema, [word]) == {"message": word}
+    assert parse(schema, ["--into", '{"type": "object"}']) == {"into": {"type": "object"}}
+    assert parse(schema, ["--into", "city"]) == {"into": ["city"]}
+    assert parse(schema, ["--into", "city", "--into", "year"]) == {"into": ["city", "year"]}
+    assert parse(schema, ['[{"role": "user"}]']) == {"message": [{"role": "user"}]}
+    assert parse(schema, ["--message", "a", "--message", "b"]) == {"message": ["a", "b"]}
+
+
 def test_words_become_what_the_schema_says() -> None:
     app = Application()
 

@@ -38,6 +38,11 @@ def test_a_file_that_is_not_there_is_no_text(cli: Cli, model: str, name: str) ->
     assert meant.code == 0 and meant.out.strip() in ("fox", "dog")
 
 
+def test_a_message_is_typed_as_text(cli: Cli, model: str) -> None:
+    said = cli("task", "chat", "Say hello", "--max-tokens", "3", "--model", model)
+    assert said.code == 0 and said.err == ""
+
+
 def test_the_result_alone_is_on_stdout(cli: Cli, model: str) -> None:
     result = cli("task", "classify", "A fox.", "fox", "dog", "--model", model)
     assert result.out.strip() in ("fox", "dog") and result.err == ""

@@ -1,8 +1,10 @@
 """Finding an application in a file, a module or among the installed ones, without starting its server.
 
-    app.py    app.py:name    package.module    package.module:name    NAME of an installed one
+    app.py    app.py:name    FOLDER with a llmasos.toml    package.module    package.module:name
+    NAME of an installed one
 
-An installed application's name goes before a module's. Its code then runs in this process, with its user's rights.
+An installed application's name goes before a folder's, and that before a module's. Its code then runs in this process,
+with its user's rights.
 """
 
 from __future__ import annotations
@@ -49,12 +51,14 @@ def load_application(reference: str) -> Application:
 
 
 def _installed(reference: str) -> str:
-    """The file and name that the name of an installed application stands for; any other reference as it is."""
-    from llmasos.store.packages import Apps
+    """The file and name that an installed application's name or a folder stands for; any other reference as it is."""
+    from llmasos.store.packages import Apps, read_manifest
     from llmasos.store.packages.requirements import check_importable
 
     if not Apps().has(reference):
-        return reference
+        folder = Path(reference).expanduser()
+        is_one = (folder / "llmasos.toml").is_file()
+        return str(folder / read_manifest(folder).app.entry) if is_one else reference
     found = Apps().get(reference)
     check_importable(found.folder, f"{found.name} {found.version}")
     return found.entry

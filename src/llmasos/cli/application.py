@@ -6,9 +6,12 @@ Its packages are handled in package.py.
 from __future__ import annotations
 
 import sys
+import traceback
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import llmasos
 from llmasos.cli.app_config import config
 from llmasos.cli.messages import t
 from llmasos.cli.package import Options, check_flags, package
@@ -118,7 +121,12 @@ def _use(
         raise InvalidInputError(t("usage.extra", value=stray), hint=t("usage.see_help", command="llmasos app"))
     if action == "run" and route is None:
         raise InvalidInputError(t("app.route"), hint=f"llmasos app show {file}", param="route")
-    application = load_application(file)
+    try:
+        application = load_application(file)
+    except LLMasOSError:
+        raise
+    except Exception as e:  # its author's, who wants to know where it is
+        raise ServerError(t("app.not_loaded", file=file, where=_place_of(e)), hint=t("app.traceback")) from e
     if action == "mcp":
         from llmasos.apps.mcp import serve_stdio
 
@@ -132,6 +140,18 @@ def _use(
         _show(application, file, route, json)
     else:
         _run(application, file, application.find(route or ""), inputs, session, json)
+
+
+def _place_of(error: Exception) -> str:
+    """An error and the last line of its author's that it came through."""
+    kind = type(error).__name__
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}: {kind}: {error.msg}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_file()]
+    ours = Path(llmasos.__file__).parent, Path(traceback.__file__).parent
+    own = [one for one in frames if not any(Path(one.filename).is_relative_to(place) for place in ours)]
+    own = [one for one in own if "site-packages" not in Path(one.filename).parts] or frames
+    return f"{own[-1].filename}:{own[-1].lineno}: {kind}: {error}"
 
 
 def _run(

@@ -79,8 +79,10 @@ def _fill(
 
 def _put(found: dict[str, Any], name: str, kinds: Sequence[str], word: str, limit: int | None) -> None:
     value = _value(name, kinds, _text(word)) if FILE not in kinds else _file(word, limit)
-    if "array" in kinds and not isinstance(value, list):
-        found.setdefault(name, []).append(value)
+    is_one = ("string" if isinstance(value, str) else "object" if isinstance(value, dict) else "") in kinds
+    if "array" in kinds and not isinstance(value, list) and (name in found or not is_one):
+        before = found.get(name, [])
+        found[name] = [*(before if isinstance(before, list) else [before]), value]
     elif name in found:
         raise InvalidInputError(t("usage.repeated", option=f"--{name.replace('_', '-')}"), param=name)
     else:
@@ -129,9 +131,10 @@ def _value(name: str, kinds: Sequence[str], text: str) -> Any:
         return text
     if not kinds or {"object", "array"} & set(kinds):
         try:
-            return json.loads(text)
+            value = json.loads(text)
+            return text if "string" in kinds and not isinstance(value, list | dict) else value
         except ValueError:
-            if not kinds or "array" in kinds:
+            if not kinds or "array" in kinds or "string" in kinds:
                 return text
             raise InvalidInputError(t("app.not_json", name=name, value=text[:80]), param=name) from None
     for kind in kinds:

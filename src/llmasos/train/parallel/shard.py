@@ -77,7 +77,6 @@ class Spreader:
         ranks = self.ranks
         assert ranks.mesh is not None
         shards = ranks.size("shard")
-        has_adapters = any(isinstance(layer, TrainedLora) for layer in module.modules())
         for layer in module.modules() if module is not decoder else ():
             if isinstance(layer, FrozenLinear):
                 layer.as_parameters()
@@ -86,7 +85,7 @@ class Spreader:
             mesh=ranks.mesh["replica", "shard"] if ranks.kind == "hsdp" else ranks.mesh["shard"],
             # beside adapters weights are in the dtype of the computation, and adapters are cast where they are used
             mp_policy=MixedPrecisionPolicy(
-                param_dtype=None if has_adapters else self.dtype, reduce_dtype=torch.float32
+                param_dtype=None if _has_adapters(module) else self.dtype, reduce_dtype=torch.float32
             ),
             shard_placement_fn=lambda parameter: Shard(shard_dim(parameter.shape, shards)),
         )
@@ -109,6 +108,10 @@ class Spreader:
         trainee.casts_itself = False
 
 
+def _has_adapters(module: nn.Module) -> bool:
+    return any(isinstance(layer, TrainedLora) for layer in module.modules())
+
+
 def shard_dim(shape: Sequence[int], shards: int) -> int:
     """Along which FSDP divides a parameter. Adapters' A is [parts, rank, inputs]: of few parts."""
     return 1 if len(shape) == 3 and shape[1] % shards == 0 else 0
@@ -118,7 +121,8 @@ def _must_reshard(trainee: Trainee) -> bool:
     device = trainee.decoder.device
     if device.type != "cuda":
         return True
-    size = sum(p.numel() for p in trainee.decoder.parameters()) * trainee.dtype.itemsize
+    is_cast = not _has_adapters(trainee.decoder)
+    size = sum(p.numel() * (trainee.dtype if is_cast else p.dtype).itemsize for p in trainee.decoder.parameters())
     return size > KEPT * torch.cuda.get_device_properties(device).total_memory
 
 

@@ -1,18 +1,20 @@
 """What the plan predicts against what a run takes. JSON lines, one per case; each case is a process of its own.
 
-    python bench/plan_check.py [--steps 6] [--threads 2] [NAME ...]    on a CPU: SmolLM2-135M, small models made here
-    python bench/plan_check.py --gpu [NAME ...]                        on a GPU: the workloads of gpu_train.py
+    python bench/plan_check.py [--steps 4] [--threads 1] [--tokens 512] [NAME ...]    on a CPU: SmolLM2-135M and small
+                                                                                      models made here
+    python bench/plan_check.py --gpu [NAME ...]                                       on a GPU: gpu_train.py's workloads
 
 On a CPU the measure is the most resident memory of the process, on a GPU what tensors had at most. `error` is
 (predicted - measured) / measured; `grown_error`, on a CPU, that of what the run adds to the process alone. Runs are
 real: the data are tokenised, packed and read, the optimizer steps, and the result is a checkpoint. `seconds_ratio` is
-predicted / measured for the steps alone, in the process's own time, so that others on the machine do not count.
+predicted / measured for the fastest step, in the process's own time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import subprocess
 import sys
@@ -56,7 +58,6 @@ GPT2 = {
 }
 SHAPES = {"small": SMALL, "gemma": GEMMA, "gpt2": GPT2}
 """Made here with SmolLM2's tokenizer and random weights."""
-BATCH = {"max_length": 512, "batch_tokens": 1024, "micro_batch_tokens": 512}
 TUNINGS: dict[str, dict[str, Any]] = {
     "lora": {"tuning": "lora"},
     "lora-recompute": {"tuning": "lora", "recompute": True},
@@ -67,13 +68,13 @@ TUNINGS: dict[str, dict[str, Any]] = {
     "full-muon": {"tuning": "full", "optimizer": "muon"},
     "full-float32": {"tuning": "full", "dtype": "float32"},
 }
-KEPT = {"teacher": "small", "keep_layers": 4, "max_new_tokens": 64}
+KEPT = {"teacher": "small", "keep_layers": 4}
 CASES: dict[str, dict[str, Any]] = {
     **TUNINGS,
     **{f"{name}-full": {"model": name, "tuning": "full"} for name in ("gemma", "gpt2")},
     **{f"small-{name}": {"model": "small", **options} for name, options in TUNINGS.items()},
     "small-distill": {"model": None, "method": "distill", "distillation": KEPT},
-    "small-on-policy": {"model": None, "method": "distill", "distillation": KEPT | {"on_policy": 1.0}},
+    "small-on-policy": {"model": None, "method": "distill", "distillation": KEPT | {"on_policy": 1.0, "max_new_tokens": 64}},
     **{f"{name}-lora-float32": {"model": name, "tuning": "lora", "dtype": "float32"} for name in SHAPES},
 }
 
@@ -108,24 +109,24 @@ def small_model(shape: dict[str, Any], folder: Path) -> Path:
 
 
 class Clock(Listener):
-    """This process's time from the first step's begin to the last one's end, without what is between steps."""
+    """This process's time for a token, of the fastest step: what else the machine does makes steps slower only."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        self.seconds = math.inf
 
     def began(self, step: int, steps: int) -> None:
         self.last = time.process_time()
 
     def stepped(self, report: StepReport) -> None:
-        self.seconds += time.process_time() - self.last
+        self.seconds = min(self.seconds, (time.process_time() - self.last) / report.num_tokens)
         self.last = time.process_time()
 
     def saved(self, step: int, path: Path) -> None:
         self.last = time.process_time()
 
 
-def case(name: str, steps: int, threads: int) -> dict[str, Any]:
-    """One run in this process."""
+def case(name: str, steps: int, threads: int, tokens: int) -> dict[str, Any]:
+    """One run in this process, with two micro-batches of `tokens` a step."""
     import torch
 
     from llmasos.train import plan as planning
@@ -137,7 +138,7 @@ def case(name: str, steps: int, threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     planning.time = SimpleNamespace(perf_counter=lambda: time.process_time() / threads)  # as Clock measures
     with tempfile.TemporaryDirectory() as folder:
-        options = {"model": str(model_file(MODEL)), "device": "cpu", **BATCH, **CASES[name]}
+        options = {"model": str(model_file(MODEL)), "device": "cpu", **CASES[name]}
         made = options["model"] or "small"
         if made in SHAPES:
             subprocess.run([sys.executable, __file__, "--make", made, folder], check=True)
@@ -150,6 +151,9 @@ def case(name: str, steps: int, threads: int) -> dict[str, Any]:
             data=(str(texts(Path(folder) / "data.jsonl")),),
             output=Path(folder) / "run",
             steps=steps,
+            max_length=tokens,
+            batch_tokens=2 * tokens,
+            micro_batch_tokens=tokens,
             validation=0.0,
             schema="text",
             install=False,
@@ -161,7 +165,7 @@ def case(name: str, steps: int, threads: int) -> dict[str, Any]:
         peak = Peak(torch.device("cpu"))
         clock = Clock()
         _carry_out(prepared, Ranks(), [clock], progress=False)
-    seconds = clock.seconds / threads
+    seconds = clock.seconds / threads * prepared.plan.num_tokens
     base = prepared.plan.parts["process"]
     grown = peak.num_bytes - base
     return row(name, prepared.plan.memory, peak.num_bytes) | {
@@ -235,6 +239,8 @@ def gpu_case(name: str, work: Any, batch: Any, variant: str) -> dict[str, Any]:
     predicted = footprint(config_from_hf(work.config), setup, load).peak + WORKSPACE
     planned = time.perf_counter() - began
     device = torch.device("cuda", 0)
+    # eager, as the probe is: what it tells, against a step
+    pace = probed(work, data, options, device) if variant == "eager" else None
     peak = Peak(device)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(work.config))
@@ -251,9 +257,38 @@ def gpu_case(name: str, work: Any, batch: Any, variant: str) -> dict[str, Any]:
     optimizers = Optimizers(model.module, options)
     placed = Placed.of(data, device)
     for _ in range(3):
+        torch.cuda.synchronize(device)
+        began = time.perf_counter()
         (trainee.loss(placed) / len(placed)).backward()
         optimizers.step(1.0)
-    return row(name, predicted, peak.num_bytes - peak.before) | {"plan_s": round(planned, 1)}
+        torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - began
+    found = row(name, predicted, peak.num_bytes - peak.before) | {"plan_s": round(planned, 1)}
+    return found if pace is None else found | {"seconds_ratio": round(pace / seconds, 2)}
+
+
+def probed(work: Any, data: Any, options: Any, device: Any) -> float:
+    """Seconds of a step, from the plan's probe of one block."""
+    import torch
+
+    from llmasos.data import Stats
+    from llmasos.models.families import config_from_hf
+    from llmasos.train.config import TrainConfig
+    from llmasos.train.plan import _Case, _Machine, _probed
+
+    num, trained = len(data.tokens), int((data.labels != -100).sum())
+    config = TrainConfig(
+        model="given",
+        data=("given",),
+        tuning="lora" if work.lora else "full",
+        optimizer=options.name,
+        max_length=max(data.lengths),
+        batch_tokens=num,
+    )
+    machine = _Machine(device, torch.bfloat16, 1, 0, 0, None)
+    stats = Stats(len(data.lengths), num, trained, max(data.lengths))
+    pace = _probed(_Case(config, config_from_hf(work.config), stats, machine))
+    return pace.token * num + pace.step
 
 
 def main() -> None:
@@ -261,6 +296,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="cases; none: all")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tokens", type=int, default=512, help="of a micro-batch, on a CPU")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--make", help=argparse.SUPPRESS)
@@ -268,12 +304,12 @@ def main() -> None:
     if args.make:
         small_model(SHAPES[args.make], Path(args.names[0]) / args.make)
     elif args.case:
-        print(json.dumps(case(args.case, args.steps, args.threads)))
+        print(json.dumps(case(args.case, args.steps, args.threads, args.tokens)))
     elif args.gpu:
         on_gpu(args.names)
     else:
         for name in args.names or CASES:
-            extra = ["--steps", str(args.steps), "--threads", str(args.threads)]
+            extra = ["--steps", str(args.steps), "--threads", str(args.threads), "--tokens", str(args.tokens)]
             subprocess.run([sys.executable, __file__, "--case", name, *extra], check=True)
 
 

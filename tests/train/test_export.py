@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmasos.errors import FormatError, InvalidInputError, NotFoundError, StoreError
+from llmasos.errors import DiskFullError, FormatError, InvalidInputError, NotFoundError, StoreError
 from llmasos.models.load import hf_state, load_model
 from llmasos.store import Library, import_model
 from llmasos.store.adapters import find_adapter, installed_adapters, remove_adapter
@@ -168,17 +168,21 @@ def test_verify_sees_an_adapter_of_another_strength(run) -> None:
     assert not found.comparisons[0].ok and not found.comparisons[-1].ok
 
 
-def test_an_export_that_fails_leaves_the_one_before(run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), Exception("No space left on device (os error 28)")]
+)
+def test_an_export_that_fails_leaves_the_one_before(error: Exception, run, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = run(tuning="full")
     export_run(folder, step=2)
     before = (folder / "model" / "model.safetensors").read_bytes()
 
     def fail(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr("llmasos.text.Tokenizer.save_pretrained", fail)
-    with pytest.raises(StoreError, match=r"model could not be written: No space left"):
+    with pytest.raises(DiskFullError, match=r"model could not be written: No space left on device\.") as caught:
         export_run(folder)
+    assert "`llmasos train export` then does it from the checkpoint" in caught.value.hint
     assert (folder / "model" / "model.safetensors").read_bytes() == before
     assert not list(folder.glob(".*"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,17 @@ def test_a_run_goes_on_from_another_folder_with_its_own_files(world: Path, monke
     (other / "data.jsonl").write_text('{"text": "something else"}\n')
     monkeypatch.chdir(other)
     assert resume("one", steps=2).step == 2
+
+
+def test_a_run_elsewhere_is_gone_on_with_by_its_folder_and_lost_checkpoints_are_said(
+    world: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = train(options(output="own"))
+    with pytest.raises(InvalidInputError, match="There is a run 'own'") as caught:
+        train(options(output="own"))
+    assert f"llmasos train resume {world / 'own'};" in caught.value.hint
+    assert resume(world / "own", steps=2).step == 2 and "begins anew" not in caplog.text
+    shutil.rmtree(first.folder / "checkpoints")
+    assert resume(world / "own", steps=3).step == 3
+    assert "The run own has no checkpoint to go on from: it begins anew." in caplog.text
+    assert [json.loads(x)["step"] for x in (first.folder / "log.jsonl").read_text().splitlines()] == [1, 2, 3]

@@ -190,6 +190,7 @@ def _dotted(typed: dict[str, Any]) -> dict[str, Any]:
 
 def _ended(result: Result, *, as_json: bool) -> int:
     from llmasos.train.parallel import begins
+    from llmasos.train.run import reference
 
     if not begins():  # torchrun began several, and one of them tells
         return 0
@@ -216,7 +217,7 @@ def _ended(result: Result, *, as_json: bool) -> int:
         if result.installed:
             say(t("train.serves", name=result.installed))
         elif result.reason in ("stopped", "time"):
-            say(t("train.go_on", name=result.name))
+            say(t("train.go_on", name=reference(result.name, result.folder)))
     return 0
 
 

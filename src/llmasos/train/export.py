@@ -298,7 +298,7 @@ def _whole(folder: Path, run: str) -> Iterator[Path]:
     """A folder to write into, which takes the place of `folder` when the block ends well, and is marked as the
     run's."""
     staged = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}.tmp")
-    with written(folder, f"then: llmasos train export {run}"):
+    with written(folder, "`llmasos train export` then does it from the checkpoint"):
         staged.mkdir(parents=True)
         try:
             yield staged

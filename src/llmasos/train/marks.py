@@ -4,11 +4,12 @@ what cannot be written is said with the way on."""
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llmasos.errors import DiskFullError, InvalidInputError, StoreError
+from llmasos.errors import DiskFullError, InvalidInputError, LLMasOSError, StoreError
 
 MARK = ".llmasos-run"
 """The file holds the name of the run."""
@@ -42,9 +43,16 @@ def written(path: Path, then: str = RESUME) -> Iterator[None]:
     """Raises DiskFullError, StoreError for what the system says of `path` or what is below it. then: how to go on."""
     try:
         yield
-    except OSError as e:
-        is_full = e.errno in (errno.ENOSPC, errno.EDQUOT)
+    except LLMasOSError:
+        raise
+    except Exception as e:
+        # tokenizers and safetensors tell of the system's errors in words
+        told = re.search(r"(.*?)\s*\(os error (\d+)\)", str(e))
+        if not isinstance(e, OSError) and told is None:
+            raise
+        number, why = (int(told[2]), told[1]) if told else (e.errno, e.strerror or e)  # type: ignore[attr-defined]
+        is_full = number in (errno.ENOSPC, errno.EDQUOT)
         to_do = "Free some space in" if is_full else "See that files can be written in"
         raise (DiskFullError if is_full else StoreError)(
-            f"{path} could not be written: {e.strerror or e}.", hint=f"{to_do} {path.parent}; {then}."
+            f"{path} could not be written: {why}.", hint=f"{to_do} {path.parent}; {then}."
         ) from e

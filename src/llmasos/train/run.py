@@ -115,6 +115,11 @@ def find_run(name: str | Path) -> Path:
     raise NotFoundError(f"There is no run {str(name)!r}.", hint="See `llmasos runs`.")
 
 
+def reference(name: str, folder: Path) -> str:
+    """What `find_run` takes for it."""
+    return name if folder == (runs_folder() / name).absolute() else str(folder)
+
+
 def resume(
     name: str | Path,
     *,
@@ -203,7 +208,7 @@ def named(config: TrainConfig) -> TrainConfig:
         if is_there and not config.resume:
             raise InvalidInputError(
                 f"There is a run {name!r} in {folder}.",
-                hint=f"Go on with it: llmasos train resume {name}; or give another --name.",
+                hint=f"Go on with it: llmasos train resume {reference(name, folder)}; or give another --name.",
                 param="name",
             )
         if is_there:
@@ -517,8 +522,9 @@ def _carry_out(
         ranks,
         config.keep,
     )
-    if config.resume:
-        loop.resume()
+    had_steps = (config.output / "log.jsonl").exists()
+    if config.resume and not loop.resume() and had_steps and ranks.is_first:
+        _log.warning("The run %s has no checkpoint to go on from: it begins anew.", config.name)
     reason = loop.train()
     return reason, loop.step, seen.evaluation
 

@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from llmasos.errors import InvalidInputError
+from llmasos.train.optim import _alike
 from llmasos.train.parallel import Ranks
+from llmasos.train.parallel.tensor import Cut
 from llmasos.train.run import resume, train
 from tiny import write_tiny_model
 
@@ -206,3 +208,15 @@ def test_a_run_that_was_lost_before_its_first_checkpoint_forgets_its_steps(home:
     (loop.run / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     assert not loop.resume()
     assert losses(loop.run) == []
+
+
+def test_matrices_that_are_parts_of_others_are_not_made_orthogonal_together() -> None:
+    """Half of the rows of one and half of the columns of another may have the same shape."""
+    halves = list(torch.arange(8).chunk(2))
+    rows, columns, plain = (torch.nn.Parameter(torch.zeros(4, 4)) for _ in range(3))
+    rows.cut, columns.cut = Cut(0, halves), Cut(1, halves)  # type: ignore[attr-defined]
+    assert [[id(p) for p in alike] for alike in _alike([rows, columns, plain])] == [
+        [id(rows)],
+        [id(columns)],
+        [id(plain)],
+    ]

@@ -16,7 +16,7 @@ from llmasos.errors import InvalidInputError
 from llmasos.train.codes import DYNAMIC, SCALES, Code, in_blocks, largest
 from llmasos.train.lowbit import PIECE
 from llmasos.train.parallel.ranks import Ranks, local
-from llmasos.train.parallel.shard import joined_on_device, own_part, shard_dim, shard_of, shards_of
+from llmasos.train.parallel.shard import joined_on_device, own_part, shard_dim, shard_of, shards_of, whole_shape
 
 Name = Literal["adamw", "adamw8bit", "muon"]
 NAMES = ("adamw", "adamw8bit", "muon")
@@ -145,11 +145,11 @@ class Muon(torch.optim.Optimizer):
 
 def _alike(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     """Matrices of one shape, as many as are multiplied at once: one by one, those of small models do not fill a GPU."""
-    found: dict[torch.Size, list[Tensor]] = {}
+    found: dict[tuple[int, ...], list[Tensor]] = {}
     for parameter in parameters:
-        found.setdefault(parameter.shape, []).append(parameter)
+        found.setdefault(whole_shape(parameter), []).append(parameter)
     for shape, alike in found.items():
-        each = max(1, AT_ONCE // shape.numel())
+        each = max(1, AT_ONCE // math.prod(shape))
         yield from (alike[at : at + each] for at in range(0, len(alike), each))
 
 

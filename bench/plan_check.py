@@ -69,12 +69,13 @@ TUNINGS: dict[str, dict[str, Any]] = {
     "full-float32": {"tuning": "full", "dtype": "float32"},
 }
 KEPT = {"teacher": "small", "keep_layers": 4}
+ON_POLICY = {"on_policy": 1.0, "max_new_tokens": 64}
 CASES: dict[str, dict[str, Any]] = {
     **TUNINGS,
     **{f"{name}-full": {"model": name, "tuning": "full"} for name in ("gemma", "gpt2")},
     **{f"small-{name}": {"model": "small", **options} for name, options in TUNINGS.items()},
     "small-distill": {"model": None, "method": "distill", "distillation": KEPT},
-    "small-on-policy": {"model": None, "method": "distill", "distillation": KEPT | {"on_policy": 1.0, "max_new_tokens": 64}},
+    "small-on-policy": {"model": None, "method": "distill", "distillation": KEPT | ON_POLICY},
     **{f"{name}-lora-float32": {"model": name, "tuning": "lora", "dtype": "float32"} for name in SHAPES},
 }
 

@@ -184,7 +184,7 @@ def test_a_run_goes_on_with_all_its_settled_options_and_only_what_is_new_must_ha
         ("prompts: 3", "prompts=3 should be a list.", ""),
         ("lora: 8", "lora=8 should be a group of names and values.", ""),
         ("lora: {alpha: 0}", "lora.alpha=0 should be greater than 0.", ""),
-        ("columns: 3", "columns=3 should be a group of names and values or should be a list.", ""),
+        ("columns: 3", "columns=3 should be a group of names and values, or be a list.", ""),
         ("warmup: 0.9", "warmup=0.9 and cooldown=0.2 are shares of one run, and more than all of it.", "at most 1"),
         ("learning_rate: 1", "A run has no option 'learning_rate'.", "Did you mean lr?"),
         ("max-length: 1", "A run has no option 'max-length'.", "Did you mean max_length?"),

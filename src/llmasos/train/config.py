@@ -388,8 +388,9 @@ def _explained(e: ValidationError) -> InvalidInputError:
         near = [_OTHER_NAMES[name]] if name in _OTHER_NAMES else difflib.get_close_matches(name, known, n=1)
         hint = f"Did you mean {near[0]}?" if near else "`llmasos train sft --help` lists them all."
         return InvalidInputError(f"A run has no option {name!r}.", hint=hint, param=name)
-    wrong = " or ".join(dict.fromkeys(_wrong(one["msg"]) for one in errors if _option(one["loc"]) == name))
-    return InvalidInputError(f"{name}={value!r} {wrong}.", hint="`llmasos train sft --help` tells of it.", param=name)
+    wrong = dict.fromkeys(_wrong(one["msg"]) for one in errors if _option(one["loc"]) == name)
+    what = ", or ".join(wrong).replace(", or should", ", or")
+    return InvalidInputError(f"{name}={value!r} {what}.", hint="`llmasos train sft --help` tells of it.", param=name)
 
 
 def _option(place: tuple[int | str, ...]) -> str:

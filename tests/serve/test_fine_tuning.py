@@ -290,7 +290,7 @@ def test_the_jobs_stand_in_the_list_of_all_jobs(client: openai.OpenAI, url: str)
         ({"extra_body": {"llmasos": {"distillation.teacher": "a/b"}}}, "llmasos.distillation.teacher", "is a path"),
         ({"hyperparameters": {"n_epochs": 1}, "extra_body": {"llmasos": {"steps": 1}}}, "llmasos", "n_epochs"),
         ({"hyperparameters": {"batch_size": 1}, "extra_body": {"llmasos": {"batch_tokens": 64}}}, "llmasos", "both"),
-        ({"extra_body": {"llmasos": {"method": "pretrain", "depth": 4}}}, "llmasos.config", "depth is for a model"),
+        ({"extra_body": {"llmasos": {"method": "pretrain", "depth": 4}}}, "llmasos.depth", "has no effect"),
         ({"extra_body": {"llmasos": []}}, "llmasos", ""),
         ({"extra_body": {"colour": "red"}}, "colour", "Unknown field"),
     ],

@@ -2,9 +2,12 @@
 
 import asyncio
 import gc
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -320,3 +323,17 @@ def test_the_thread_of_a_model_that_nobody_holds_ends(tiny_llm: LLM) -> None:
     gc.collect()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_a_program_that_ends_while_it_answers_ends_after_a_step(tiny_model: Path) -> None:
+    code = """
+import atexit, sys
+atexit.register(lambda: print(llm._loop._thread.is_alive(), flush=True))  # the first one is called last
+from llmasos.inference.llm import LLM
+llm = LLM.from_pretrained(sys.argv[1])
+pieces = llm.stream("a", max_tokens=240, ignore_eos=True)
+next(pieces)
+sys.exit(3)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tiny_model)], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "False\n", "")

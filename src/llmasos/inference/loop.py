@@ -6,6 +6,7 @@ Everything that touches the model runs in this one thread: steps, and between tw
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 import time
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
     from llmasos.inference.state import Request
 
 T = TypeVar("T")
+_running: weakref.WeakSet[EngineLoop] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Python ends in order while a step runs: torch aborts where its threads are taken away from it."""
+    for one in list(_running):
+        one.close()
 
 
 class EngineLoop:
@@ -109,6 +118,7 @@ class EngineLoop:
                 me = weakref.ref(self)
                 self._thread = threading.Thread(target=_serve, args=(me, self._inbox), name=self._name, daemon=True)
                 self._thread.start()
+                _running.add(self)
             self._inbox.put(command)
 
     def _add(self, request: Request, listener: Taker) -> None:

@@ -17,7 +17,7 @@ from llmasos.errors import InsufficientMemoryError
 from llmasos.models.config import ModelConfig
 from llmasos.models.families import config_from_hf
 from llmasos.models.load import load_model
-from llmasos.train import memory
+from llmasos.train import answers, memory
 from llmasos.train import plan as planning
 from llmasos.train.config import TrainConfig
 from llmasos.train.lora import LoraOptions, add_lora, lora_layers
@@ -318,6 +318,19 @@ def test_more_gpus_share_and_are_proposed() -> None:
 
 def test_a_teacher_takes_its_place() -> None:
     assert planned(100, teacher=LLAMA).memory - planned(100).memory == planned(100, teacher=LLAMA).parts["teacher"] > 0
+
+
+def test_the_copy_that_writes_answers_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "Writer", lambda model, config: config)
+    model = load_model(write_tiny_model(tmp_path / "model"), device="cpu", dtype="float32", quantization="none")
+    shadow = answers.Shadow(model, torch.float32, max_length=80, room=80)
+    keys_and_values: Any = shadow.writer
+    held = sum(p.nbytes for p in shadow.copy.parameters()) + keys_and_values.kv_cache_memory
+    assert answers.shadow_bytes(model.config, CPU, torch.float32, 80) == held
+    given = {"method": "distill", "teacher": LLAMA, "micro_batch_tokens": 128}
+    reads, writes = (planned(100, distillation={"teacher": "t", "on_policy": share}, **given) for share in (0.0, 0.5))
+    assert writes.parts["writer"] == answers.shadow_bytes(BIG, CPU, torch.float32, 128 + 256)
+    assert writes.memory == reads.memory + writes.parts["writer"]
 
 
 def test_more_words_than_a_piece_do_not_take_more() -> None:

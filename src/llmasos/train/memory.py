@@ -48,8 +48,6 @@ KERNEL = 2**19
 NUM_LENGTHS = 3
 """Of micro-batches, of which none is quite full, in whole rows (see `losses.ROWS`)."""
 PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm)
-RUNTIME = 64 * 2**20
-"""What loading the weights leaves in the heap, and buffers of whatever a run does beside its steps."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ class Footprint:
         """What a CPU's process grows by: its heap keeps what it once took, in pieces that do not all fit what comes
         next."""
         lost = round((HEAP - 1) * min(self.small, self.scattered))
-        return self.weights + self.optimizer + self.small + self.large + lost + self.kernels + RUNTIME
+        return self.weights + self.optimizer + self.small + self.large + lost + self.kernels
 
     def at(self, layers: int, other: Footprint, others: int, wanted: int) -> Footprint:
         """On the straight line through this one, of `layers`, and another one of `others` layers."""

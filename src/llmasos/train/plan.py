@@ -24,7 +24,7 @@ from llmasos.train.config import TrainConfig
 from llmasos.train.flops import flops_per_token, num_weights, peak_flops
 from llmasos.train.lora import LoraOptions
 from llmasos.train.losses import PIECE, missing_rows
-from llmasos.train.memory import RUNTIME, Footprint, Load, Setup, build, footprint, of_depth
+from llmasos.train.memory import Footprint, Load, Setup, build, footprint, of_depth
 from llmasos.train.model import Placed, Trainee
 from llmasos.train.optim import OptimizerOptions, Optimizers
 from llmasos.train.resident import resident
@@ -42,7 +42,7 @@ LEAST_LENGTH = 128
 MFU = {"full": 0.38, "lora": 0.45, "qlora": 0.35}
 """Shares of a GPU's peak that training reaches (measured on one H200, bench/LOG.md; qlora: assumed)."""
 PROBE_TOKENS = 256
-PROBE_WORDS = 2048
+PROBE_WORDS = 8192
 """Of what is measured where no data sheet tells the peak."""
 AGAIN = 4 / 3
 """Time of a step whose blocks are computed again: one forward pass more, of three."""
@@ -296,7 +296,7 @@ def _parts(held: Footprint, case: _Case, micro: int, sharded: bool) -> dict[str,
     if machine.on_gpu:
         total, workspace = held.peak, WORKSPACE
     else:
-        total, workspace = held.resident - held.kernels - RUNTIME, held.kernels + RUNTIME
+        total, workspace = held.resident - held.kernels, held.kernels
     rest = max(0, total - held.weights - held.optimizer - gradients)
     kept = held.weights + held.optimizer + held.casts + held.activations + (gradients if accumulates else 0)
     loss = min(rest, max(0, held.loss - kept)) if held.peak == held.loss else 0
@@ -396,28 +396,25 @@ def _timed(found: Plan, pace: _Pace) -> Plan:
 def _probed(case: _Case) -> _Pace:
     """From passes through one block, with the loss over a small vocabulary and the optimizer's step, as the run would
     make them but for compiling."""
-    shape, machine = case.shape, case.machine
+    shape, machine, device = case.shape, case.machine, case.machine.device
     few = replace(of_depth(shape, 1), vocab_size=min(shape.vocab_size, PROBE_WORDS))
     num = min(case.length, PROBE_TOKENS)
     setup = case.setup(num)
 
     def now() -> float:
-        if machine.device.type == "cuda":  # kernels are only asked for
-            torch.cuda.synchronize(machine.device)
+        if device.type == "cuda":  # its kernels are only asked for
+            torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    with torch.random.fork_rng(), machine.device:
-        trainee = Trainee(build(few, setup).module, dtype=machine.dtype)
-        for parameter in trainee.decoder.parameters():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with device:
+            module = build(few, setup).module
+        trainee = Trainee(module, dtype=machine.dtype)
+        for parameter in module.parameters():
             parameter.data.normal_(0.0, 0.02)
-        optimizers = Optimizers(trainee.decoder, setup.optimizer)
-        placed = Placed(
-            tokens=torch.zeros(num, dtype=torch.int64),
-            positions=torch.arange(num),
-            rows=torch.arange(num),
-            labels=torch.zeros(num, dtype=torch.int64),
-            lengths=[num],
-        )
+        optimizers = Optimizers(module, setup.optimizer)
+        zeros, order = (make(num, dtype=torch.int64, device=device) for make in (torch.zeros, torch.arange))
+        placed = Placed(tokens=zeros, positions=order, rows=order, labels=zeros, lengths=[num])
         block, head, inside, whole = math.inf, math.inf, math.inf, math.inf
         for _ in range(3):
             started = now()
@@ -428,7 +425,7 @@ def _probed(case: _Case) -> _Pace:
             ended = now()
             block = min(block, middle - started)
             head = min(head, ended - middle)
-            for name, parameter in trainee.decoder.named_parameters():
+            for name, parameter in module.named_parameters():
                 is_inside = name.startswith("layers.")
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad and is_inside else None
             inside = min(inside, _stepped(optimizers, now))

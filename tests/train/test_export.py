@@ -250,3 +250,10 @@ def test_an_adapter_in_the_library_runs_by_its_name(run, tmp_path: Path) -> None
                     for name, options in (("base", {}), ("tuned", {"adapter": "a"}))}  # fmt: skip
         assert tuned.name == "mine" and tuned.generate("What is", max_tokens=8) == said["tuned"] != said["base"]
         assert tuned.score("What is it?").logprob != 0
+
+
+def test_an_option_of_export_without_effect_is_refused(run) -> None:
+    with pytest.raises(InvalidInputError, match="dtype='float32' has no effect"):
+        export_run(run("adapter"), dtype="float32")
+    with pytest.raises(InvalidInputError, match="merge has no effect"):
+        export_run(run("whole", tuning="full"), merge=True)

@@ -90,11 +90,23 @@ def export_run(
     this run, FormatError for a damaged checkpoint, StoreError for a name that is taken, DiskFullError."""
     run = Run.open(folder, step)
     config = run.config
-    dtype = _dtype(dtype, config)
+    is_full = config.tuning == "full"
+    if merge and is_full:
+        raise InvalidInputError(
+            "merge has no effect: all weights were trained, and there is no adapter.",
+            hint="Leave it out.",
+            param="merge",
+        )
     merge = run.must_merge or (config.merge if merge is None else merge)
+    if dtype is not None and not (is_full or merge):
+        raise InvalidInputError(
+            f"dtype={dtype!r} has no effect: an adapter is written as it was trained.",
+            hint="Leave it out, or write a whole model with merge.",
+            param="dtype",
+        )
+    dtype = _dtype(dtype, config)
     output = output or folder
     own = config.name or folder.name
-    is_full = config.tuning == "full"
     for one in [*([] if is_full else [ADAPTER]), *([MODEL] if is_full or merge else [])]:
         check_way(output / one, own)
     model = adapter = None

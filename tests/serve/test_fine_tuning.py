@@ -296,11 +296,11 @@ def test_the_jobs_stand_in_the_list_of_all_jobs(client: openai.OpenAI, url: str)
     ],
 )
 def test_what_is_wrong_in_a_request_is_named(client: openai.OpenAI, home: Path, fields, param, words) -> None:
-    before = [*(home / "jobs").iterdir()]
+    before = [*(home / "jobs").glob("*")]
     with pytest.raises((openai.BadRequestError, openai.NotFoundError)) as e:
         create(client, **fields)
     assert e.value.param == param and words in e.value.message
-    assert [*(home / "jobs").iterdir()] == before
+    assert [*(home / "jobs").glob("*")] == before
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_two_depths_tell_of_all(shape: str, name: str) -> None:
         memory._run(SHAPES[shape], setup(**SETUPS[name]), BATCH),
     )
     assert ours.peak == pytest.approx(whole.peak, rel=0.01)
-    assert ours.resident == pytest.approx(whole.resident, rel=0.02)
+    assert ours.resident == pytest.approx(whole.resident, rel=0.05)
     assert ours.weights == whole.weights and ours.optimizer == whole.optimizer
 
 

@@ -82,6 +82,10 @@ def test_columns_are_renamed_or_named(tmp_path: Path) -> None:
     assert parse_columns("prompt,completion") == ["prompt", "completion"]
     with pytest.raises(InvalidInputError, match="not understood"):
         parse_columns("prompt=q,completion")
+    (tmp_path / "rows.jsonl").write_text('{"q": "Hi", "a": "Hallo"}\n')
+    with pytest.raises(InvalidInputError, match=r"rows\.jsonl is no csv or tsv") as e:
+        open_dataset(tmp_path / "rows.jsonl", columns=["prompt", "completion"])
+    assert e.value.param == "columns"
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,7 @@ def test_schedules_begin_low_reach_one_and_end_where_asked(kind: str) -> None:
     assert factors[-1] == (1.0 if kind == "constant" else pytest.approx(0.1, abs=0.04))
     with pytest.raises(InvalidInputError, match="cooldown"):
         Schedule(warmup=0.6, cooldown=0.6)
+    assert Schedule("cosine", warmup=0.9, cooldown=0.2).factor(95, 100) < 1  # it has no cooldown of its own
 
 
 @pytest.mark.parametrize("at", ["stepped", "evaluated", "saved"])

@@ -56,6 +56,15 @@ class DataFile:
     hub: tuple[str, str | None, str] | None = None
     """Its repository, configuration and split."""
 
+    def __post_init__(self) -> None:
+        if self.kind not in ("csv", "tsv") and any(isinstance(one, str) for one in self.columns):
+            raise InvalidInputError(
+                f"columns={','.join(map(str, self.columns))} name a table's columns in their order, and {self.name} is "
+                "no csv or tsv: its rows have names.",
+                hint="Say which is which: --columns prompt=question,completion=answer.",
+                param="columns",
+            )
+
     def raw(self) -> Iterator[tuple[int, Raw]]:
         """Line (or the row's number, from 1, where there are no lines) and row. Raises FormatError, NotFoundError."""
         if self.hub:
@@ -119,7 +128,8 @@ def open_dataset(ref: str | Path, *, columns: Columns = None) -> list[DataFile]:
     """The files that `ref` names: a file, a folder (all files of known kinds in it, by name), an installed dataset, or
     `hf:OWNER/NAME[:CONFIG][:SPLIT]`.
 
-    Raises NotFoundError, UnsupportedError for a kind that is not known.
+    Raises NotFoundError, UnsupportedError for a kind that is not known, InvalidInputError for columns in an order where
+    there is no table.
     """
     named: Any = tuple(columns.items()) if isinstance(columns, Mapping) else tuple(columns or ())
     if str(ref).startswith("hf:"):

@@ -27,9 +27,10 @@ class Schedule:
             raise InvalidInputError(
                 f"There is no schedule {self.kind!r}.", hint=f"Use {', '.join(KINDS)}.", param="schedule"
             )
-        if self.warmup < 0 or self.cooldown < 0 or self.warmup + self.cooldown > 1:
+        cooldown = self.cooldown if self.kind == "wsd" else 0.0
+        if self.warmup < 0 or cooldown < 0 or self.warmup + cooldown > 1:
             raise InvalidInputError(
-                f"warmup={self.warmup} and cooldown={self.cooldown} are no shares of one run.",
+                f"warmup={self.warmup} and cooldown={cooldown} are no shares of one run.",
                 hint="Use shares from 0 to 1 whose sum is at most 1.",
                 param="warmup",
             )

@@ -349,7 +349,7 @@ def test_every_environment_variable_exists(path: Path) -> None:
     found = set(re.findall(r"\b(?:[A-Z]+|LLMasOS)(?:_[A-Z]+)+\b", text))
     keys = {f"{name.upper()}_API_KEY" for name in (*PROVIDERS, "llmasos")}
     others = {"HF_ENDPOINT"}  # huggingface_hub's own
-    others |= {"OMP_NUM_THREADS"} & found  # OpenMP's
+    others |= {"OMP_NUM_THREADS", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"} & found  # OpenMP's and pip's
     clients = {"ANTHROPIC_BASE_URL", "ANTHROPIC_AUTH_TOKEN", "OLLAMA_HOST", "OLLAMA_API_KEY"}
     trackers = {"MLFLOW_TRACKING_URI", "WANDB_MODE", "WANDB_PROJECT"}
     words = {"INVALID_JSON", "LLMASOS_SERVE", "START_THINKING", "TOOL_CALLS"}

@@ -170,7 +170,9 @@ def test_processes_share_the_cores_unless_somebody_said_how_many_threads(
     now: list[int] = []
     monkeypatch.setattr("llmasos.train.parallel.launch.set_threads", lambda: 8)
     monkeypatch.setattr("torch.set_num_threads", now.append)
-    assert _shared_threads(4) == ({} if each is None else {"OMP_NUM_THREADS": each, "LLMASOS_THREADS": each})
+    assert _shared_threads(4) == (
+        {} if each is None else dict.fromkeys(("OMP_NUM_THREADS", "LLMASOS_THREADS"), str(each))
+    )
     assert now == ([] if each is None else [each])
     if each is not None:
         assert _shared_threads(16)["OMP_NUM_THREADS"] == 1

@@ -142,7 +142,8 @@ def _launched(config: TrainConfig, number: int) -> Iterator[None]:
     store = TCPStore("127.0.0.1", 0, number, True, wait_for_workers=False, timeout=BEGIN)
     before = torch.get_num_threads()
     share = _shared_threads(number)
-    others = [_begin(config, rank, number, store.port, share) for rank in range(1, number)]
+    os.environ.update(share)  # whatever sets threads in this process later, too
+    others = [_begin(config, rank, number, store.port) for rank in range(1, number)]
     is_over = threading.Event()
     threading.Thread(target=_watch, args=(others, is_over), daemon=True).start()
     failed = True
@@ -161,25 +162,27 @@ def _launched(config: TrainConfig, number: int) -> Iterator[None]:
         raise LostRankError(f"{gone} The others cannot go on without it.", hint=how_to_resume(config.name)) from e
     finally:
         is_over.set()
+        for name in share:
+            del os.environ[name]
         torch.set_num_threads(before)
         _leave()
         for other in others:
             _end(other, 1.0 if failed else END_SECONDS)
 
 
-def _shared_threads(number: int) -> dict[str, int]:
-    """What tells a process to use its share of the cores; this one is told now. Nothing where somebody has said how
-    many threads a process has."""
+def _shared_threads(number: int) -> dict[str, str]:
+    """What tells a process to use its share of the cores. Nothing where somebody has said how many threads a process
+    has."""
     if "OMP_NUM_THREADS" in os.environ or settings().threads:
         return {}
     each = max(1, set_threads() // number)
     torch.set_num_threads(each)
-    return {"OMP_NUM_THREADS": each, "LLMASOS_THREADS": each}
+    return {"OMP_NUM_THREADS": str(each), "LLMASOS_THREADS": str(each)}
 
 
-def _begin(config: TrainConfig, rank: int, number: int, port: int, share: dict[str, int]) -> subprocess.Popen[bytes]:
+def _begin(config: TrainConfig, rank: int, number: int, port: int) -> subprocess.Popen[bytes]:
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number}
-    own |= {"LLMASOS_TRAIN_STORE": port} | share
+    own |= {"LLMASOS_TRAIN_STORE": port}
     words = [
         sys.executable,
         "-m",

@@ -175,4 +175,4 @@ def test_processes_share_the_cores_unless_somebody_said_how_many_threads(
     )
     assert now == ([] if each is None else [each])
     if each is not None:
-        assert _shared_threads(16)["OMP_NUM_THREADS"] == 1
+        assert _shared_threads(16)["OMP_NUM_THREADS"] == "1"

@@ -32,6 +32,7 @@ from llmasos.errors import (
 from llmasos.store import Library, Progress, ensure, pull, transfer
 from llmasos.store.card import CARD_NAME
 from llmasos.store.catalog import Catalog, parse_catalog
+from llmasos.store.transfer import disk_errors
 
 WEIGHTS = f"/acme/tiny/resolve/{COMMIT}/model.safetensors"
 
@@ -352,6 +353,24 @@ def test_a_disk_that_fills_up_while_unpacking_leaves_the_store_as_it_was(web: We
             pull("pypi:tiny==1.0")
     assert shelves(home) == []
     assert pull("pypi:tiny==1.0").format == "gguf"
+
+
+@pytest.mark.parametrize(
+    ("said", "becomes"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), DiskFullError),
+        (Exception("I/O error: No space left on device (os error 28)"), DiskFullError),
+        (Exception("Permission denied (os error 13)"), StoreError),
+        (ValueError("another thing"), ValueError),
+        (NotFoundError("ours"), NotFoundError),
+    ],
+)
+def test_what_the_system_says_is_told_also_in_the_words_of_libraries(
+    said: Exception, becomes: type[Exception], tmp_path: Path
+) -> None:
+    with pytest.raises(becomes) as e, disk_errors(tmp_path):
+        raise said
+    assert type(e.value) is becomes
 
 
 def test_too_little_room_is_noticed_before_the_download(web: Web, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -235,9 +235,12 @@ def test_wrong_requests_say_what_is_wrong(make: Make, tmp_path: Path) -> None:
     full = tmp_path / "full"
     full.mkdir()
     (full / "thesis.txt").write_text("mine")
-    with pytest.raises(InvalidInputError, match="holds something else"):
-        merge([a, b], output=full)
-    assert (full / "thesis.txt").read_text() == "mine" and not out.exists()
+    for taken in (full, a):
+        before = sorted(one.name for one in taken.iterdir())
+        with pytest.raises(InvalidInputError, match="is there already, and 'merge' has not made it"):
+            merge([a, b], output=taken)
+        assert sorted(one.name for one in taken.iterdir()) == before
+    assert not out.exists()
 
 
 def test_streamed_shards_are_what_the_library_reads(tmp_path: Path) -> None:

@@ -49,9 +49,7 @@ def test_what_lies_in_the_folder_already_is_refused_and_stays(name: str, world: 
     own.parent.mkdir(parents=True)
     own.write_text("mine")
     before = snapshot(world / "own")
-    with pytest.raises(
-        InvalidInputError, match=f"{name.split('/')[0]} is there already, and the run 'own' has not made"
-    ):
+    with pytest.raises(InvalidInputError, match=f"{name.split('/')[0]} is there already, and 'own' has not made"):
         train(scratch(output="own"))
     assert snapshot(world / "own") == before
 
@@ -92,7 +90,7 @@ def test_what_was_put_in_the_place_of_an_export_is_refused_before_training_and_w
     assert (result.exported.model / "config.json").read_text() == "another model"
     assert export_run(result.folder, output=world / "elsewhere").model == world / "elsewhere" / "model"
     other = train(options(tuning="full", name="other"), export=False)
-    with pytest.raises(InvalidInputError, match="the run 'other' has not made it"):
+    with pytest.raises(InvalidInputError, match="'other' has not made it"):
         export_run(other.folder, output=world / "elsewhere")
 
 

@@ -21,16 +21,9 @@ def install_model(source: Path, card: Card, home: Path | None = None) -> Path:
     Returns its folder.
 
     Raises InvalidInputError for the name, StoreError where something else has it, DiskFullError, FormatError."""
+    check_free(card, home)
     library = Library(home)
-    target = library.root / check_name(card.name)
-    adapter = adapters_folder(home) / card.name
-    if adapter.exists() and not is_of_run(adapter, card):
-        raise StoreError(f"The library has an adapter {card.name!r} already.", hint="Choose another name.")
-    if target.exists() and not is_of_run(target, card):
-        raise StoreError(
-            f"The library has a model {card.name!r} already.",
-            hint=f"Choose another name, or `llmasos rm {card.name}` first.",
-        )
+    target, adapter = library.root / card.name, adapters_folder(home) / card.name
     imported = import_into(library, source, f"new-{secrets.token_hex(8)}")
     staged = library.root / imported.name
     try:
@@ -46,6 +39,19 @@ def install_model(source: Path, card: Card, home: Path | None = None) -> Path:
         discard(staged)
         raise
     return target
+
+
+def check_free(card: Card, home: Path | None = None) -> None:
+    """Raises InvalidInputError for the name, StoreError where something has it that is not of this run."""
+    target = Library(home).root / check_name(card.name)
+    adapter = adapters_folder(home) / card.name
+    if adapter.exists() and not is_of_run(adapter, card):
+        raise StoreError(f"The library has an adapter {card.name!r} already.", hint="Choose another name.")
+    if target.exists() and not is_of_run(target, card):
+        raise StoreError(
+            f"The library has a model {card.name!r} already.",
+            hint=f"Choose another name, or `llmasos rm {card.name}` first.",
+        )
 
 
 def _own(file: CardFile, folder: Path) -> CardFile:

@@ -342,20 +342,37 @@ def file_git_sha1(path: Path) -> str:
     return digest.hexdigest()
 
 
+def system_error(e: Exception) -> tuple[int | None, str] | None:
+    """Number and words of what the operating system said, also where a library in Rust (tokenizers, safetensors) tells
+    of it in words; None for other errors."""
+    if isinstance(e, OSError):
+        return e.errno, e.strerror or str(e)
+    told = re.search(r"(.*?)\s*\(os error (\d+)\)", str(e))
+    return (int(told[2]), told[1]) if told else None
+
+
+def is_full(number: int | None) -> bool:
+    """Whether an error of this number says that a disk, or somebody's share of it, is full."""
+    return number in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turns the operating system's complaints about writing below `path` into our errors."""
     try:
         yield
-    except OSError as e:
-        if e.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+    except LLMasOSError:
+        raise
+    except Exception as e:
+        if (said := system_error(e)) is None:
+            raise
+        number, words = said
+        if is_full(number):
             raise DiskFullError(
                 f"The disk is full: {path} could not be written.",
                 hint="Free some space (`llmasos ls` shows sizes, `llmasos rm` removes); a repeated pull goes on.",
             ) from e
-        raise StoreError(
-            f"{path} could not be written: {e.strerror or e}.", hint="Check the folder's permissions."
-        ) from e
+        raise StoreError(f"{path} could not be written: {words}.", hint="Check the folder's permissions.") from e
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,12 @@ what cannot be written is said with the way on."""
 
 from __future__ import annotations
 
-import errno
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from llmasos.errors import DiskFullError, InvalidInputError, LLMasOSError, StoreError
+from llmasos.store.transfer import is_full, system_error
 
 MARK = ".llmasos-run"
 """The file holds the name of the run."""
@@ -32,7 +31,7 @@ def check_way(path: Path, run: str) -> None:
     is_free = not path.exists() or (path.is_dir() and (is_marked(path, run) or not any(path.iterdir())))
     if not is_free:
         raise InvalidInputError(
-            f"{path} is there already, and the run {run!r} has not made it.",
+            f"{path} is there already, and {run!r} has not made it.",
             hint="Give a folder of its own with --output, or move that one away.",
             param="output",
         )
@@ -46,13 +45,10 @@ def written(path: Path, then: str = RESUME) -> Iterator[None]:
     except LLMasOSError:
         raise
     except Exception as e:
-        # tokenizers and safetensors tell of the system's errors in words
-        told = re.search(r"(.*?)\s*\(os error (\d+)\)", str(e))
-        if not isinstance(e, OSError) and told is None:
+        if (said := system_error(e)) is None:
             raise
-        number, why = (int(told[2]), told[1]) if told else (e.errno, e.strerror or e)  # type: ignore[attr-defined]
-        is_full = number in (errno.ENOSPC, errno.EDQUOT)
-        to_do = "Free some space in" if is_full else "See that files can be written in"
-        raise (DiskFullError if is_full else StoreError)(
-            f"{path} could not be written: {why}.", hint=f"{to_do} {path.parent}; {then}."
+        number, words = said
+        to_do = "Free some space in" if is_full(number) else "See that files can be written in"
+        raise (DiskFullError if is_full(number) else StoreError)(
+            f"{path} could not be written: {words}.", hint=f"{to_do} {path.parent}; {then}."
         ) from e

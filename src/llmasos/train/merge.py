@@ -38,15 +38,18 @@ from llmasos.models.lora import CONFIG, Adapter, part_rows, read_adapter
 from llmasos.settings import settings
 from llmasos.store import Card, Library, ensure
 from llmasos.store.adapters import find_adapter
-from llmasos.store.card import Lineage, check_name
+from llmasos.store.card import Lineage
 from llmasos.store.library import discard
-from llmasos.store.trained import install_model
+from llmasos.store.trained import check_free, install_model
 from llmasos.store.transfer import disk_errors
 from llmasos.text import Tokenizer, load_tokenizer
+from llmasos.train.marks import check_way, mark
 
 Method = Literal["linear", "slerp", "task_arithmetic", "ties"]
 DENSITY = 0.2
 """Of "ties" where nothing is said: what its authors found."""
+MERGE = "merge"
+"""Stands in the folders that were made here."""
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _ON_ONE_LINE = 0.9995
 """Cosine from which an arc is no different from its chord."""
@@ -85,14 +88,17 @@ def merge(
         raise InvalidInputError(
             "The merged model has no name.", hint="Give --name NAME, or --output FOLDER.", param="name"
         )
-    if name is not None:
-        check_name(name)
+    if target is not None:
+        check_way(target, MERGE)
     if method not in get_args(Method):
         raise InvalidInputError(
             f"method={method!r} is not known.", hint=f"Use {', '.join(get_args(Method))}.", param="method"
         )
     paths, adapters = _sorted_out(models, method)
     shares = _checked(weights, len(adapters) or len(paths), method, has_adapters=bool(adapters))
+    card = None if name is None else _card(name, "adapters" if adapters else method, models, shares, base)
+    if card is not None:
+        check_free(card)
     with ExitStack() as stack:
         readers = [stack.enter_context(closing(WeightReader(path))) for path in paths]
         start = None if base is None else stack.enter_context(closing(WeightReader(ensure(base))))
@@ -111,9 +117,8 @@ def merge(
             path = target or folder
             if target is not None:
                 _replace(folder, target)
-            if name is not None:
-                how = "adapters" if adapters else method
-                path = install_model(path, _card(name, how, models, shares, base))
+            if card is not None:
+                path = install_model(path, card)
     return Merged(path, name)
 
 
@@ -389,9 +394,9 @@ def _folder(target: Path | None) -> Iterator[Path]:
 
 
 def _replace(folder: Path, target: Path) -> None:
-    """Move what was made into place, over an earlier model, and over nothing else."""
-    if target.exists() and any(target.iterdir()) and not (target / "config.json").is_file():
-        raise InvalidInputError(f"{target} holds something else.", hint="Give an empty folder.", param="output")
+    """Move what was made into place, over what an earlier merge made, and over nothing else."""
+    check_way(target, MERGE)
+    mark(folder, MERGE)
     discard(target)
     os.replace(folder, target)
 

@@ -316,6 +316,25 @@ def test_more_gpus_share_and_are_proposed() -> None:
     assert 0.5 < cut.parts["optimizer"] / one.parts["optimizer"] < 0.9  # embeddings and head are whole
 
 
+def test_a_model_is_divided_while_it_is_loaded() -> None:
+    large = replace(BIG, num_layers=64, hidden_size=2048, intermediate_size=4096)
+    gpu = {"device": torch.device("cuda"), "micro_batch_tokens": 128, "tensor_parallel_size": 1}
+    one = planned(1000, large, **gpu)
+    many = planned(30, large, world_size=64, parallel="fsdp", gpus=64, **gpu)
+    assert many.fits and many.memory < 0.5 * one.parts["weights"]
+    kept = planned(1000, large, world_size=64, parallel="fsdp", gpus=64, **gpu)  # a fifth of the GPU holds it whole
+    assert kept.parts["workspace"] - many.parts["workspace"] > 0.4 * one.parts["weights"]
+    few = planned(30, large, world_size=64, parallel="fsdp", gpus=64, tuning="qlora", quantization="nf4", **gpu)
+    alone = planned(1000, large, tuning="qlora", quantization="nf4", **gpu)
+    assert few.parts["weights"] < alone.parts["weights"] / 60
+    taught = planned(30, large, world_size=64, parallel="fsdp", gpus=64, teacher=large, **gpu)
+    assert taught.parts["teacher"] < planned(1000, large, teacher=large, **gpu).parts["teacher"] / 4
+    # a student of the teacher's layers is divided when both are there
+    own = {"method": "distill", "distillation": {"teacher": "t"}, "model": None, "teacher": large}
+    cut = planned(30, large, world_size=64, parallel="fsdp", gpus=64, **own, **gpu)
+    assert cut.memory == pytest.approx(2 * one.parts["weights"], rel=0.01) and taught.memory < cut.memory / 4
+
+
 def test_a_teacher_takes_its_place() -> None:
     assert planned(100, teacher=LLAMA).memory - planned(100).memory == planned(100, teacher=LLAMA).parts["teacher"] > 0
 

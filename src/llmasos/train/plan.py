@@ -27,6 +27,7 @@ from llmasos.train.losses import PIECE, missing_rows
 from llmasos.train.memory import Footprint, Load, Setup, build, footprint, of_depth
 from llmasos.train.model import Placed, Trainee
 from llmasos.train.optim import OptimizerOptions, Optimizers
+from llmasos.train.parallel.shard import KEPT
 from llmasos.train.resident import resident
 
 USABLE = 0.95
@@ -237,7 +238,7 @@ class _Case:
             sharded=sharded,
             accumulation=self.accumulation(micro),
             parts=parts,
-            memory=max(sum(parts.values()), held.weights),  # a model is whole while it is loaded, and then divided
+            memory=max(sum(parts.values()), _loading(held, parts, self)),
             available=machine.available,
             num_tokens=_num_tokens(self.config, self.stats),
             seconds=None,
@@ -313,7 +314,7 @@ def _parts(held: Footprint, case: _Case, micro: int, sharded: bool) -> dict[str,
     if case.config.tensor_parallel_size > 1:
         parts = _cut(parts, case)
     if machine.teacher is not None:
-        parts["teacher"] = _of_teacher(machine.teacher, case.load(micro), machine.dtype)
+        parts["teacher"] = _of_teacher(machine.teacher, case.load(micro), case)
         if case.config.distillation.on_policy:
             room = micro + case.config.distillation.max_new_tokens  # as the distiller's
             parts["writer"] = shadow_bytes(case.shape, machine.device, machine.dtype, room)
@@ -323,20 +324,39 @@ def _parts(held: Footprint, case: _Case, micro: int, sharded: bool) -> dict[str,
 
 
 def _shared(parts: dict[str, int], held: Footprint, case: _Case, sharded: bool) -> dict[str, int]:
-    """DDP sends gradients in buckets, a copy of them. FSDP divides what is kept, and has two blocks and what is around
-    the blocks whole while it computes; low-bit weights are whole on every device."""
+    """DDP sends gradients in buckets, a copy of them. FSDP divides what is kept, and gathers it to compute."""
     if not sharded:
         return {**parts, "gradients": parts["gradients"] + held.gradients}
     number = case.machine.world_size
-    divided = dict(parts)
-    for name in ("gradients", "optimizer") if case.config.tuning == "qlora" else ("weights", "gradients", "optimizer"):
-        divided[name] = math.ceil(parts[name] / number)
-    whole = case.machine.dtype.itemsize * num_weights(case.shape)
-    ends = case.machine.dtype.itemsize * _num_ends(case.shape)
-    at_once = min(whole, ends + 2 * (whole - ends) // case.shape.num_layers)
+    divided = parts | {name: math.ceil(parts[name] / number) for name in ("weights", "gradients", "optimizer")}
     divided["activations"] = max(0, parts["activations"] - held.casts)
-    divided["workspace"] = parts["workspace"] + (0 if case.config.tuning == "qlora" else at_once)
+    size = case.machine.dtype.itemsize
+    whole = held.weights if case.config.tuning == "qlora" else size * num_weights(case.shape)
+    divided["workspace"] += _gathered(whole, size * _num_ends(case.shape), case.shape.num_layers, case.machine)
     return divided
+
+
+def _gathered(whole: int, ends: int, num_layers: int, machine: _Machine) -> int:
+    """What FSDP has of `whole` bytes while it computes: `ends`, which are around the blocks, and two blocks; all of it
+    where that is little."""
+    if machine.on_gpu:
+        is_there = machine.device.type == "cuda" and torch.cuda.is_available()
+        total = torch.cuda.get_device_properties(machine.device).total_memory if is_there else machine.available
+        if whole <= KEPT * total:
+            return whole
+    return min(whole, ends + 2 * max(0, whole - ends) // num_layers)
+
+
+def _loading(held: Footprint, parts: dict[str, int], case: _Case) -> int:
+    """The most of weights that a device has before the first step: its own part, and the block that is being divided or
+    what is around the blocks. A student of its teacher's layers is divided when both are there."""
+    config, machine = case.config, case.machine
+    if not case.is_sharded and config.tensor_parallel_size == 1:
+        return held.weights
+    if machine.teacher is not None and config.model is None:
+        return held.weights + machine.dtype.itemsize * num_weights(machine.teacher)
+    ends = (4 if config.tuning == "full" else machine.dtype.itemsize) * _num_ends(case.shape)
+    return parts["weights"] + max(ends, (held.weights - ends) // case.shape.num_layers)
 
 
 def _cut(parts: dict[str, int], case: _Case) -> dict[str, int]:
@@ -351,10 +371,16 @@ def _num_ends(shape: ModelConfig) -> int:
     return shape.vocab_size * shape.hidden_size * (1 if shape.tie_embeddings else 2)
 
 
-def _of_teacher(teacher: ModelConfig, load: Load, dtype: torch.dtype) -> int:
+def _of_teacher(teacher: ModelConfig, load: Load, case: _Case) -> int:
     """Its weights, hidden states and one piece of its scores."""
+    size = case.machine.dtype.itemsize
     scores = min(PIECE, load.num_trained * teacher.vocab_size)
-    return dtype.itemsize * (num_weights(teacher) + load.num_tokens * teacher.hidden_size + scores)
+    passing = size * (load.num_tokens * teacher.hidden_size + scores)
+    whole, ends = size * num_weights(teacher), size * _num_ends(teacher)
+    if case.is_sharded:
+        gathered = _gathered(whole, ends, teacher.num_layers, case.machine)
+        return passing + whole // case.machine.world_size + gathered
+    return passing + ends + (whole - ends) // case.config.tensor_parallel_size
 
 
 # --- time

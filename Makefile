@@ -26,7 +26,7 @@ demo-train: NAME := units-$(shell date +%m%d-%H%M%S)
 demo-train: $(VENV)/.base ## teach MODEL=... a way to answer: LoRA, 50 steps on a CPU; then ask the result
 	@$(BIN)/llmasos train sft --model "$(MODEL)" --data docs/data/units.jsonl --name $(NAME) \
 		--steps 50 --max-length 64 --batch-tokens 512 --lr 1e-3
-	@$(BIN)/llmasos run $(NAME) "How many m are 7 km?" --temperature 0
+	@$(BIN)/llmasos run $(NAME) "How many cm are 3 m?" --temperature 0
 
 # Two processes of one thread each: a test waits for others more than it computes. A file's tests share what they load.
 test: $(VENV)/.dev ## set up and run the tests (offline, a few minutes)

@@ -41,7 +41,7 @@ from llmasos.train.resident import forget_most, most_resident, resident
 
 LARGE = 2**25
 """Bytes from which on glibc gives a tensor memory of its own, and back to the system when it is freed."""
-HEAP = 1.65
+HEAP = 1.35
 """Memory that a heap takes for activations of many lengths, measured (bench/plan_check.py)."""
 KERNEL = 2**19
 """That oneDNN compiles for a shape of a product in bfloat16, and keeps."""

@@ -1,5 +1,7 @@
 """The kernel of AdamW with 8-bit states steps as the plain arithmetic does, and touches nothing beside its weights."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -57,6 +59,12 @@ def test_a_root_never_becomes_0_beside_a_large_one(device: torch.device) -> None
     gradients[0] = 1.0
     state = {f"{name}_scale": torch.zeros(1, device=device) for name in ("mean", "root")}
     state |= {f"{name}_code": torch.zeros(1, SCALES, dtype=torch.uint8, device=device) for name in ("mean", "root")}
-    options = {"rate": 1.0, "weight_decay": 0.0, "eps": 1e-8, "betas": (0.9, 0.95), "biases": (0.1, 0.05**0.5)}
-    step_(weights, gradients, state, **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {
+        "rate": 1.0,
+        "weight_decay": 0.0,
+        "eps": 1e-8,
+        "betas": (0.9, 0.95),
+        "biases": (0.1, 0.05**0.5),
+    }
+    step_(weights, gradients, state, **options)
     assert state["root_code"].min() == 1 and state["root_code"][0, 0] == 255

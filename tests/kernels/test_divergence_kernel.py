@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -36,7 +38,7 @@ def test_values_and_gradients_are_those_of_the_formula(
     pair = _Pair(expected, theirs, labels, student, teacher, Divergence(kind, beta, temperature, weight))
     divergences = pair.divergence()
     pair.turn()
-    options = {
+    options: dict[str, Any] = {
         "kind": kind,
         "beta": beta,
         "temperature": temperature,
@@ -47,7 +49,7 @@ def test_values_and_gradients_are_those_of_the_formula(
     for gradient in (False, True):
         there = wide.to(device, copy=True)
         rows = there[:, :size]
-        found = divergence_(rows, theirs.to(device), labels.to(device), gradient=gradient, **options)  # type: ignore[arg-type]
+        found = divergence_(rows, theirs.to(device), labels.to(device), gradient=gradient, **options)
         torch.testing.assert_close(found[0].cpu(), pair.cross_entropy, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(found[1].cpu(), divergences, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(

@@ -57,7 +57,7 @@ def installer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     is_uv = request.param == "uv"
     those = tuple(one for one in environment._INSTALLERS if ("uv" in one) == is_uv and environment._runs(one))[:1]
     if not those:
-        pytest.skip(f"{request.param} is not installed")
+        pytest.skip(f"{request.param} is not installed")  # uv is nobody's requirement; without it pip installs
     monkeypatch.setattr(environment, "_INSTALLERS", those)
 
 

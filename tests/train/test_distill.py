@@ -527,8 +527,9 @@ def test_a_run_is_told_how_far_its_teacher_is(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(answers_module, "BATCH", 16)
-    answer = lambda self, prompts, **how: [Answer([40, 41], True) for _ in prompts]  # noqa: E731
-    monkeypatch.setattr(answers_module.Writer, "write", answer)
+    monkeypatch.setattr(
+        answers_module.Writer, "write", lambda self, prompts, **how: [Answer([40, 41], True) for _ in prompts]
+    )
     options["distillation"] |= {"sequence": True, "weight": 0.0}
     told: list[tuple[str, int]] = []
 

@@ -214,7 +214,7 @@ def test_matrices_that_are_parts_of_others_are_not_made_orthogonal_together() ->
     """Half of the rows of one and half of the columns of another may have the same shape."""
     halves = list(torch.arange(8).chunk(2))
     rows, columns, plain = (torch.nn.Parameter(torch.zeros(4, 4)) for _ in range(3))
-    rows.cut, columns.cut = Cut(0, halves), Cut(1, halves)  # type: ignore[attr-defined]
+    rows.cut, columns.cut = Cut(0, halves), Cut(1, halves)  # type: ignore[attr-defined]  # as tensor.py does
     assert [[id(p) for p in alike] for alike in _alike([rows, columns, plain])] == [
         [id(rows)],
         [id(columns)],

@@ -72,6 +72,7 @@ def linear_divergence(student: Scores, teacher: Scores, labels: Tensor, options:
         none = (student.hidden.sum() + student.weight[:1].sum()).float() * 0.0  # a rank without a trained token
         return Distance(none, none.detach(), none.detach())
     needing = wanted(student.hidden, student.weight, student.bias)
+    # torch gives `apply` no types
     found = _LinearDivergence.apply(*needing, student, teacher, labels, options)  # type: ignore[no-untyped-call]
     return Distance(*found)
 

@@ -247,7 +247,7 @@ class Loop:
         failed, self._failed = self._failed, None
         if failed is None:
             failed = LLMasOSError("The run ended by an error of its first process.")
-            failed.is_shared = True  # type: ignore[attr-defined]
+            failed.is_shared = True  # type: ignore[attr-defined]  # of this run only: see Ranks.check
         raise failed
 
     def save(self, *, wait: bool = True) -> Path:

@@ -41,6 +41,7 @@ def linear_cross_entropy(
     if not len(labels):
         return (hidden.sum() + weight[:1].sum()).float() * 0.0  # a rank without a trained token still takes part
     needing = wanted(hidden, weight, bias)
+    # torch gives `apply` no types
     loss: Tensor = _LinearCrossEntropy.apply(*needing, labels, scale, softcap)  # type: ignore[no-untyped-call]
     return loss
 

@@ -76,6 +76,7 @@ class FrozenLinear(nn.Module):
     def product(self, x: Tensor) -> Tensor:
         """x [T, K] -> x Wᵀ [T, N], in x's dtype."""
         shape = self.out_features, self.in_features
+        # torch gives `apply` no types
         out: Tensor = _Product.apply(x, self.kind, shape, *self.stored)  # type: ignore[no-untyped-call]
         return out
 

@@ -131,7 +131,7 @@ class Ranks:
             dist.all_gather_object(found, problem, group=self.control)
             problem = next((p for p in found if p is not None), None)
         if problem is not None:
-            problem.is_shared = True  # type: ignore[attr-defined]
+            problem.is_shared = True  # type: ignore[attr-defined]  # errors of any kind, told apart in `worker`
             raise problem
 
     @contextmanager

@@ -101,7 +101,7 @@ def cut_block(block: Any, config: ModelConfig, ranks: Ranks) -> None:
     attn.num_heads, attn.num_kv_heads = config.num_heads // size, config.num_kv_heads // size
     for name in ("q_norm", "k_norm"):
         for parameter in getattr(attn, name, nn.Module()).parameters():
-            parameter.partial = True  # type: ignore[union-attr]
+            parameter.partial = True  # type: ignore[union-attr]  # a tensor keeps what it is told
 
 
 def _cut_rows(owner: nn.Module, name: str, sections: list[int], ranks: Ranks, group: Any) -> None:

@@ -17,7 +17,7 @@ def app() -> dict:
         another_app=lambda: every([home / "apps" / "victim" / "data" / "diary"], Path.read_text),
         another_apps_code=lambda: every((home / "apps" / "victim").glob("*/app.py"), Path.read_text),
         ssh_keys=lambda: every(
-            [Path("/root/.ssh"), Path("/home")], lambda path: list(path.iterdir()) or every([], None)
+            [Path("/", "root", ".ssh"), Path("/home")], lambda path: list(path.iterdir()) or every([], None)
         ),
         passwords=lambda: Path("/etc/shadow").read_text(),
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from databases import database, database_url, postgres, postgres_url
 from tiny import write_tiny_model
@@ -17,6 +18,12 @@ __all__ = ["database", "database_url", "postgres", "postgres_url"]
 if not torch.cuda.is_available():
     # read when triton is imported: kernels run in its interpreter
     os.environ["TRITON_INTERPRET"] = "1"
+
+# how long an example takes says how busy the machine is; fixtures of examples are made new by the examples themselves
+settings.register_profile(
+    "house", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("house")
 
 # models this small only wait for each other's threads
 os.environ["LLMASOS_THREADS"] = "1"

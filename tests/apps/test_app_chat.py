@@ -592,7 +592,7 @@ FUZZED.chat(lambda messages, temperature=1.0, response_format=None: "x")
 FUZZED_CLIENT = FUZZED.test_client()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.dictionaries(st.sampled_from(sorted(ChatRequest.model_fields)), JSON, max_size=2),
     st.lists(st.dictionaries(st.sampled_from(["role", "content", "name", "x"]), JSON, max_size=3), max_size=2),

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import httpx
 import pytest
 from fastapi import FastAPI
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 from starlette.applications import Starlette
@@ -547,7 +547,6 @@ def test_a_model_is_handed_through_and_a_name_is_loaded_once_on_first_use(monkey
         _ = Application().model
 
 
-@settings(deadline=None)
 @given(ANYTHING)
 def test_no_json_makes_a_typed_route_fail(body):
     answer = _echo_client().post("/echo", json=body)
@@ -555,7 +554,6 @@ def test_no_json_makes_a_typed_route_fail(body):
     assert answer.json() is not None
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from(["text", "n", "x", "choice", "many", "person", "any", "?"]), ANYTHING, max_size=5)
 )
@@ -570,14 +568,12 @@ def test_no_json_object_makes_a_typed_route_fail(body):
         assert answer.json()["text"] == body.get("text", "a")
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=40) | st.text().map(lambda t: t.encode("utf-8", "surrogatepass")))
 def test_no_bytes_make_a_route_fail(body):
     answer = _echo_client().post("/echo", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code in (400, 422), answer.text
 
 
-@settings(deadline=None)
 @given(st.text(), st.text())
 def test_no_query_makes_a_route_fail(name, value):
     answer = _echo_client().get("/query", params={"text": "a", name: value} if name else {"text": value})

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmasos.data import IGNORED, Batch, Batches, Source, loader, mix, parse_sources, show_batch, tokens
 from llmasos.data.inspect import runs
 from llmasos.data.order import is_validation, permutation, row_key
-from llmasos.data.pack import best_fit, windows
+from llmasos.data.pack import best_fit, pack, windows
 from llmasos.errors import FormatError, InvalidInputError, LLMasOSError
 from llmasos.text import Tokenizer
 
@@ -57,6 +57,22 @@ def test_best_fit_packs_every_sample_once_and_fills_bins(lengths: list[int], cap
     assert len(loads) < 2 or sum(sorted(loads)[:2]) > capacity
 
 
+@given(st.lists(st.integers(1, 50), max_size=80), st.integers(50, 120))
+def test_packing_takes_no_more_bins_than_best_fit_and_fills_them_alike(lengths: list[int], capacity: int) -> None:
+    bins, fitted = pack(lengths, capacity), best_fit(lengths, capacity)
+    assert sorted(index for one in bins for index in one) == list(range(len(lengths)))
+    assert len(bins) == len(fitted)
+    loads = [sum(lengths[i] for i in one) for one in bins]
+    assert max(loads, default=0) <= capacity
+    assert bins == fitted or max(loads) - min(loads) <= max(lengths)
+
+
+def test_no_batch_of_a_long_stream_is_nearly_empty() -> None:
+    lengths = [10] * 641
+    assert sorted(len(one) for one in best_fit(lengths, 100))[0] == 1
+    assert {len(one) for one in pack(lengths, 100)} == {9, 10}
+
+
 def test_what_does_not_fit_is_an_error() -> None:
     with pytest.raises(InvalidInputError, match="51 tokens does not fit into 50"):
         best_fit([51], 50)
@@ -93,7 +109,7 @@ def test_a_larger_share_for_validation_only_adds_rows() -> None:
 # batches
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 99), max_length=st.integers(3, 90), extra=st.integers(0, 60), shuffle=st.booleans())
 def test_every_token_comes_once_and_no_sample_is_mixed_with_another(
     tokenizer: Tokenizer,
@@ -138,7 +154,7 @@ def _continues(ids: tuple[int, ...], sample: tuple[int, ...], label: int) -> boo
     return False
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 9),
     stop=st.integers(0, 40),

@@ -362,7 +362,5 @@ def test_counts_and_slots_stay_right_under_random_use(model: LoadedModel, folder
     machine = type("Machine", (Registry,), {"model": model, "folders": folders})
     run_state_machine_as_test(
         machine,
-        settings=settings(
-            max_examples=15, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
+        settings=settings(max_examples=15, stateful_step_count=20, suppress_health_check=list(HealthCheck)),
     )

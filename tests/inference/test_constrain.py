@@ -165,7 +165,7 @@ def test_grammars_are_read_in_both_notations(compiler: GrammarCompiler, grammar:
 
 
 def test_taking_tokens_back_gives_the_masks_of_before(compiler: GrammarCompiler) -> None:
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(seed=st.integers(0, 10**6), back=st.integers(0, 12))
     def check(seed: int, back: int) -> None:
         matcher, rng = compiler.matcher(StructuredOutput(json=OBJECT)), random.Random(seed)

@@ -48,7 +48,7 @@ def test_a_long_prompt_in_pieces_gives_the_same_tokens(tiny_llm: LLM, narrow: LL
     assert narrow.complete(prompt, GREEDY)[0].outputs == tiny_llm.complete(prompt, GREEDY)[0].outputs
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.lists(
         st.tuples(st.lists(st.integers(0, 399), min_size=1, max_size=30), st.integers(1, 12), st.integers(1, 3)),

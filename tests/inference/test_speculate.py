@@ -47,7 +47,7 @@ def looked_up(tokens: list[int], k: int, longest: int, shortest: int) -> list[in
     return []
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     tokens=st.lists(st.integers(0, 3), min_size=1, max_size=40),
     cuts=st.lists(st.integers(1, 40), max_size=4),

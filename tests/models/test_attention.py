@@ -98,7 +98,7 @@ def cache_of(spec: AttentionSpec, num_rows: int, capacity: int) -> ContiguousCac
     return cache
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from([name for name, spec in SPECS.items() if spec.causal]),
     st.lists(st.lists(st.sampled_from([0, 1, 1, 1, 2, 5]), min_size=3, max_size=3), min_size=1, max_size=10),

@@ -165,7 +165,7 @@ events = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(events, max_size=25))
 def test_quotas_see_every_token_once_however_flushes_failures_days_and_restarts_fall(steps) -> None:
     async def check() -> None:

@@ -123,7 +123,7 @@ def test_a_line_that_is_too_long_is_one_error(tmp_path: Path, monkeypatch: pytes
 ENTRIES = st.lists(st.tuples(st.text(min_size=1, max_size=6), st.sampled_from([200, 400, None])), max_size=6)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60)
 @given(ENTRIES, st.integers(0, 300), st.binary(max_size=20))
 def test_what_a_crash_cut_short_is_cut_off_and_the_rest_is_done(tmp_path: Path, entries, cut: int, junk: bytes) -> None:
     """`cut` bytes are missing at the end of the output file, and there may be junk, as after a power cut."""

@@ -641,7 +641,7 @@ SPLIT = SplitLLM(chat_template=SWITCH)
 PIECES = st.sampled_from([CALL, "<think>\nwhy\n</think>\n", "Text, {ünïcode} <b> & so on. ", "\n", "<tool", "</think>"])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(pieces=st.lists(PIECES, max_size=4), cuts=st.lists(st.integers(0, 200), max_size=30))
 def test_any_split_of_the_models_text_gives_the_same_answer(pieces, cuts) -> None:
     SPLIT.text, SPLIT.cuts = "".join(pieces), ()
@@ -668,7 +668,7 @@ JSON_VALUES = st.recursive(
 FIELDS = st.sampled_from([*OllamaChatRequest.model_fields, *OllamaChatRequest.UNSUPPORTED, "name", "other"])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(fields=st.dictionaries(FIELDS, JSON_VALUES, max_size=4))
 def test_no_body_makes_anything_but_a_request_or_an_error_for_people(fields) -> None:
     body = {"model": "fake", "messages": HI} | fields

@@ -5,7 +5,7 @@ import json
 import httpx
 import pytest
 from fake_llm import FakeLLM, asgi_client
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmasos.inference.request import StructuredOutput, TokenLogprob
@@ -567,7 +567,7 @@ FIELDS += ["structured_outputs", "input", "dimensions", "metadata", "x"]
 APP = create_app(FakeLLM())
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 @given(
     st.sampled_from(["chat/completions", "completions", "embeddings"]),
     st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=3),

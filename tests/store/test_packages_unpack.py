@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from app_packages import files_of, listed, package, raw_zip
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmasos.errors import FormatError, LLMasOSError, NotFoundError
@@ -254,7 +254,7 @@ def test_a_disk_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 6))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300)
 def test_damaged_bytes_are_refused_or_change_nothing(tmp_path: Path, seed: int, count: int) -> None:
     rng = random.Random(seed)
     whole = tmp_path / "good.llmapp"
@@ -283,7 +283,7 @@ def test_damaged_bytes_are_refused_or_change_nothing(tmp_path: Path, seed: int, 
 
 @given(names=st.lists(st.text(alphabet="aA./\\:éE\u0301 \0", min_size=1, max_size=6), min_size=1, max_size=4))
 @example(names=["a", "a/b"])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_names_that_are_let_through_stay_inside_and_apart(names: list[str]) -> None:
     if problem_of_names(names):
         return

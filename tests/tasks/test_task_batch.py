@@ -64,7 +64,7 @@ def test_several_lines_run_at_once_and_no_more_than_asked(tmp_path: Path) -> Non
     assert model.most_running == 5 and texts(tmp_path / "out.jsonl") == [str(i) for i in range(20)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2000))
 def test_whatever_a_crash_leaves_is_completed_without_a_lost_or_doubled_line(
     tmp_path_factory: pytest.TempPathFactory, num_bytes: int

@@ -83,7 +83,7 @@ def test_an_answer_of_another_form_is_an_error_that_shows_it() -> None:
 # summarise
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.text(alphabet=st.sampled_from("ab. \n。é"), min_size=1, max_size=5000).filter(str.strip), st.integers(120, 400)
 )

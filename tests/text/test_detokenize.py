@@ -25,7 +25,7 @@ def streamed(tokenizer: Tokenizer, ids: list[int], *, skip: bool) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data(), skip=st.booleans())
 def test_streamed_text_equals_decoded_text_and_the_library_where_bytes_are_utf8(kind: str, data, skip: bool) -> None:
     subject = tokenizer(kind)
@@ -42,7 +42,7 @@ def test_streamed_text_equals_decoded_text_and_the_library_where_bytes_are_utf8(
 
 @pytest.mark.parametrize("kind", ["byte_level", "byte_fallback"])
 @given(text=st.text(max_size=30).map(lambda text: text.replace("\u2581", "")))  # the mark for a space
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_piece_of_a_valid_text_is_half_a_character(kind: str, text: str) -> None:
     subject = tokenizer(kind)
     ids = subject.encode(text, add_special_tokens=False)

@@ -100,7 +100,7 @@ def merged_by_score(sentencepiece_models):
     return tokenizer_from_gguf(sentencepiece_metadata(path)), sentencepiece.SentencePieceProcessor(model_file=str(path))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=st.text(alphabet="helo wrd\nteé🚀", max_size=40).filter(lambda text: text.strip()))
 def test_merging_by_score_equals_sentencepiece(text: str, merged_by_score) -> None:
     ours, theirs = merged_by_score

@@ -269,7 +269,7 @@ _WRITTEN = [written for _, written in FORMATS.values()]
 _PIECES = sorted({piece for text in _WRITTEN for piece in text.replace(">", ">\0").replace("]", "]\0").split("\0")})
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(data=st.data())
 def test_any_split_of_any_text_gives_the_same_events(data: st.DataObject) -> None:
     """Texts are put together from whole and broken calls, marks, reasoning and words."""
@@ -289,7 +289,7 @@ def test_any_split_of_any_text_gives_the_same_events(data: st.DataObject) -> Non
     assert read(pieces, template, **options) == whole
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_nothing_is_lost_and_nothing_is_told_twice(data: st.DataObject) -> None:
     """Words that stand in the text come out once, wherever a call breaks off around them."""

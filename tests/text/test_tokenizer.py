@@ -148,7 +148,7 @@ def test_a_damaged_tokenizer_model_is_refused(sentencepiece_models, tmp_path: Pa
             load_tokenizer(tmp_path)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data(), kind=st.sampled_from(["bpe", "unigram"]))
 def test_any_bytes_are_a_tokenizer_model_or_an_error(data, kind: str, sentencepiece_models, tmp_path_factory) -> None:
     whole = bytearray(sentencepiece_models[kind].read_bytes())
@@ -224,7 +224,7 @@ def test_importing_text_loads_neither_torch_nor_transformers() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.text(min_size=1, max_size=40), st.booleans())
 def test_a_long_text_is_cut_as_a_short_one_would_be(tiny_model: Path, unit: str, around: bool) -> None:
     tokenizer = load_tokenizer(tiny_model)

@@ -21,7 +21,7 @@ import numpy as np
 
 from llmasos.data.mix import Mix, Ref, Source, Split, Stream, parse_sources
 from llmasos.data.order import permutation, seed_of
-from llmasos.data.pack import Overlong, best_fit, windows
+from llmasos.data.pack import Overlong, pack, windows
 from llmasos.data.pieces import Totals
 from llmasos.data.readers import Columns, open_dataset
 from llmasos.data.schemas import SCHEMAS
@@ -37,7 +37,7 @@ IGNORED = -100
 BUFFER = 64
 """Batches that are packed together."""
 _MOST_SAMPLES = 1 << 16
-_VERSION = 1
+_VERSION = 2
 
 Window = tuple[Ref, int, int]
 """A sample, or the tokens from one to another of it."""
@@ -266,8 +266,8 @@ class Batches:
                 )
             was_over = is_over
             lengths = [end - begin for _, begin, end in taken]
-            bins = best_fit(lengths, self.batch_tokens)
-            # best fit begins with the longest samples, and training should not
+            bins = pack(lengths, self.batch_tokens)
+            # packing begins with the longest samples, and training should not
             order = permutation(len(bins), seed_of(self.seed, epoch, repr(start))) if self.shuffle else range(len(bins))
             for at in range(given, len(bins)):
                 yield [taken[i] for i in bins[order[at]]], {"mix": start, "epoch": epoch, "given": at + 1}

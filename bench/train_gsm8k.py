@@ -3,10 +3,11 @@
     python bench/train_gsm8k.py TRAIN.jsonl TEST.jsonl [--model smollm2-135m-instruct] [--epochs 4]
 
 TRAIN: chats (GSM8K's 7,473, as `messages`), TEST: lines of `question` and `answer` whose last line is `#### NUMBER`.
-Both ways of tuning have the same data, steps and batches, and each takes the best of its rates by the loss of rows of
-TRAIN that are held out; the test only judges. Answers are in the model's own chat format; an answer is right if its
-last number is the test's. Exact match: `greedy`, and `sampled`, the mean of --samples answers to each problem, whose
-error is smaller. Curves: log.jsonl and report.html of the runs in the folder that --output names.
+All runs have the same data, steps and batches. Each way of tuning takes the best of its settings by what it answers to
+the last rows of TRAIN, which no run reads; the test only judges. Answers are in the model's own chat format; an answer
+is right if its last number is the test's. Exact match: `greedy`, and `sampled`, the mean of --samples answers to each
+problem, whose error is smaller. --output gets the runs (log.jsonl and report.html are the curves) and what each result
+answers; with a folder that is there already, the script goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import re
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -34,10 +37,11 @@ NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 MOST = 256
 """Tokens of an answer."""
 TEMPERATURE = 0.7
-HELD_OUT = 0.03
-"""Of the training rows: what chooses among rates."""
+HELD_OUT = 300
+"""Rows that choose among settings."""
 
 Match = dict[str, float]
+Problem = dict[str, str]
 
 
 def last_number(text: str) -> float | None:
@@ -45,44 +49,72 @@ def last_number(text: str) -> float | None:
     return float(found[-1].replace(",", "")) if found else None
 
 
-def exact_match(name: str, problems: list[dict[str, str]], samples: int, adapter: Path | None = None) -> Match:
-    with LLM.from_pretrained(name, kv_cache_memory=KV_BYTES) as llm:
+def exact_match(
+    name: str, sets: dict[str, list[Problem]], samples: int, adapter: Path | None = None, rank: int = 0
+) -> Match:
+    """Of the test, greedy and sampled; and sampled, of the rows held out. adapter: of `rank`."""
+    more = {"max_lora_rank": rank} if rank else {}
+    with LLM.from_pretrained(name, kv_cache_memory=KV_BYTES, **more) as llm:
         assert isinstance(llm, LLM)
         request: dict[str, Any] = {}
         if adapter is not None:
             llm.load_adapter("trained", adapter)
             request["adapter"] = "trained"
-        texts = [llm.chat_prompt([{"role": "user", "content": one["question"]}]) for one in problems]
-        ids = [llm.tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
-        def share(prompts: list[list[int]], sampling: SamplingParams) -> float:
-            outputs = llm.complete(prompts, sampling, **request)
-            answers = [problems[number % len(problems)]["answer"] for number in range(len(prompts))]
-            return statistics.mean(last_number(o.text) == last_number(a) for o, a in zip(outputs, answers, strict=True))
+        def share(problems: list[Problem], sampling: SamplingParams) -> float:
+            texts = [llm.chat_prompt([{"role": "user", "content": one["question"]}]) for one in problems]
+            ids = [llm.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+            outputs = llm.complete(ids, sampling, **request)
+            right = [last_number(o.text) == last_number(p["answer"]) for o, p in zip(outputs, problems, strict=True)]
+            return round(statistics.mean(right), 4)
 
-        greedy = share(ids, SamplingParams(temperature=0, max_tokens=MOST))
-        sampled = share(ids * samples, SamplingParams(temperature=TEMPERATURE, max_tokens=MOST))
-    return {"greedy": round(greedy, 4), "sampled": round(sampled, 4)}
+        sampled = SamplingParams(temperature=TEMPERATURE, max_tokens=MOST)
+        return {
+            "greedy": share(sets["test"], SamplingParams(temperature=0, max_tokens=MOST)),
+            "sampled": share(sets["test"] * samples, sampled),
+            "held_out": share(sets["held_out"] * max(1, samples // 4), sampled),
+        }
+
+
+def split(train: Path, into: Path) -> list[Problem]:
+    """Writes what is trained and what is held out; returns the latter as problems."""
+    rows = train.read_text().strip().split("\n")  # not splitlines: texts hold line separators of Unicode
+    last = max(1, min(HELD_OUT, len(rows) // 4))
+    (into / "train.jsonl").write_text("\n".join(rows[:-last]) + "\n")
+    (into / "held_out.jsonl").write_text("\n".join(rows[-last:]) + "\n")
+    chats = [json.loads(row)["messages"] for row in rows[-last:]]
+    return [{"question": chat[0]["content"], "answer": chat[1]["content"]} for chat in chats]
 
 
 def losses(result: Result) -> list[float]:
-    lines = (result.folder / "evaluations.jsonl").read_text().splitlines()
+    lines = (result.folder / "evaluations.jsonl").read_text().strip().split("\n")
     return [round(json.loads(line)["loss"], 4) for line in lines]
 
 
-def tuned(args: argparse.Namespace, tuning: str, rate: float, folder: Path) -> dict[str, Any]:
-    """One run: its losses on the rows held out, and what it made."""
+@dataclass(frozen=True)
+class Setting:
+    """rank: of an adapter on all projections; 0: all weights."""
+
+    rate: float
+    rank: int = 0
+
+    def __str__(self) -> str:
+        return f"lora-r{self.rank}-{self.rate:g}" if self.rank else f"full-{self.rate:g}"
+
+
+def tuned(args: argparse.Namespace, setting: Setting, folder: Path, sets: dict[str, list[Problem]]) -> dict[str, Any]:
+    """One run: its losses on the rows held out, and what its result answers."""
     started = time.perf_counter()
-    name = f"{tuning}-{rate:g}"
+    rank, name = setting.rank, str(setting)
     result = sft(
         model=args.model,
-        data=args.train,
-        validation=HELD_OUT,
+        data=str(folder / "train.jsonl"),
+        validation_data=str(folder / "held_out.jsonl"),
         name=f"gsm8k-{name}",
         output=folder / name,
-        tuning=tuning,
-        **({} if tuning == "full" else {"lora": {"r": args.rank, "alpha": 2.0 * args.rank}}),
-        lr=rate,
+        tuning="lora" if rank else "full",
+        **({"lora": {"r": rank, "alpha": 2.0 * rank}} if rank else {}),
+        lr=setting.rate,
         epochs=args.epochs if args.steps is None else None,
         steps=args.steps,
         batch_tokens=args.batch_tokens,
@@ -95,12 +127,20 @@ def tuned(args: argparse.Namespace, tuning: str, rate: float, folder: Path) -> d
     seconds = time.perf_counter() - started
     made = result.exported
     assert made is not None
-    model, adapter = str(made.model or args.model), made.adapter
-    return {"rate": rate, "loss": losses(result), "seconds": round(seconds, 1), "model": model, "adapter": adapter}
+    match = exact_match(str(made.model or args.model), sets, args.samples, made.adapter, rank)
+    return {"setting": name, "match": match, "loss": losses(result), "seconds": round(seconds, 1)}
+
+
+def kept(file: Path, make: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
+    """What `make` returned before, if it did: another start of this script goes on with what is missing."""
+    if not file.exists():
+        file.write_text(json.dumps(make(*args)))
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
 
 
 def best(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    return min(runs, key=lambda run: float(run["loss"][-1]))
+    return max(runs, key=lambda run: float(run["match"]["held_out"]))
 
 
 def main() -> None:
@@ -114,40 +154,42 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=16_384)
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--rates-full", type=float, nargs="+", default=[2e-4, 5e-4])
-    parser.add_argument("--rates-lora", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3])
-    parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--rates-lora", type=float, nargs="+", default=[1e-3, 2e-3])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--samples", type=int, default=16, help="answers to each problem")
     parser.add_argument("--at-once", type=int, default=1, help="runs, on one device")
     parser.add_argument("--output")
     args = parser.parse_args()
-    problems = [json.loads(line) for line in Path(args.test).read_text().splitlines()][: args.problems]
-    rates = {"full": args.rates_full, "lora": args.rates_lora}
+    problems = [json.loads(line) for line in Path(args.test).read_text().strip().split("\n")][: args.problems]
+    settings = {
+        "full": [Setting(rate) for rate in args.rates_full],
+        "lora": [Setting(rate, rank) for rank in args.ranks for rate in args.rates_lora],
+    }
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(args.output or scratch)
         folder.mkdir(parents=True, exist_ok=True)
+        sets = {"test": problems, "held_out": split(Path(args.train), folder)}
         if args.at_once > 1:  # else each takes a team of threads as large as the machine
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.at_once)))
         with ProcessPoolExecutor(args.at_once, mp_context=get_context("spawn")) as pool:
-            before = pool.submit(exact_match, args.model, problems, args.samples)
-            jobs = {way: [pool.submit(tuned, args, way, rate, folder) for rate in rates[way]] for way in rates}
-            runs = {way: [job.result() for job in jobs[way]] for way in rates}
-            chosen = {way: best(runs[way]) for way in rates}
-            after = {
-                way: pool.submit(exact_match, run["model"], problems, args.samples, run["adapter"])
-                for way, run in chosen.items()
+            before = pool.submit(kept, folder / "before.json", exact_match, args.model, sets, args.samples)
+            jobs = {
+                way: [pool.submit(kept, folder / f"{one}.json", tuned, args, one, folder, sets) for one in each]
+                for way, each in settings.items()
             }
-            matches = {"before": before.result(), **{way: job.result() for way, job in after.items()}}
+            runs = {way: [job.result() for job in jobs[way]] for way in settings}
+            chosen = {way: best(runs[way]) for way in settings}
+            matches = {"before": before.result(), **{way: run["match"] for way, run in chosen.items()}}
     report(
         bench="train_gsm8k",
         model=args.model,
         problems=len(problems),
         samples=args.samples,
-        rates={way: run["rate"] for way, run in chosen.items()},
+        chosen={way: run["setting"] for way, run in chosen.items()},
         exact_match=matches,
         lora_share_of_gain={kind: share_of_gain(matches, kind) for kind in ("greedy", "sampled")},
-        loss={way: {f"{run['rate']:g}": run["loss"] for run in runs[way]} for way in rates},
-        seconds={way: run["seconds"] for way, run in chosen.items()},
+        runs=[run for way in settings for run in runs[way]],
     )
 
 

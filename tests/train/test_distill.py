@@ -25,7 +25,7 @@ from llmasos.models.families import config_from_hf
 from llmasos.models.load import LoadedModel, load_model
 from llmasos.text import load_tokenizer
 from llmasos.train import answers as answers_module
-from llmasos.train.answers import Answer, Answered, Prompts, Shadow, plain_weights, teacher_answers
+from llmasos.train.answers import Answer, Answered, Prompts, Shadow, _finish, plain_weights, teacher_answers
 from llmasos.train.config import Distillation, TrainConfig
 from llmasos.train.events import Listener, StepReport
 from llmasos.train.lora import LoraOptions, add_lora
@@ -559,3 +559,12 @@ def test_answers_to_other_columns_are_other_answers(tmp_path: Path, monkeypatch:
     ]
     asked = [json.loads(file.read_text())["messages"][0]["content"] for file in files]
     assert asked == ["What is 1?", "What is 2?"]
+
+
+def test_line_separators_in_answers_are_part_of_them(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "completion": text} for text in ("one\u2028two", "three\x85four", "five\u2029")]
+    part, final = tmp_path / "answers.jsonl.part", tmp_path / "answers.jsonl"
+    part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    _finish(part, final, 8)
+    with final.open(encoding="utf-8") as file:
+        assert [json.loads(line) for line in file] == rows

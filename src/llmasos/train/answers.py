@@ -325,7 +325,8 @@ def _line(example: Example, answer: Answer | None, tokenizer: Tokenizer, templat
 
 
 def _finish(part: Path, final: Path, max_new_tokens: int) -> None:
-    lines = part.read_text(encoding="utf-8").splitlines() if part.exists() else []
+    # not splitlines: answers hold Unicode's line separators, which JSON leaves as they are
+    lines = part.read_text(encoding="utf-8").split("\n")[:-1] if part.exists() else []
     kept = [line for line in lines if not line.startswith('{"left_out"')]
     if not kept:
         raise FormatError(

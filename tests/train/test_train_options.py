@@ -11,11 +11,12 @@ import pytest
 import yaml
 
 from llmasos.client.types.finetuning import FineTuningRequest, Hyperparameters
-from llmasos.errors import InvalidInputError
+from llmasos.errors import FormatError, InvalidInputError
 from llmasos.serve.finetuning.options import options_of
 from llmasos.train import sft
 from llmasos.train.config import _EFFECTS, Distillation, Lora, TrainConfig
 from llmasos.train.methods import METHODS
+from llmasos.train.process import read_job
 from llmasos.train.run import resume
 from tiny import write_tiny_model
 
@@ -205,3 +206,29 @@ def test_nested_names_may_have_dots_in_yaml_and_a_group_may_be_empty(tmp_path: P
     config = TrainConfig.of(file, **{"lora.dropout": 0.5})
     assert (config.lora.r, config.lora.alpha, config.lora.dropout) == (8, 4, 0.5)
     assert (config.prompts, config.data) == (("Hi",), ("d.jsonl",))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lr: 1\nsteps: 2\nlr: 3\n", "lr twice: in line 1 and in line 3."),
+        ("lora:\n  r: 8\n  alpha: 4\n  r: 16\n", "lora.r twice: in line 2 and in line 4."),
+        ("lora: {r: 8}\nlora: {alpha: 4}\n", "lora twice: in line 1 and in line 2."),
+        ("lora.r: 8\nlora:\n  r: 16\n", "lora.r twice: in line 1 and in line 3."),
+        ("job: {serves_as: a}\njob: {serves_as: b}\n", "job twice: in line 1 and in line 2."),
+    ],
+)
+@pytest.mark.parametrize("read", [TrainConfig.of, read_job])
+def test_a_name_given_twice_is_refused_with_both_lines(read: Any, text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(FormatError) as caught:
+        read(file)
+    assert caught.value.message == f"{file} gives {said}" and caught.value.hint
+
+
+def test_a_value_beside_those_that_yaml_merges_in_has_the_last_word(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("lora:\n  <<: {r: 8, alpha: 4}\n  r: 16\n")
+    lora = TrainConfig.of(file).lora
+    assert (lora.r, lora.alpha) == (16, 4)

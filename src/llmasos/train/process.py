@@ -29,17 +29,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmasos.data import Batches, Totals
-from llmasos.errors import BusyError, FormatError, InvalidInputError, LLMasOSError, error_facts
+from llmasos.errors import BusyError, InvalidInputError, LLMasOSError, error_facts
 from llmasos.store.adapters import installed_adapters, remove_adapter
 from llmasos.train.answers import Answered
-from llmasos.train.config import TrainConfig
+from llmasos.train.config import TrainConfig, read_yaml
 from llmasos.train.events import Evaluation, Listener, StepReport
 from llmasos.train.export import Run, export_run
 from llmasos.train.methods import METHODS, method_of
@@ -278,20 +277,15 @@ def _trained_before(log: Path, step: int) -> int:
 
 def read_job(path: Path) -> tuple[TrainConfig, JobOptions]:
     """Raises NotFoundError, FormatError, InvalidInputError."""
-    import yaml
-
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise FormatError(f"{path} is not valid YAML: {e}.", hint="Correct that line.") from e
-    job: Mapping[str, Any] = found.pop("job", None) or {} if isinstance(found, dict) else {}
+    found = read_yaml(path)
+    job = found.pop("job", None) or {}
     try:
         options = JobOptions.model_validate(job)
     except ValidationError as e:
         error = e.errors(include_url=False)[0]
         name = ".".join(str(part) for part in ("job", *error["loc"]))
         raise InvalidInputError(f"{name}: {error['msg']} (it is {error['input']!r}).", param=name) from e
-    return (TrainConfig.of(**found) if found else TrainConfig.of(path)), options
+    return TrainConfig.of(**found), options
 
 
 def _end_with_the_parent() -> None:

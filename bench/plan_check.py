@@ -13,6 +13,7 @@ predicted / measured for the fastest step, in the process's own time.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import random
@@ -206,6 +207,7 @@ def on_gpu(names: list[str]) -> None:
             except torch.OutOfMemoryError:
                 print(json.dumps({"bench": "plan_check", "case": name, "out_of_memory": True}), flush=True)
             torch.compiler.reset()
+            gc.collect()  # else the next case ends with less than it began with
             torch.cuda.empty_cache()
 
 

@@ -167,12 +167,13 @@ def test_debug_shows_the_traceback_of_a_typed_error() -> None:
     assert "error: " in done.stderr and "Traceback" in done.stderr
 
 
-def test_ctrl_c_is_130_and_says_nothing(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_is_130_and_said_in_a_word(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(**_: object) -> int:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("llmasos.cli.models.ls", interrupted)
-    assert cli("ls").code == 130
+    result = cli("ls")
+    assert (result.code, result.out, result.err) == (130, "", "stopped\n")
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from llmasos.cli import run as run_module
 from llmasos.cli.run import is_prompt
 from llmasos.inference.llm import LLM
 from llmasos.inference.request import StructuredOutput
+from llmasos.models.load import _Filler
 from tiny import write_tiny_model
 
 EXACT = ("--dtype", "float32", "--temperature", "0", "--max-tokens", "8")
@@ -179,6 +181,25 @@ def test_ctrl_c_stops_a_streaming_answer_with_130(tiny_model: Path, home: Path) 
     rest, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert first and rest.endswith("\n") and "Traceback" not in errors and "new tokens" in errors
+
+
+def test_ctrl_c_while_a_model_loads_is_said_in_a_word(
+    cli: Cli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = _Filler._read
+    seen: list[str] = []
+
+    def interrupted(self: _Filler, name: str) -> Any:
+        seen.append(name)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        assert self.stop.wait(60)
+        return read(self, name)
+
+    monkeypatch.setattr(_Filler, "_read", interrupted)
+    for command in ("run", "chat"):
+        result = cli(command, str(tiny_model), *EXACT, stdin="Hello")
+        assert (result.code, result.out, result.err) == (130, "", "stopped\n")
+    assert len(seen) == 2
 
 
 SCHEMA = '{"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}'

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from llmasos.errors import (
     UnsupportedError,
 )
 from llmasos.models import load as loading
-from llmasos.models import lowbit
-from llmasos.models.load import gguf_in, load_model, round_q4
+from llmasos.models import lowbit, weights
+from llmasos.models.load import _Filler, gguf_in, load_model, round_q4
 from llmasos.models.lowbit import MANY_TOKENS, Int4Linear, Int8Linear, PackedLinear
 from tiny import write_tiny_model
 
@@ -77,6 +78,63 @@ def test_several_gguf_files_must_be_told_apart(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"GGUF")
     with pytest.raises(InvalidInputError, match=r"a\.gguf, b\.gguf"):
         gguf_in(tmp_path)
+
+
+def press_ctrl_c() -> None:
+    """As a terminal does: whatever thread runs, the first one hears of it."""
+    assert threading.main_thread().ident is not None
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+
+@pytest.mark.parametrize("options", [{}, {"quantization": "int4", "dtype": "bfloat16"}])
+def test_ctrl_c_while_weights_are_read_waits_for_no_other_weight(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, str]
+) -> None:
+    read = _Filler._read
+    seen: list[str] = []
+
+    def interrupted(self: _Filler, name: str) -> torch.Tensor:
+        seen.append(name)
+        press_ctrl_c()
+        assert self.stop.wait(60)
+        return read(self, name)
+
+    monkeypatch.setattr(_Filler, "_read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load_model(tiny_model, device="cpu", **options)
+    assert len(seen) == 1
+    assert not [one.name for one in threading.enumerate() if one.name.startswith("llmasos-load")]
+
+
+def test_ctrl_c_while_weights_are_made_up_waits_for_no_other_weight(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = weights.own_part
+    seen: list[str] = []
+
+    def interrupted(name: str, *rest: Any) -> torch.Tensor | None:
+        seen.append(name)
+        press_ctrl_c()
+        assert stops[0].wait(60)
+        return own(name, *rest)
+
+    stops: list[threading.Event] = []
+    passing = loading._in_passing_thread
+    monkeypatch.setattr(loading, "_in_passing_thread", lambda work, stop: (stops.append(stop), passing(work, stop)))
+    monkeypatch.setattr(weights, "own_part", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load_model(tiny_model, device="cpu", load_format="dummy")
+    assert len(seen) == 1
+
+
+def test_a_matrix_rounded_in_pieces_is_the_one_rounded_at_once(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"device": "cpu", "dtype": "bfloat16", "quantization": "int4"}
+    whole = dict(load_model(tiny_model, **options).module.named_buffers())
+    monkeypatch.setattr(loading, "ROUNDED_ROWS", 16)
+    parts = dict(load_model(tiny_model, **options).module.named_buffers())
+    assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

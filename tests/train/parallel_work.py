@@ -261,7 +261,7 @@ BUILT: dict[str, tuple[dict[str, Any], str, int]] = {
 def building(home: Path) -> None:
     """What a process holds of a model at most while it is built, and that it is the model of one process."""
     os.chdir(home)
-    loading._in_passing_thread = lambda work: work()  # where it is counted
+    loading._in_passing_thread = lambda work, stop: work()  # where it is counted
     loading._Filler._placed = lambda self, tensor: tensor.clone()  # type: ignore[method-assign]  # as to a GPU
     found = {}
     for name, (changes, kind, tensor) in BUILT.items():

@@ -36,7 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         show_error(e, as_json="--json" in args)
         return e.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as e:
+        from llmasos.cli.messages import t
+        from llmasos.cli.render import Told, say
+
+        if not isinstance(e, Told):
+            say(t("stopped"))
         return 130
     except BrokenPipeError:
         with contextlib.suppress(OSError):  # the interpreter flushes stdout once more when it ends

@@ -7,7 +7,7 @@ import json as jsonlib
 from typing import TYPE_CHECKING, Any
 
 from llmasos.cli.messages import t
-from llmasos.cli.render import Reporter, emit, pairs, say, size, working
+from llmasos.cli.render import Reporter, Told, emit, pairs, say, size, working
 from llmasos.errors import DiskFullError, InsufficientMemoryError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def fetch(ref: str, *, name: str | None = None, force: bool = False) -> Card:
     except KeyboardInterrupt:
         say()
         say(t("pull.stopped", ref=ref))
-        raise
+        raise Told from None
 
 
 def _show_plan(ref: str, *, force: bool) -> None:

@@ -24,6 +24,10 @@ PLAIN_EVERY = 5.0
 """Seconds between lines of progress where there is no terminal to draw a bar on."""
 
 
+class Told(KeyboardInterrupt):
+    """Ctrl-C, and what it ended was said already."""
+
+
 def say(text: str = "") -> None:
     """A line for people."""
     print(text, file=sys.stderr, flush=True)

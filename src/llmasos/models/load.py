@@ -11,9 +11,10 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext, suppress
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -50,6 +51,8 @@ QUANTIZATIONS = ("auto", "none", "int8", "int4")
 LOAD_FORMATS = ("auto", "dummy")
 READERS = 4
 """Threads that read a checkpoint for a GPU: one alone copies out of the page cache slower than a disk array reads."""
+ROUNDED_ROWS = 4096
+"""Rows of a matrix that are rounded at a time."""
 _LAYER = re.compile(r"(?<=layers\.)\d+")
 
 
@@ -199,11 +202,46 @@ def load_model(
         return _load(path, config, checkpoint, device, dtype, quantization, with_tokenizer, group, linear, ready)
 
 
-def _in_passing_thread(work: Callable[[], None]) -> None:
+def _in_passing_thread(work: Callable[[], None], stop: threading.Event) -> None:
     """Every thread that runs parallel kernels keeps helpers for them while it lives. With more helpers than processors
-    all of them sleep between two kernels, and a decoded token takes twice as long: so those of loading are let go."""
-    with ThreadPoolExecutor(1, "llmasos-load") as thread:
-        thread.submit(work).result()
+    all of them sleep between two kernels, and a decoded token takes twice as long: so those of loading are let go.
+
+    `stop` is set when whoever waits is interrupted (Ctrl-C), and `work` is then to end soon: the thread is waited for
+    in any case, as torch aborts where the interpreter ends before it."""
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as e:
+            done.set_exception(e)
+        else:
+            done.set_result(None)
+
+    thread = threading.Thread(target=run, name="llmasos-load")
+    try:
+        with _stopping(stop):
+            thread.start()
+            done.result()
+    finally:
+        if thread.is_alive():
+            thread.join()
+
+
+@contextmanager
+def _stopping(stop: threading.Event) -> Iterator[None]:
+    """Sets `stop` where anything goes wrong."""
+    try:
+        yield
+    except BaseException:
+        stop.set()
+        raise
+
+
+def check_stop(stop: threading.Event) -> None:
+    """Raises CancelledError where nobody waits any more for what is being loaded."""
+    if stop.is_set():
+        raise CancelledError
 
 
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
@@ -244,17 +282,19 @@ def _load(
         pooling=_pooling(path) if config.is_encoder else {},
     )
 
+    stop = threading.Event()
+
     def fill() -> None:
         if checkpoint is None:
-            fill_with_noise(config, whole, module, shard, placement)
+            fill_with_noise(config, whole, module, shard, placement, lambda: check_stop(stop))
             if linear is not None:
                 made_anew(module, linear)
         else:
-            filler = _Filler(config, checkpoint, placement, quantization, whole, shard, linear)
+            filler = _Filler(config, checkpoint, placement, quantization, whole, shard, linear, stop)
             filler.fill(module, partial(ready, model) if ready is not None else None)
 
     if placement.device.type == "cpu":
-        _in_passing_thread(fill)
+        _in_passing_thread(fill, stop)
     else:
         fill()
     if shard is not None and group is not None:
@@ -332,7 +372,10 @@ class _Filler:
         whole: nn.Module,
         shard: Shard | None,
         linear: MakeLinear | None = None,
+        stop: threading.Event | None = None,
     ) -> None:
+        self.stop = stop or threading.Event()
+        """Once it is set, the next tensor raises CancelledError."""
         self.config, self.checkpoint, self.shard, self.linear = config, checkpoint, shard, linear
         self.device, self.dtype = placement.device, placement.dtype
         self.shapes = {name: p.shape for name, p in whole.named_parameters(remove_duplicate=False)}
@@ -348,7 +391,7 @@ class _Filler:
         if self.linear is not None and self.upload is not None:
             self.upload.begin()
         pool = ThreadPoolExecutor(READERS, "llmasos-load", self.upload.begin) if self.upload is not None else None
-        with pool or nullcontext() as readers:
+        with pool or nullcontext() as readers, _stopping(self.stop):  # readers are waited for, with all in their queue
             if ready is None:
                 self._fill_modules(module, modules, readers)
             else:
@@ -368,6 +411,7 @@ class _Filler:
         modules, is the one that is raised."""
         wanted: list[tuple[nn.Module, str, str]] = []
         for name, child in modules:
+            check_stop(self.stop)
             if isinstance(child, nn.Linear) and self._replace_linear(root, name, child):
                 continue
             if isinstance(child, nn.Embedding) and self._replace_embedding(root, name):
@@ -407,6 +451,7 @@ class _Filler:
     def _parameter(self, name: str) -> nn.Parameter | None:
         names, join = self._source(name)
         whole = join([self._read(n) for n in names])
+        check_stop(self.stop)
         self._check_shape(names, whole.shape, self.shapes[name])
         part = own_part(name, whole, self.shard)
         if part is None:
@@ -430,6 +475,7 @@ class _Filler:
             )
 
     def _read(self, name: str) -> Tensor:
+        check_stop(self.stop)
         info = self.checkpoint.tensors[name]
         if self.upload is not None and info.dtype in BLOCK:
             # fewer bytes go to the GPU, which decodes them faster than a CPU
@@ -514,10 +560,18 @@ class _Filler:
         weight = join(parts).to(self.dtype)
         self._check_shape(names, weight.shape, linear.weight.shape)
         if self.round_to == "int4" and fits:
-            return Int4Linear([round_q4(weight)], bias)
+            return Int4Linear([self._rounded(weight)], bias)
         if name == "head" and PackedLinear.fits(linear.in_features, self.dtype):
             return PackedLinear(weight, bias)
         return Int8Linear(weight, bias)
+
+    def _rounded(self, weight: Tensor) -> Blocks:
+        """In pieces: a large matrix takes seconds."""
+        parts = []
+        for rows in weight.split(ROUNDED_ROWS):
+            check_stop(self.stop)
+            parts.append(round_q4(rows)[1])
+        return "Q4_1", torch.cat(parts)
 
     def _blocks(self, name: str) -> Blocks:
         return self.checkpoint.tensors[name].dtype, self.checkpoint.raw(name)

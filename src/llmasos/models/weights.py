@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import cycle
 
@@ -20,10 +20,16 @@ PIECE = 16 << 20
 
 
 def fill_with_noise(
-    config: ModelConfig, whole: nn.Module, module: nn.Module, shard: Shard | None, placement: Placement
+    config: ModelConfig,
+    whole: nn.Module,
+    module: nn.Module,
+    shard: Shard | None,
+    placement: Placement,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Fill `module`, or a share of `whole`, as before training, on the device itself: matrices and biases are drawn,
-    norms multiply by one. A share is cut out of the whole weight, so that any number of processes is one model."""
+    norms multiply by one. A share is cut out of the whole weight, so that any number of processes is one model. `check`
+    is called before every weight, and may raise."""
     generator = torch.Generator(placement.device).manual_seed(0)
     std = float(config.extra.get("initializer_range") or 0.02)
     owners = dict(module.named_modules())
@@ -31,6 +37,7 @@ def fill_with_noise(
         for leaf, parameter in child._parameters.items():
             if parameter is None or is_tied(config, f"{name}.{leaf}"):
                 continue
+            check()
             tensor = torch.empty(parameter.shape, device=placement.device, dtype=placement.dtype)
             if isinstance(child, Norm):
                 tensor.fill_(float(leaf == "weight" and not child.unit_offset))

@@ -2,6 +2,7 @@
 
 MESSAGES = {
     "error": "error",
+    "stopped": "stopped",
     "hint": "hint",
     "or": " or ",
     "yes": "yes",
@@ -122,7 +123,7 @@ MESSAGES = {
     "option.batch_invariant": "the same text whatever runs beside it, bit for bit; slower",
     "option.tensor_parallel_size": "GPUs that share the model; default: 1",
     "option.max_loras": "adapters in memory at once; default: 8",
-    "option.max_lora_rank": "the largest rank of an adapter; default: 64",
+    "option.max_lora_rank": "the largest rank of an adapter; default: 64, and any of one in the library",
     "option.speculative_ngram": "guess up to N tokens from what the text repeats; the text stays the same",
     "option.speculative_model": "let this smaller model guess; the text stays the same",
     "option.run.model": "name, path or reference of the model; default: smollm2-135m-instruct",

@@ -2,6 +2,7 @@
 
 MESSAGES = {
     "error": "错误",
+    "stopped": "已停止",
     "hint": "提示",
     "or": " 或 ",
     "yes": "是",
@@ -119,7 +120,7 @@ MESSAGES = {
     "option.batch_invariant": "无论同时运行什么，文本逐位相同；较慢",
     "option.tensor_parallel_size": "共同承载模型的 GPU 数；默认 1",
     "option.max_loras": "同时在内存中的适配器数；默认 8",
-    "option.max_lora_rank": "适配器的最大秩；默认 64",
+    "option.max_lora_rank": "适配器的最大秩；默认 64，库中的适配器不限",
     "option.speculative_ngram": "按文中重复之处推测至多 N 个 token；文本不变",
     "option.speculative_model": "由这个较小的模型推测；文本不变",
     "option.run.model": "模型的名称、路径或引用；默认 smollm2-135m-instruct",

@@ -13,6 +13,7 @@ import yaml
 
 from llmasos.devices import pick_dtype
 from llmasos.errors import FormatError, InvalidInputError, LLMasOSError, NotFoundError, UnsupportedError
+from llmasos.inference.llm import LLM
 from llmasos.models.load import load_model
 from llmasos.store import Library
 from llmasos.train.config import TrainConfig
@@ -228,3 +229,31 @@ def test_options_of_a_file_are_overridden(tmp_path: Path) -> None:
         TrainConfig.of(file)
     with pytest.raises(NotFoundError):
         TrainConfig.of(tmp_path / "gone.yaml")
+
+
+def test_a_rank_that_no_matrix_has_is_refused_with_the_largest_one(home: Path) -> None:
+    asked = options(method="sft", data=["chats.jsonl"])
+    with pytest.raises(InvalidInputError, match=r"lora\.r=100,000 is more .* 32 is the largest") as caught:
+        plan_run(TrainConfig.of(**asked, lora={"r": 100_000}))
+    assert caught.value.param == "lora.r" and "at most 32" in caught.value.hint
+    assert plan_run(TrainConfig.of(**asked, lora={"r": 32})).fits
+    with pytest.raises(InvalidInputError, match="16 is the largest"):
+        plan_run(TrainConfig.of(**asked, lora={"r": 17, "targets": ["v_proj", "k_proj"]}))
+
+
+def test_an_adapter_of_a_large_rank_runs_by_its_name_and_elsewhere_with_the_option(home: Path) -> None:
+    write_tiny_model(home / "wide", hidden_size=128, intermediate_size=128, num_hidden_layers=1)
+    asked = options(method="sft", model="wide", data=["chats.jsonl"], steps=1, name="large")
+    made = train(TrainConfig.of(**asked, lora={"r": 128, "targets": ["q_proj"]}))
+    with LLM.from_pretrained("large", device="cpu", dtype="float32") as llm:
+        assert llm.adapters[0].rank == 128 and llm.generate("What is", max_tokens=2)
+    assert made.exported and made.exported.adapter
+    with LLM.from_pretrained("wide", device="cpu", dtype="float32") as llm:
+        llm.load_adapter("large")
+        with pytest.raises(InvalidInputError, match="rank 128; at most 64") as caught:
+            llm.load_adapter("from-its-run", made.exported.adapter)
+        assert "max_lora_rank to 128" in caught.value.hint
+    with pytest.raises(InvalidInputError, match="rank 128; at most 32"):
+        LLM.from_pretrained("large", device="cpu", dtype="float32", max_lora_rank=32)
+    with LLM.from_pretrained("wide", device="cpu", dtype="float32", max_lora_rank=128) as llm:
+        llm.load_adapter("from-its-run", made.exported.adapter)

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from llmasos.models.load import LoadedModel
 
 Ints = NDArray[Any]
+MAX_RANK = 64
+"""Of adapters from anywhere, where nobody says it."""
 
 
 @dataclass
@@ -50,12 +52,13 @@ class _Entry:
 
 
 class Adapters:
-    """`max_adapters` lie in memory at once; more may be known. `state.version` grows when the model's layers or the
-    adapters' memory were exchanged: then what was derived from them (CUDA graphs) is stale."""
+    """`max_adapters` lie in memory at once; more may be known. `max_rank`: of each; None: MAX_RANK, and any of those
+    that somebody put into the library. `state.version` grows when the model's layers or the adapters' memory were
+    exchanged: then what was derived from them (CUDA graphs) is stale."""
 
-    def __init__(self, model: LoadedModel, *, max_adapters: int = 8, max_rank: int = 64) -> None:
+    def __init__(self, model: LoadedModel, *, max_adapters: int = 8, max_rank: int | None = None) -> None:
         for name, value in (("max_adapters", max_adapters), ("max_rank", max_rank)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise InvalidInputError(f"{name}={value} is not a whole number of at least 1.", param=name)
         check_adaptable(model)
         self.model, self.max_adapters, self.max_rank = model, max_adapters, max_rank
@@ -137,9 +140,9 @@ class Adapters:
         entry.last_use = next(self._clock)
         if entry.slot is None:
             adapter = read_adapter(entry.path, self.model)
-            if adapter.rank > self.max_rank:
+            if (most := self._most_rank(entry.path)) is not None and adapter.rank > most:
                 raise InvalidInputError(
-                    f"The adapter {entry.name!r} has rank {adapter.rank}; at most {self.max_rank} is allowed here.",
+                    f"The adapter {entry.name!r} has rank {adapter.rank}; at most {most} is allowed here.",
                     hint=f"Raise max_lora_rank to {adapter.rank}.",
                     param="max_lora_rank",
                 )
@@ -147,6 +150,12 @@ class Adapters:
             self._put(slot, adapter)
             entry.slot, entry.rank, entry.key = slot, adapter.rank, next(self._keys)
         return entry.slot
+
+    def _most_rank(self, folder: Path) -> int | None:
+        """None: any."""
+        if self.max_rank is None:
+            return None if folder.parent == _library().resolve() else MAX_RANK
+        return self.max_rank
 
     def _free_slot(self) -> int:
         """The first empty slot, else that of the adapter that was not used for the longest time."""
@@ -235,15 +244,19 @@ class Adapters:
 def _resolve(path: Path | str) -> Path:
     """A folder as given, or of that name in the home's adapters."""
     given = Path(path).expanduser()
-    installed = settings().home / "adapters" / given
+    installed = _library() / given
     if given.is_dir():
         return given.resolve()
     if len(given.parts) == 1 and given.name not in ("", "..") and installed.is_dir():
         return installed.resolve()
     raise NotFoundError(
-        f"There is no adapter folder {path}, and none of that name in {settings().home / 'adapters'}.",
+        f"There is no adapter folder {path}, and none of that name in {_library()}.",
         hint="Give the folder that PEFT's save_pretrained wrote.",
     )
+
+
+def _library() -> Path:
+    return settings().home / "adapters"
 
 
 class GPULoraState(LoraState):

@@ -85,7 +85,8 @@ class EngineConfig:
     tensor_parallel_size: int = 1
     max_loras: int = 8
     """Adapters that lie in memory at once; more may be loaded."""
-    max_lora_rank: int = 64
+    max_lora_rank: int | None = None
+    """None: 64; adapters of the library may have any."""
     speculative: SpeculativeConfig | None = None
 
     def __post_init__(self) -> None:

@@ -25,6 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llmasos.errors import InvalidInputError, UnsupportedError
+from llmasos.models.config import ModelConfig
+from llmasos.models.decoder import Decoder
 from llmasos.models.load import LoadedModel, write_atomically
 from llmasos.models.lora import CONFIG, WEIGHTS, check_adaptable, linear_layers, part_rows
 from llmasos.train.lowbit import FrozenLinear
@@ -51,6 +53,23 @@ class LoraOptions:
     @property
     def scaling(self) -> float:
         return self.alpha / (math.sqrt(self.r) if self.rslora else self.r)
+
+
+def check_rank(config: ModelConfig, options: LoraOptions) -> None:
+    """Raises InvalidInputError for a rank that no matrix of the model can have. Takes no memory."""
+    with torch.device("meta"):
+        model = LoadedModel(Decoder(config), config, None, Path())
+    most = 0
+    for name, layer in linear_layers(model.module).items():
+        for their, rows in zip(*part_rows(model, name, layer.out_features), strict=True):
+            if not options.targets or their.rsplit(".", 1)[-1] in options.targets:
+                most = max(most, min(layer.in_features, len(rows)))
+    if most and options.r > most:
+        raise InvalidInputError(
+            f"lora.r={options.r:,} is more than the rank of any matrix that it adapts: {most:,} is the largest.",
+            hint=f"Use at most {most}; 8 to 64 are usual. tuning=full trains the matrices themselves.",
+            param="lora.r",
+        )
 
 
 class TrainedLora(nn.Module):

@@ -37,9 +37,10 @@ from llmasos.train.logs import listeners_for
 from llmasos.train.logs.runs import EVALUATIONS, METRICS, REPORT, RUN
 from llmasos.train.logs.trackers import check_tracker
 from llmasos.train.loop import Loop, LoopOptions
+from llmasos.train.lora import check_rank
 from llmasos.train.marks import MARK, check_way, is_marked, written
 from llmasos.train.methods import METHODS, Method, method_of
-from llmasos.train.methods.base import NextToken
+from llmasos.train.methods.base import NextToken, lora_options
 from llmasos.train.methods.pretrain import TOKENIZER
 from llmasos.train.optim import OptimizerOptions
 from llmasos.train.parallel import Ranks, Spreader, begins, explained, joined, regrouped, whole_shape
@@ -349,6 +350,8 @@ def prepare(config: TrainConfig, *, on_progress: OnProgress | None = None, ranks
     placement = _placed(config, is_first=ranks is None or ranks.is_first)
     method = method_of(config)
     method.on_progress = on_progress
+    if config.has_adapter:
+        check_rank(method.shape, lora_options(config))
     begins_now = not config.resume and (ranks is None or ranks.is_first)
     step = config.batch_tokens // data_size if config.batch_tokens and begins_now and not is_free else None
     longest = _longest(config, method.shape.context_length, step)

@@ -257,3 +257,17 @@ def test_an_adapter_of_a_large_rank_runs_by_its_name_and_elsewhere_with_the_opti
         LLM.from_pretrained("large", device="cpu", dtype="float32", max_lora_rank=32)
     with LLM.from_pretrained("wide", device="cpu", dtype="float32", max_lora_rank=128) as llm:
         llm.load_adapter("from-its-run", made.exported.adapter)
+
+
+def test_evaluations_that_were_asked_for_and_have_no_rows_are_refused_before_the_first_step(home: Path) -> None:
+    chats = (home / "chats.jsonl").read_text().splitlines(keepends=True)
+    (home / "few.jsonl").write_text("".join(chats[:6]))
+    asked = options(method="sft", data=["few.jsonl"])
+    with pytest.raises(InvalidInputError) as caught:
+        train(TrainConfig.of(**asked, evaluate_every=2, name="few"))
+    assert caught.value.param == "evaluate_every" and not list(home.glob("home/runs/few/*.*"))
+    assert "of 6 rows, validation=0.02 holds out none. It needs about 50." in caught.value.message
+    assert "--validation 0.34 or --validation-data FILE" in caught.value.hint
+    for more in ({}, {"evaluate_every": 0}, {"evaluate_every": 2, "prompts": ["Hi"]}):
+        assert prepare(TrainConfig.of(**asked, **more, output=home / "scratch")).held_out is None
+    assert prepare(TrainConfig.of(**asked, evaluate_every=2, validation=0.34, output=home / "scratch")).held_out

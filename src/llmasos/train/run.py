@@ -455,8 +455,21 @@ def _held_out(config: TrainConfig, method: Method, on_progress: OnProgress | Non
     except FormatError:
         if config.validation_data or "validation" in config.model_fields_set:
             raise
+        if config.evaluate_every and not config.prompts:
+            rows = _batches(config, method, split="train").prepare(on_progress).num_samples
+            raise _too_few(config, rows) from None
         return None
     return found
+
+
+def _too_few(config: TrainConfig, rows: int) -> InvalidInputError:
+    share = min(0.5, math.ceil(200 / rows) / 100)
+    return InvalidInputError(
+        f"evaluate_every={config.evaluate_every} has no effect: of {rows:,} rows, validation={config.validation} holds "
+        f"out none. It needs about {math.ceil(1 / config.validation):,}.",
+        hint=f"Give more rows, --validation {share} or --validation-data FILE, or leave evaluate_every out.",
+        param="evaluate_every",
+    )
 
 
 def _sized(config: TrainConfig, stats: Stats, *, is_free: bool) -> TrainConfig:

@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from llmasos.data import train_tokenizer
 from llmasos.errors import InvalidInputError
 from llmasos.store import Library, import_model
 from llmasos.store.adapters import find_adapter, installed_adapters
+from llmasos.text import Tokenizer, load_tokenizer
 from llmasos.train.config import TrainConfig
+from llmasos.train.methods import pretrain
 from llmasos.train.process import SERVED_CHECKPOINTS, Checkpointed, JobOptions, carry_out, epochs_for, read_job, settle
 from tiny import write_tiny_model
 
@@ -141,6 +144,24 @@ def test_what_is_wrong_is_an_event_and_an_exit_code(job, tmp_path, capsys) -> No
     with pytest.raises(InvalidInputError, match="no output"):
         carry_out(*read_job(path), sys.stdout)
     assert not run.joinpath("checkpoints").exists()
+
+
+def test_a_job_from_scratch_learns_its_tokenizer_once_and_anew_for_other_data(job, tmp_path, monkeypatch) -> None:
+    learnt: list[int] = []
+
+    def learn(refs: list[str], *, vocab_size: int, **options: object) -> Tokenizer:
+        learnt.append(vocab_size)
+        return train_tokenizer(refs, vocab_size=vocab_size, **options)
+
+    monkeypatch.setattr(pretrain, "train_tokenizer", learn)
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"Row {i}: fox {i * 7 % 13} jumps."}) + "\n" for i in range(60)))
+    scratch = {"method": "pretrain", "model": None, "depth": 1, "data": [str(texts)], "steps": 1, "save_every": 0}
+    path, run = job(**scratch, vocab_size=300, micro_batch_tokens=8)  # smaller than a sample: the run never begins
+    assert carry_out(*read_job(path), sys.stdout) != 0 and learnt == [300]
+    path, run = job(**scratch, vocab_size=320)
+    assert carry_out(*read_job(path), sys.stdout) == 0 and learnt == [300, 320]
+    assert load_tokenizer(run / "tokenizer").vocab_size == 320
 
 
 def test_a_batch_of_so_many_samples_is_one_of_so_many_tokens(job) -> None:

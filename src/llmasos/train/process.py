@@ -200,9 +200,13 @@ def _run(config: TrainConfig, job: JobOptions, teller: Teller, checkpointed: Lis
     listeners = [teller, checkpointed]
     if (config.output / CONFIG).is_file():
         return resume(config.output, listeners=listeners, on_progress=teller.prepared, export=False)
-    config, facts = settle(config, job)
-    teller.tell("settled", **facts)
-    return train(config, listeners=listeners, on_progress=teller.prepared, export=False)
+
+    def settled(config: TrainConfig) -> TrainConfig:
+        config, facts = settle(config, job)
+        teller.tell("settled", **facts)
+        return config
+
+    return train(config, listeners=listeners, on_progress=teller.prepared, export=False, settle=settled)
 
 
 def settle(config: TrainConfig, job: JobOptions) -> tuple[TrainConfig, dict[str, Any]]:

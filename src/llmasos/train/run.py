@@ -144,9 +144,11 @@ def train(
     on_progress: OnProgress | None = None,
     progress: bool = False,
     export: bool = True,
+    settle: Callable[[TrainConfig], TrainConfig] | None = None,
 ) -> Result:
     """Carry out a run. on_progress: is told how far the data are tokenised. progress: show the steps in the terminal.
-    export: write what was learnt as a model or adapter, and install it if the options say so.
+    export: write what was learnt as a model or adapter, and install it if the options say so. settle: decides what is
+    left to the data, on the first process, when the run's folder is this run's alone.
 
     Raises InvalidInputError, NotFoundError, FormatError for what is wrong in options and data, InsufficientMemoryError
     before anything is loaded, BusyError for a run that another process has, DivergedError, DiskFullError."""
@@ -157,7 +159,7 @@ def train(
         if ranks.is_first and is_marked(tokenizer, str(config.name)):
             with written(tokenizer):
                 shutil.rmtree(tokenizer)  # of a run that never began, with other data
-        prepared = _prepare_together(config, ranks, on_progress)
+        prepared = _prepare_together(config, ranks, on_progress, settle or (lambda asked: asked))
         if ranks.is_first:
             with written(config.output / CONFIG):
                 prepared.config.save(config.output / CONFIG)
@@ -168,9 +170,13 @@ def train(
         return Result(str(config.name), config.output, reason, step, evaluation, exported)
 
 
-def _prepare_together(config: TrainConfig, ranks: Ranks, on_progress: OnProgress | None) -> Prepared:
+def _prepare_together(
+    config: TrainConfig, ranks: Ranks, on_progress: OnProgress | None, settle: Callable[[TrainConfig], TrainConfig]
+) -> Prepared:
     """The first rank settles, tokenises and plans; the others do as it did."""
-    prepared = _tried(ranks, lambda: prepare(config, on_progress=on_progress, ranks=ranks) if ranks.is_first else None)
+    prepared = _tried(
+        ranks, lambda: prepare(settle(config), on_progress=on_progress, ranks=ranks) if ranks.is_first else None
+    )
     settled = ranks.told(prepared.config if prepared else None)
     found = _tried(ranks, lambda: prepared or prepare(settled, ranks=ranks))
     assert found is not None

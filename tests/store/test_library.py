@@ -153,8 +153,9 @@ def test_a_failed_import_leaves_nothing(home: Path, original: Path, monkeypatch:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(sys.modules["llmasos.store.library"], "write_card", full)
-    with pytest.raises(StoreError, match="disk is full"):
+    with pytest.raises(StoreError, match=r"disk is full: .* No space left on device\.") as caught:
         import_model(original, mode="copy")
+    assert "`llmasos rm` removes); a repeated pull goes on." in caught.value.hint
     assert list((home / "models").iterdir()) == []
 
 

@@ -357,8 +357,9 @@ def is_full(number: int | None) -> bool:
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turns the operating system's complaints about writing below `path` into our errors."""
+def disk_errors(path: Path, then: str | None = None) -> Iterator[None]:
+    """Turns the operating system's complaints about writing `path` or below it into our errors: DiskFullError,
+    StoreError. then: how to go on when there is room; default: as a pull does."""
     try:
         yield
     except LLMasOSError:
@@ -367,12 +368,13 @@ def disk_errors(path: Path) -> Iterator[None]:
         if (said := system_error(e)) is None:
             raise
         number, words = said
+        message = f"{path} could not be written: {words}."
         if is_full(number):
-            raise DiskFullError(
-                f"The disk is full: {path} could not be written.",
-                hint="Free some space (`llmasos ls` shows sizes, `llmasos rm` removes); a repeated pull goes on.",
-            ) from e
-        raise StoreError(f"{path} could not be written: {words}.", hint="Check the folder's permissions.") from e
+            room = f"in {path.parent}" if then else "(`llmasos ls` shows sizes, `llmasos rm` removes)"
+            hint = f"Free some space {room}; {then or 'a repeated pull goes on'}."
+            raise DiskFullError(f"The disk is full: {message}", hint=hint) from e
+        hint = f"See that files can be written in {path.parent}{f'; {then}' if then else ''}."
+        raise StoreError(message, hint=hint) from e
 
 
 @dataclass(frozen=True)

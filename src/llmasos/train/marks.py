@@ -3,12 +3,11 @@ what cannot be written is said with the way on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from llmasos.errors import DiskFullError, InvalidInputError, LLMasOSError, StoreError
-from llmasos.store.transfer import is_full, system_error
+from llmasos.errors import InvalidInputError
+from llmasos.store.transfer import disk_errors
 
 MARK = ".llmasos-run"
 """The file holds the name of the run."""
@@ -37,18 +36,6 @@ def check_way(path: Path, run: str) -> None:
         )
 
 
-@contextmanager
-def written(path: Path, then: str = RESUME) -> Iterator[None]:
+def written(path: Path, then: str = RESUME) -> AbstractContextManager[None]:
     """Raises DiskFullError, StoreError for what the system says of `path` or what is below it. then: how to go on."""
-    try:
-        yield
-    except LLMasOSError:
-        raise
-    except Exception as e:
-        if (said := system_error(e)) is None:
-            raise
-        number, words = said
-        to_do = "Free some space in" if is_full(number) else "See that files can be written in"
-        raise (DiskFullError if is_full(number) else StoreError)(
-            f"{path} could not be written: {words}.", hint=f"{to_do} {path.parent}; {then}."
-        ) from e
+    return disk_errors(path, then)

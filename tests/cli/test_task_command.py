@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
 from cli_runner import Cli
 
+from llmasos.cli.task import MANY_PARTS, _Forecast
 from llmasos.tasks import TASKS
 
 
@@ -46,6 +50,49 @@ def test_a_message_is_typed_as_text(cli: Cli, model: str) -> None:
 def test_the_result_alone_is_on_stdout(cli: Cli, model: str) -> None:
     result = cli("task", "classify", "A fox.", "fox", "dog", "--model", model)
     assert result.out.strip() in ("fox", "dog") and result.err == ""
+
+
+def test_long_work_says_its_parts_before_and_the_time_left_after_the_first(
+    cli: Cli, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = count(step=100.0)
+    monkeypatch.setattr("llmasos.cli.task._Forecast", partial(_Forecast, clock=lambda: next(clock)))
+    (tmp_path / "long.txt").write_text("The fox is kind. " * 400, encoding="utf-8")
+    result = cli("task", "classify", str(tmp_path / "long.txt"), "fox", "dog", "--model", model, "--json")
+    assert result.json["labels"][0] in ("fox", "dog")
+    first, *rest = result.err.splitlines()
+    parts = int(re.fullmatch(rf"classify: (\d+) parts for {model}\..*", first)[1])  # type: ignore[index] # it matches
+    assert parts > MANY_PARTS and parts % 2 == 0
+    assert rest[0].startswith(f"classify: 1 of {parts} parts, about ") and rest[0].endswith(" min left")
+    monkeypatch.setenv("LLMASOS_LANG", "zh")
+    chinese = cli("task", "classify", str(tmp_path / "long.txt"), "fox", "dog", "--model", model)
+    assert chinese.err.startswith(f"classify：共 {parts} 个部分") and chinese.out.strip() in ("fox", "dog")
+
+
+def test_the_time_left_counts_what_runs_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = iter([0.0, 60.0, 61.0, 90.0, 120.0])
+    forecast = _Forecast("translate", "m", lambda _: None, clock=lambda: next(clock))
+    forecast(0, 40, 1)
+    forecast(1, 40, 8)  # the first of eight
+    forecast(1, 40, 8)
+    forecast(20, 40, 8)
+    forecast(40, 40, 8)
+    assert capsys.readouterr().err.splitlines() == [
+        "translate: 40 parts for m. How long that takes is said after the first.",
+        "translate: 1 of 40 parts, about 4 min 52 s left",
+        "translate: 20 of 40 parts, about 1 min 30 s left",
+    ]
+
+
+def test_a_batch_that_goes_on_counts_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = iter([0.0, 10.0])
+    forecast = _Forecast("translate", "m", lambda _: None, clock=lambda: next(clock))
+    forecast(90, 100, 1)
+    forecast(91, 100, 1)
+    assert capsys.readouterr().err.splitlines() == [
+        "translate: 10 parts for m. How long that takes is said after the first.",
+        "translate: 1 of 10 parts, about 1 min 30 s left",
+    ]
 
 
 def test_the_list_has_every_task_and_the_inputs_of_one(cli: Cli) -> None:

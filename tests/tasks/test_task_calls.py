@@ -104,6 +104,19 @@ def test_a_long_text_is_summarised_in_parts_and_the_parts_again() -> None:
     assert found.text == "A short part." and found.num_parts > 5
     assert len(model.asked) > found.num_parts and model.asked[-1].endswith("A short part.")
     assert told[-1].done == told[-1].total == len(model.asked) and model.most_running > 1
+    assert told[0].done == 0 and told[0].total == sum("A long" in one for one in model.asked), "told before the first"
+    assert max(one.at_once for one in told) == model.most_running
+
+
+def test_parts_of_a_sentiment_are_told_before_the_first_and_taken_back_where_the_model_tells_no_likelihood() -> None:
+    told: list[Progress] = []
+    text = "A kind sentence follows. " * 900
+    tasks.sentiment(text, model=FakeModel(likely=lambda *_: -1.0), on_progress=told.append)
+    assert told[0].total == told[-1].total == told[-1].done > 6
+    told.clear()
+    model = FakeModel()
+    tasks.sentiment(text, model=model, on_progress=told.append)
+    assert told[-1].done == told[-1].total == len(model.asked) + 1
 
 
 def test_a_model_that_makes_no_summary_shorter_ends_in_an_error() -> None:

@@ -33,6 +33,11 @@ def say(text: str = "") -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def note(text: str) -> None:
+    """A line for people that stays, above one that changes (`working`) where there is a terminal."""
+    say(f"\r\x1b[K{text}" if sys.stderr.isatty() else text)
+
+
 def emit(data: Any) -> None:
     """JSON for programs."""
     print(json.dumps(data, ensure_ascii=False, indent=2, default=str))
@@ -98,6 +103,13 @@ def size(num_bytes: float) -> str:
     from llmasos.store.pull import size
 
     return size(num_bytes)
+
+
+def span(seconds: float) -> str:
+    """`40 s`, `3 min 20 s`, `1 h 03 min`."""
+    minutes, rest = divmod(max(1, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
 @contextlib.contextmanager

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmasos.cli.messages import t
-from llmasos.cli.render import cell_width, emit, say, working
+from llmasos.cli.render import PLAIN_EVERY, cell_width, emit, note, say, span, working
 from llmasos.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 _MOST_NAME = 255
 """Bytes of a file's name; a longer word is a text."""
+MANY_PARTS = 8
+"""Questions to a model (lines, of a batch) that are no long work yet."""
 _FILE_NAME = re.compile(r"\S+\.(txt|md|markdown|rst|tex|html?|csv|tsv|jsonl?|ya?ml|xml|log|pdf|docx|py)", re.IGNORECASE)
 
 
@@ -45,9 +49,10 @@ def _run(name: str, words: Sequence[str], model: str | None, as_json: bool) -> N
     schema = wanted.inputs.model_json_schema()
     given = wanted.given(parse(schema, _files(words, "text" in schema["properties"])))
     with load(model or wanted.default_model) as llm, _progress(t("task.working", task=name)) as tell:
+        forecast = _Forecast(name, llm.name, tell)
         result = wanted(
             model=llm,
-            on_progress=lambda now: tell(f"{now.done}/{now.total}"),
+            on_progress=lambda now: forecast(now.done, now.total, now.at_once),
             run_code=run_python,
             **dict(given),
         )
@@ -73,6 +78,41 @@ def _files(words: Sequence[str], takes_text: bool) -> list[str]:
     if not is_file and _FILE_NAME.fullmatch(first):  # nobody wants to wait for a summary of its name
         raise InvalidInputError(t("task.no_file", file=first), hint=t("task.as_text", text=first), param="text")
     return [f"@{first}" if is_file else first, *words[1:]]
+
+
+class _Forecast:
+    """Says before long work of how many parts it is, after the first of them how long it will take, and every few
+    seconds how far it is; short work says nothing where there is no terminal."""
+
+    def __init__(
+        self, task: str, model: str, tell: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._task, self._model, self._tell, self._clock = task, model, tell, clock
+        self._began: float | None = None
+        self._last = 0.0
+        self._before = 0
+        self._is_announced = self._is_told = False
+
+    def __call__(self, done: int, total: int, at_once: int) -> None:
+        now = self._clock()
+        if self._began is None:
+            self._began = self._last = now
+            self._before = done  # of a batch that goes on
+        done, total = done - self._before, total - self._before
+        if total > MANY_PARTS and not self._is_announced:
+            self._is_announced = True
+            note(t("task.long", task=self._task, model=self._model, total=total))
+        if not done:
+            self._tell(f"0/{total}")
+            return
+        # of those that run at once the first is done about when all are
+        left = (now - self._began) * (total - done) / max(done, min(at_once, total))
+        line = t("task.left", done=done, total=total, left=span(left))
+        self._tell(line)
+        is_first = self._is_announced and not self._is_told and left > PLAIN_EVERY
+        if not sys.stderr.isatty() and done < total and (is_first or now - self._last >= PLAIN_EVERY):
+            self._is_told, self._last = True, now
+            say(f"{self._task}: {line}")
 
 
 def _progress(message: str) -> AbstractContextManager[Callable[[str], None]]:
@@ -115,12 +155,14 @@ def _about(one: Task[Any, Any]) -> str:
 def _batch(words: Sequence[str], model: str | None, parallel: int, as_json: bool) -> int:
     """Exit code 0 also where lines have errors, which stand in the output: the count says how many."""
     from llmasos.apps.sandbox import run_python
+    from llmasos.tasks import find_task
     from llmasos.tasks.batch import run_batch
 
     if len(words) != 3:
         raise InvalidInputError(t("task.batch_words"), hint="llmasos task batch sentiment in.jsonl out.jsonl")
     name, source, target = words
     with _progress(t("task.working", task=name)) as tell:
+        forecast = _Forecast(name, model or find_task(name).default_model, tell)
         found = run_batch(
             name,
             source,
@@ -128,7 +170,7 @@ def _batch(words: Sequence[str], model: str | None, parallel: int, as_json: bool
             model=model,
             parallel=parallel,
             run_code=run_python,
-            on_progress=lambda now: tell(f"{now.done}/{now.total}"),
+            on_progress=lambda now: forecast(now.done, now.total, parallel),
         )
     if as_json:
         emit({"total": found.total, "failed": found.failed, "resumed": found.resumed})

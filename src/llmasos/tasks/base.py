@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import inspect
 import typing
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -37,10 +37,11 @@ MARGIN = 4
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` questions to the model; the total may grow."""
+    """`done` of `total` questions to the model; the total may change. Up to `at_once` of them ran at the same time."""
 
     done: int
     total: int
+    at_once: int = 1
 
 
 OnProgress = Callable[[Progress], None]
@@ -75,7 +76,7 @@ class Run:
     def __init__(self, model: Model, on_progress: OnProgress | None = None, *, run_code: RunCode | None = None) -> None:
         self.model, self.run_code = model, run_code
         self._on_progress = on_progress
-        self._done = self._total = 0
+        self._done = self._total = self._expected = self._running = self._at_once = 0
 
     async def ask(
         self, messages: Messages, reply: type[R], *, max_tokens: int, schema: Mapping[str, Any] | None = None
@@ -97,17 +98,35 @@ class Run:
 
     async def counted(self, question: Awaitable[S]) -> S:
         """Its answer; it is a step of the progress that is told."""
-        self._total += 1
+        if self._expected:
+            self._expected -= 1
+        else:
+            self._total += 1
+        self._running += 1
+        self._at_once = max(self._at_once, self._running)
         self._tell()
         try:
             return await question
         finally:
+            self._running -= 1
             self._done += 1
+            self._tell()
+
+    @contextlib.contextmanager
+    def expecting(self, num_questions: int) -> Iterator[None]:
+        """So many questions are asked within, as far as is known now: progress tells of them before the first."""
+        self._expected += num_questions
+        self._total += num_questions
+        try:
+            yield
+        finally:
+            self._total -= self._expected  # those that were not asked after all
+            self._expected = 0
             self._tell()
 
     def _tell(self) -> None:
         if self._on_progress is not None:
-            self._on_progress(Progress(self._done, self._total))
+            self._on_progress(Progress(self._done, self._total, max(self._at_once, 1)))
 
     async def pieces(
         self, text: str, build: Callable[[str], Messages], *, max_tokens: int, most: int | None = None
@@ -125,7 +144,8 @@ class Run:
         return texts.split(text, lambda piece: self.model.count(build(piece)) <= limit, self.model.count_text, room)
 
     async def each(self, asked: Sequence[S], ask: Callable[[S], Awaitable[R]]) -> list[R]:
-        """Several at once: the engine makes one batch of them. An error ends the others."""
+        """Several at once: the engine makes one batch of them. An error ends the others. Each is taken to be one
+        question to the model."""
         at_once = asyncio.Semaphore(AT_ONCE)
 
         async def one_of(one: S) -> R:
@@ -134,7 +154,8 @@ class Run:
 
         work = [asyncio.ensure_future(one_of(one)) for one in asked]
         try:
-            return list(await asyncio.gather(*work))
+            with self.expecting(len(work)):
+                return list(await asyncio.gather(*work))
         finally:
             for one in work:
                 one.cancel()

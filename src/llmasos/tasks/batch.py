@@ -84,6 +84,7 @@ async def arun_batch(
         work = _Batch(found, name, source, target, on_progress)
         try:
             if work.num_done < work.total:
+                work.tell()
                 if answer is None:
                     answer = _asking(await asyncio.to_thread(model_of, asked), run_code)
                 await work.run(answer, parallel)
@@ -199,8 +200,11 @@ class _Batch:
             if writing.exception() is None:
                 self.num_done += 1
                 self.num_failed += "error" in entry
-                if self._on_progress is not None:
-                    self._on_progress(self.progress())
+                self.tell()
+
+    def tell(self) -> None:
+        if self._on_progress is not None:
+            self._on_progress(self.progress())
 
     def _append(self, line: bytes) -> None:
         view = memoryview(line)

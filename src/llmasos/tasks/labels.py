@@ -117,12 +117,13 @@ async def _likely(run: Run, given: ClassifyInput, labels: Sequence[str]) -> list
 
     pieces = await run.pieces(given.text.strip(), build, max_tokens=_tokens_for(run, labels))
     found = []
-    for piece in pieces:
-        for label in labels:
-            told = await run.counted(run.model.likelihood(_writing(label, given.examples), piece))
-            if told is None:
-                return None
-            found.append(told)
+    with run.expecting(len(pieces) * len(labels)):
+        for piece in pieces:
+            for label in labels:
+                told = await run.counted(run.model.likelihood(_writing(label, given.examples), piece))
+                if told is None:
+                    return None
+                found.append(told)
     return [found[i : i + len(labels)] for i in range(0, len(found), len(labels))]
 
 

@@ -357,6 +357,8 @@ MESSAGES = {
     "option.completion.install": "put it where the shell looks for it",
     # wrong lines
     "task.working": "{task}",
+    "task.long": "{task}: {total} parts for {model}. How long that takes is said after the first.",
+    "task.left": "{done} of {total} parts, about {left} left",
     "task.batch_words": "A batch needs a task, an input file and an output file.",
     "task.batch_done": "{total} lines in {file}: {failed} with an error, {resumed} were there before.",
     "task.no_file": "There is no file {file}.",

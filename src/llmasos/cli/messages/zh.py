@@ -353,6 +353,8 @@ MESSAGES = {
     "option.completion.install": "安装到 shell 读取的位置",
     # wrong lines
     "task.working": "{task}",
+    "task.long": "{task}：共 {total} 个部分交给 {model} 处理，完成第一个后会给出预计用时。",
+    "task.left": "已完成 {done}/{total} 个部分，大约还需 {left}",
     "task.batch_words": "批量任务需要任务名、输入文件和输出文件。",
     "task.batch_done": "{file} 共 {total} 行：{failed} 行出错，{resumed} 行此前已完成。",
     "task.no_file": "没有文件 {file}。",

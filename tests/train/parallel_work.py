@@ -235,6 +235,52 @@ def kill(home: Path) -> None:
     assert [p.name for p in (home / "stopped" / "checkpoints").iterdir()] == ["000002"]
 
 
+class FailsAt(Listener):
+    """On whichever rank it is told."""
+
+    def __init__(self, what: str, rank: int) -> None:
+        self.what, self.rank = what, rank
+
+    def _fail(self, what: str) -> None:
+        if what == self.what:
+            raise ConnectionError(f"no network for {what} on rank {self.rank}")
+
+    def began(self, step: int, num_steps: int) -> None:
+        self._fail("began")
+
+    def stepped(self, report: StepReport) -> None:
+        if report.step == 2:
+            self._fail("stepped")
+
+    def saved(self, step: int, path: Path) -> None:
+        self._fail("saved")
+
+    def ended(self, step: int, reason: str) -> None:
+        self._fail("ended")
+
+
+FAILS = {"began": 0, "stepped": 2, "saved": 3, "ended": 3}
+"""When a listener fails, and how many steps are done when a run of 3 ends by that."""
+
+
+def failing(home: Path) -> None:
+    """The listeners of both ranks fail at the same time; the runs go on afterwards."""
+    for kind in ("ddp", "fsdp"):
+        ranks = Ranks.of_group(kind, 1, "cpu", local_rank=dist.get_rank(), local_size=2)
+        found = {}
+        for what in FAILS:
+            loop = make(home, ranks, f"fails-{kind}-{what}", steps=3)
+            loop.listeners = [FailsAt(what, ranks.rank)]
+            ended = "not at all"
+            try:
+                loop.train()
+            except (ConnectionError, LLMasOSError) as e:
+                ended = f"{type(e).__name__}: {e}"
+            again = make(home, ranks, f"fails-{kind}-{what}", steps=4)
+            found[what] = {"said": ended, "step": loop.step, "resumed": again.resume(), "then": again.train()}
+        (home / f"failing-{kind}-{ranks.rank}.json").write_text(json.dumps(found))
+
+
 def other_number(home: Path) -> None:
     """From one rank to two, with tensor parallel and FSDP, and saved for one again."""
     for name, (kind, tensor, optimizer) in OTHER_NUMBER.items():

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from parallel_work import BUILT, LEARNT, OTHER_NUMBER, RUNS, losses, make, options, weights
+from parallel_work import BUILT, FAILS, LEARNT, OTHER_NUMBER, RUNS, losses, make, options, weights
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -47,7 +47,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             make(path, Ranks(), f"from-one-{name}", optimizer=optimizer).train()
         for optimizer in ("adamw", "adamw8bit", "muon"):
             make(path, Ranks(), f"one-long-{optimizer}", steps=4, optimizer=optimizer).train()
-        said = two(path, "equal", "runs", "building", "kill", "other_number", "lost")
+        said = two(path, "equal", "runs", "building", "kill", "failing", "other_number", "lost")
         (path / "said.txt").write_text(said)
     finally:
         if before is None:
@@ -200,6 +200,17 @@ def test_more_processes_than_micro_batches_do_not_go_on(home: Path) -> None:
 def test_a_process_that_is_killed_ends_the_others_with_a_clear_message(home: Path) -> None:
     said = (home / "lost.txt").read_text()
     assert said.startswith("LostRankError") and "lost another one of the run" in said
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("what", FAILS)
+def test_listeners_that_fail_on_all_ranks_end_all_with_the_first_ones_error(kind: str, what: str, home: Path) -> None:
+    first, other = (json.loads((home / f"failing-{kind}-{rank}.json").read_text())[what] for rank in range(2))
+    error = f"ConnectionError: no network for {what} on rank 0"
+    assert first["said"] == error
+    assert other["said"] == f"LLMasOSError: The run ended by an error of its first process: {error}"
+    for one in (first, other):
+        assert (one["step"], one["resumed"], one["then"]) == (FAILS[what], FAILS[what] > 0, "finished")
 
 
 def test_a_run_that_was_lost_before_its_first_checkpoint_forgets_its_steps(home: Path) -> None:

@@ -245,8 +245,9 @@ class Loop:
         if not self.ranks.most(self._failed is not None)[0]:
             return
         failed, self._failed = self._failed, None
+        words = self.ranks.told(": ".join(filter(None, (type(failed).__name__, str(failed)))))
         if failed is None:
-            failed = LLMasOSError("The run ended by an error of its first process.")
+            failed = LLMasOSError(f"The run ended by an error of its first process: {words}")
             failed.is_shared = True  # type: ignore[attr-defined]  # of this run only: see Ranks.check
         raise failed
 

@@ -153,6 +153,15 @@ def test_training_computes_in_bfloat16_or_float32(
         TrainConfig.of(**options(dtype="float16"))
 
 
+@pytest.mark.parametrize("native", [False, True])
+def test_bfloat16_where_a_cpu_has_no_units_for_it_is_said_to_be_slow(
+    native: bool, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("llmasos.train.run.cpu_has_bf16", lambda: native)
+    prepare(TrainConfig.of(**options(output=str(home / "x"), name="x", dtype="bfloat16")))
+    assert ("no bfloat16 units" in caplog.text) is not native
+
+
 def test_epochs_are_steps_when_nobody_says_steps(home: Path) -> None:
     config = TrainConfig.of(**options(steps=None, epochs=2.5, output=str(home / "x"), name="x", validation=0))
     prepared = prepare(config)

@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from llmasos.data import Batch, Batches, Stats, Totals, parse_sources
-from llmasos.devices import Placement, pick_dtype, place
+from llmasos.devices import Placement, cpu_has_bf16, pick_dtype, place
 from llmasos.errors import BusyError, FormatError, InvalidInputError, LLMasOSError, NotFoundError, StoreError
 from llmasos.models.config import ModelConfig
 from llmasos.settings import settings
@@ -334,6 +334,8 @@ def _placed(config: TrainConfig, *, is_first: bool) -> Placement:
     """Where and in what training computes. Gradients below float16's least would be lost, and it has no bfloat16 in
     its place on older GPUs: float32."""
     found = place(config.device, config.dtype)
+    if is_first and found.device.type == "cpu" and found.dtype == torch.bfloat16 and not cpu_has_bf16():
+        _log.warning("This CPU has no bfloat16 units: training in bfloat16 is many times slower here than in float32.")
     if found.dtype != torch.float16:
         return found
     native = pick_dtype("auto", found.device)

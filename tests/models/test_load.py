@@ -1,8 +1,11 @@
 """Loading: what a checkpoint holds too much, too little or in the wrong shape is said, never swallowed."""
 
+import errno
 import json
 import logging
+import os
 import signal
+import stat
 import threading
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from llmasos.errors import (
 )
 from llmasos.models import load as loading
 from llmasos.models import lowbit, weights
-from llmasos.models.load import _Filler, gguf_in, load_model, round_q4
+from llmasos.models.load import _Filler, gguf_in, load_model, round_q4, write_atomically
 from llmasos.models.lowbit import MANY_TOKENS, Int4Linear, Int8Linear, PackedLinear
 from tiny import write_tiny_model
 
@@ -246,3 +249,42 @@ def test_loading_leaves_no_helpers_of_parallel_kernels_behind(
     monkeypatch.setattr(loading._Filler, "fill", watched)
     load_model(tiny_model, device="cpu")
     assert [thread.is_alive() for thread in seen] == [False]
+
+
+@pytest.mark.parametrize("folders", ["synced", "refused"])  # file systems differ in that
+def test_a_text_is_on_the_disk_before_it_has_its_name_and_its_name_after_that(
+    folders: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[Any] = []
+    replace = os.replace
+
+    def fsync(handle: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(handle).st_mode)
+        done.append(tmp_path.name if is_folder else os.pread(handle, 99, 0))
+        if is_folder and folders == "refused":
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    def moved(old: Path, new: Path) -> None:
+        done.append(new.name)
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", moved)
+    for text in ("first", "second"):
+        write_atomically(tmp_path / "facts.json", text)
+        assert done == [text.encode(), "facts.json", tmp_path.name]
+        assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"facts.json": text}
+        done.clear()
+
+
+def test_a_text_that_the_disk_does_not_take_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_atomically(tmp_path / "facts.json", "first")
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(tmp_path / "facts.json", "second")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"facts.json": "first"}

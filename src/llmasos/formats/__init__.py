@@ -13,6 +13,7 @@ from llmasos.formats.safetensors import (
     parse_safetensors_index,
     read_safetensors_header,
     save_safetensors,
+    sync,
 )
 from llmasos.formats.types import Checkpoint, NeedMoreBytes, TensorInfo
 
@@ -32,4 +33,5 @@ __all__ = [
     "read_safetensors_header",
     "save_safetensors",
     "split_parts",
+    "sync",
 ]

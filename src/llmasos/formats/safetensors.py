@@ -409,8 +409,22 @@ def _write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str
     except (KeyError, ValueError) as error:  # a dtype or layout that the format does not have
         raise UnsupportedError(f"{path.name} can't hold these tensors: {str(error)[:200]}.") from None
     path.chmod(mode)
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+    sync(path)
+
+
+def sync(path: Path) -> None:
+    """What was written to a file or folder is on the disk afterwards."""
+    is_folder = path.is_dir()
+    if os.name == "nt" and is_folder:
+        return  # folders can't be opened there
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    except OSError as e:
+        if not (is_folder and e.errno in (errno.EINVAL, errno.ENOTSUP)):  # some file systems do so with files only
+            raise
+    finally:
+        os.close(handle)
 
 
 @contextmanager

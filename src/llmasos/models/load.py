@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from llmasos.devices import Placement, place, set_threads
 from llmasos.errors import FormatError, InvalidInputError, NotFoundError, UnsupportedError
-from llmasos.formats import Checkpoint, open_checkpoint, save_safetensors
+from llmasos.formats import Checkpoint, open_checkpoint, save_safetensors, sync
 from llmasos.formats.checkpoint import gguf_in as gguf_in
 from llmasos.formats.quants import BLOCK, dequantize
 from llmasos.models.config import ModelConfig
@@ -119,11 +119,13 @@ def check_expressible(config: ModelConfig) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """All of the text or nothing: written beside its place, then moved over it."""
+    """All of the text or nothing, also after a power cut: written beside its place, to the disk, then moved over it."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
         os.replace(temporary, path)
+        sync(path.parent)  # where its name is
     finally:
         temporary.unlink(missing_ok=True)
 

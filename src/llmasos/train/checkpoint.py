@@ -35,6 +35,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as read_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as write_tensors
 
 from llmasos.errors import DiskFullError, FormatError, LLMasOSError
+from llmasos.formats import sync
 from llmasos.train.optim import BLOCKS, Optimizers
 from llmasos.train.parallel.ranks import Ranks
 from llmasos.train.parallel.shard import at_rest, whole_shape, whole_tensor
@@ -208,14 +209,11 @@ class _Writer(threading.Thread):
             files = {name: crc for each in found for name, crc in each.items()}
             (temporary / "state.json").write_text(json.dumps({**self.facts, "files": files}))
             for file in (*temporary.iterdir(), temporary):
-                descriptor = os.open(file, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+                sync(file)
             if self.final.exists():
                 shutil.rmtree(self.final)
             os.replace(temporary, self.final)
+            sync(self.final.parent)  # before those that it makes superfluous go
             self.owner.sweep()
 
         _together(ranks, make if ranks.is_first else _nothing)

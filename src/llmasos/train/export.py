@@ -26,6 +26,7 @@ from llmasos import __version__
 from llmasos.data import parse_sources
 from llmasos.data.readers import open_dataset
 from llmasos.errors import FormatError, InvalidInputError, LLMasOSError, NotFoundError
+from llmasos.formats import sync
 from llmasos.models.decoder import Decoder
 from llmasos.models.load import LoadedModel, read_json
 from llmasos.models.weights import tie
@@ -317,8 +318,7 @@ def _whole(folder: Path, run: str) -> Iterator[Path]:
             mark(staged, run)
             for file in staged.rglob("*"):
                 if file.is_file():
-                    with file.open("rb") as opened:
-                        os.fsync(opened.fileno())
+                    sync(file)
             discard(folder)
             os.replace(staged, folder)
         finally:

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llmasos.errors import InvalidInputError, UnsupportedError
+from llmasos.formats import sync
 from llmasos.models.config import ModelConfig
 from llmasos.models.decoder import Decoder
 from llmasos.models.load import LoadedModel, write_atomically
@@ -237,6 +238,7 @@ def save_adapter(model: LoadedModel, folder: Path) -> None:
     temporary = folder / f".{WEIGHTS}.{secrets.token_hex(4)}.tmp"
     try:
         save_file(tensors, temporary, metadata={"format": "pt"})
+        sync(temporary)
         os.replace(temporary, folder / WEIGHTS)
     finally:
         temporary.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from llmasos.errors import FormatError, InvalidInputError, NotFoundError
+from llmasos.formats import sync
 from llmasos.store.packages.kinds import MAX_BIG, is_dense, problem_of_contents
 from llmasos.store.packages.manifest import MANIFEST, Manifest, read_manifest
 from llmasos.store.packages.names import RESERVED_FILES, problem_of_names
@@ -152,17 +153,6 @@ def write_whole(out: Path) -> Iterator[Path]:
             sync(out.parent)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """What was written to a file or folder is on the disk afterwards."""
-    if os.name == "nt" and path.is_dir():
-        return  # folders can't be opened there
-    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _names(folder: Path, manifest: Manifest) -> Iterator[str]:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from llmasos.errors import FormatError, NotFoundError
+from llmasos.formats import sync
 from llmasos.store.packages.kinds import MAX_BIG, problem_of_contents
 from llmasos.store.packages.manifest import MANIFEST, MAX_MANIFEST, Manifest, parse_manifest
 from llmasos.store.packages.names import RESERVED_FILES, problem_of_names
@@ -35,7 +36,6 @@ from llmasos.store.packages.pack import (
     SIGNATURE,
     Source,
     bytes_source,
-    sync,
 )
 from llmasos.store.packages.requirements import LOCK_FILE, check_wheels, parse_lock
 from llmasos.store.transfer import disk_errors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -141,6 +142,35 @@ def test_an_encoder_fills_masks_classifies_or_embeds(cli: Cli, tiny_encoders: Ca
     assert len(vector) == 16
     shown = cli("run", plain, "paris is a city")
     assert shown.out.startswith(f"{vector[0]:.4f} ") and "16" in shown.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("chat", "{}"), ("run", "{}", "Hello", "--system", "Be brief."), ("task", "sentiment", "Fine.", "--model", "{}")],
+)
+def test_a_model_for_embeddings_that_should_write_says_what_it_is_for(
+    cli: Cli, tiny_encoders: Callable[[str], Path], command: tuple[str, ...]
+) -> None:
+    model = str(tiny_encoders("BertModel"))
+    args = [word.format(model) for word in command]
+    refused = cli(*args, stdin="Hello")
+    assert refused.code != 0 and refused.out == ""
+    assert f"{model} makes embeddings and does not write text." in refused.err
+    hint = re.search(
+        r"`llmasos (task embed) TEXT (--model .+?)` or /v1/embeddings; `llmasos (search chat)`", refused.err
+    )
+    assert hint is not None
+    assert cli(*hint[1].split(), "paris", *hint[2].split(), "--json").json["vectors"]
+    assert "smollm2-135m-instruct" in cli(*hint[3].split()).out and "all-minilm" not in cli(*hint[3].split()).out
+
+
+def test_tasks_with_labels_take_a_classifier_and_others_refuse_it(
+    cli: Cli, tiny_encoders: Callable[[str], Path]
+) -> None:
+    model = str(tiny_encoders("BertForSequenceClassification"))
+    assert cli("task", "classify", "paris is good", "--model", model).out.strip() in ("good", "bad")
+    refused = cli("task", "summarise", "paris is good", "--model", model)
+    assert refused.code != 0 and "does not write text" in refused.err
 
 
 def test_without_prompt_on_a_terminal_it_is_a_chat(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,8 +271,10 @@ def test_classification_reads_scores_as_the_config_says(tmp_path: Path, changes:
         ids = torch.tensor([llm.tokenizer.encode("The quick brown fox")])
         with torch.inference_mode():
             expected = wanted(model(ids).logits[0])
-        with pytest.raises(UnsupportedError, match=r"is an encoder .* and can't chat"):
+        with pytest.raises(UnsupportedError, match=r"does not write text: it is an encoder .* and can't chat\."):
             llm.chat("hello")
+        with pytest.raises(UnsupportedError, match="does not write text"):
+            llm.chat_prompt("hello")
         assert isinstance(found, dict)
         assert list(found) == list(config.id2label.values())
         assert list(found.values()) == pytest.approx(expected.tolist(), abs=1e-5)

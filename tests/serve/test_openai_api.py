@@ -378,7 +378,9 @@ async def test_models_that_can_not_do_it_say_so() -> None:
     assert error(await chat(FakeLLM(template=False)))["code"] == "no_chat_template"
     encoder = FakeLLM()
     encoder.is_encoder = True
-    assert "/v1/embeddings" in error(await chat(encoder))["message"]
+    refused = error(await chat(encoder))["message"]
+    assert "makes embeddings and does not write text" in refused
+    assert "/v1/embeddings" in refused and "GET /v1/models" in refused
     assert "/v1/embeddings" in error(await complete(encoder, stream=True))["message"]
 
 

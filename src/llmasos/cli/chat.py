@@ -331,10 +331,17 @@ _USAGES = {
 }
 
 
+def check_writes(llm: LLM | RemoteLLM) -> None:
+    """Raises UnsupportedError for an encoder."""
+    if llm.is_encoder:
+        raise UnsupportedError(
+            t("chat.encoder", model=llm.name), hint=t("chat.encoder.hint", model=llm.name), param="model"
+        )
+
+
 def check_chats(llm: LLM | RemoteLLM) -> None:
     """Raises UnsupportedError for an encoder and NoChatTemplateError for a model that was not trained to chat."""
-    if llm.is_encoder:
-        raise UnsupportedError(t("chat.encoder", model=llm.name), hint=t("chat.encoder.hint", model=llm.name))
+    check_writes(llm)
     if not llm.has_chat_template:
         raise NoChatTemplateError(
             t("chat.no_template", model=llm.name), hint=t("chat.no_template.hint", model=llm.name)

@@ -57,6 +57,10 @@ def run(
 
     with load(model or DEFAULT_MODEL, **place, **engine) as llm:
         if llm.is_encoder:
+            if system is not None:
+                from llmasos.cli.chat import check_writes
+
+                check_writes(llm)
             _encode(llm, text, as_json=json)
         else:
             asked = _asked(llm, text, system, raw)

@@ -41,14 +41,18 @@ def task(action: str, /, *inputs: str, model: str | None = None, parallel: int =
 
 def _run(name: str, words: Sequence[str], model: str | None, as_json: bool) -> None:
     from llmasos.apps.sandbox import run_python
+    from llmasos.cli.chat import check_writes
     from llmasos.cli.fetch import load
     from llmasos.cli.inputs import parse
+    from llmasos.inference.llm import LLM
     from llmasos.tasks import find_task
 
     wanted = find_task(name)
     schema = wanted.inputs.model_json_schema()
     given = wanted.given(parse(schema, _files(words, "text" in schema["properties"])))
     with load(model or wanted.default_model) as llm, _progress(t("task.working", task=name)) as tell:
+        if wanted.use == "chat" and not (isinstance(llm, LLM) and llm.model.config.num_labels):  # which classify
+            check_writes(llm)
         forecast = _Forecast(name, llm.name, tell)
         result = wanted(
             model=llm,

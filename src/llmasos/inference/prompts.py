@@ -102,8 +102,10 @@ class Prompts:
         config = self.model.config
         if config.is_encoder:
             raise UnsupportedError(
-                f"{self.name} is an encoder ({config.architecture}) and can't {what}.",
-                hint="Use embed, fill_mask or classify, or a decoder model.",
+                f"{self.name} makes embeddings and does not write text: it is an encoder ({config.architecture}) and "
+                f"can't {what}.",
+                hint="Use it with embed, fill_mask or classify (`llmasos task embed`, /v1/embeddings); `llmasos search "
+                "chat` lists models that write.",
             )
 
     def check(self, params: SamplingParams) -> None:
@@ -159,7 +161,6 @@ class Prompts:
         return tuple(ids)
 
     def encode_chat(self, messages: str | Messages, tools: list[Any] | None = None) -> Encoded:
-        self.decoder_only("chat")
         text = self.chat_prompt(messages, tools)
         # the template writes BOS itself
         return text, tuple(self.token_ids(text, add_special_tokens=False))
@@ -174,10 +175,11 @@ class Prompts:
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The text that the model's template makes of a conversation. Raises NoChatTemplateError; UnsupportedError for
-        tools that the template has no place for.
+        an encoder, and for tools that the template has no place for.
 
         `continue_final_message` ends it where the last message ends, for the model to go on; `variables` are further
         names for the template (enable_thinking, ...)."""
+        self.decoder_only("chat")
         conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         options: dict[str, Any] = {
             "continue_final_message": continue_final_message,

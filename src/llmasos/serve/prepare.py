@@ -301,7 +301,12 @@ def check_ids(model: ServedModel, ids: Sequence[int], param: str) -> None:
 
 def check_generates(model: ServedModel) -> None:
     if model.is_encoder:
-        raise UnsupportedError(f"{model.name} makes embeddings, not text.", hint="Use /v1/embeddings.", param="model")
+        raise UnsupportedError(
+            f"{model.name} makes embeddings and does not write text.",
+            hint="Use it with /v1/embeddings; GET /v1/models tells which models write (capabilities.chat), and "
+            "`llmasos search chat` which can be had.",
+            param="model",
+        )
 
 
 def unicode(text: str, param: str) -> str:

@@ -454,8 +454,9 @@ MESSAGES = {
     "chat.file.hint": "/save FILE writes a conversation, /load FILE reads it.",
     "chat.not_saved": "{path} is not a saved conversation.",
     "chat.set.hint": "For example: /set temperature 0.7. `/set temperature none` goes back to the default.",
-    "chat.encoder": "{model} is an encoder: it can't chat.",
-    "chat.encoder.hint": "llmasos run {model} TEXT fills masks, classifies or embeds.",
+    "chat.encoder": "{model} makes embeddings and does not write text.",
+    "chat.encoder.hint": "Use it with `llmasos task embed TEXT --model {model}` or /v1/embeddings; `llmasos search "
+    "chat` lists models that write.",
     "chat.no_template": "{model} has no chat template: it was not trained to chat.",
     "chat.no_template.hint": "llmasos run {model} TEXT lets it continue a text; `llmasos search chat` shows models "
     "that chat.",

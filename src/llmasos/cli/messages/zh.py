@@ -446,8 +446,9 @@ MESSAGES = {
     "chat.file.hint": "/save FILE 保存对话，/load FILE 读入对话。",
     "chat.not_saved": "{path} 不是保存的对话。",
     "chat.set.hint": "例如：/set temperature 0.7。`/set temperature none` 恢复默认值。",
-    "chat.encoder": "{model} 是编码器，不能对话。",
-    "chat.encoder.hint": "llmasos run {model} 文本：填充掩码、分类或输出向量。",
+    "chat.encoder": "{model} 用于生成向量（embedding），不会写文本。",
+    "chat.encoder.hint": "可将它用于 `llmasos task embed 文本 --model {model}` 或 /v1/embeddings；"
+    "`llmasos search chat` 列出会写文本的模型。",
     "chat.no_template": "{model} 没有对话模板：它未经对话训练。",
     "chat.no_template.hint": "llmasos run {model} 文本：让它续写；`llmasos search chat` 列出可对话的模型。",
     "chat.help.help": "显示本列表",

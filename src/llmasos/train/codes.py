@@ -43,7 +43,7 @@ class Code:
     middles: Tensor
     """Between each value and the next, the last one infinite."""
     first: Tensor
-    """[65536] int32: the index of the nearest value for the least float32 that begins with these 16 bits."""
+    """[65536] uint8: the index of the nearest value for the least float32 that begins with these 16 bits."""
 
     @classmethod
     def of(cls, values: Sequence[float], device: torch.device) -> Code:
@@ -52,7 +52,7 @@ class Code:
         words = torch.arange(2**16, dtype=torch.int32) << 16
         words |= torch.where(words < 0, 0xFFFF, 0)  # of two negative numbers that with the larger word is less
         first = torch.bucketize(words.view(torch.float32).nan_to_num(), middles, out_int32=True)
-        return cls(code.to(device), middles.to(device), first.to(device))
+        return cls(code.to(device), middles.to(device), first.to(device, torch.uint8))
 
     def nearest(self, x: Tensor) -> Tensor:
         """The index of the nearest value to each x, float32 from -1 to 1, as uint8; the lower one in the middle of two.
@@ -60,7 +60,7 @@ class Code:
         search."""
         flat = x.reshape(-1)
         index = self.first.index_select(0, (flat.view(torch.int32) >> 16) & 0xFFFF)
-        return (index + (flat > self.middles.index_select(0, index))).to(torch.uint8).view(x.shape)
+        return (index + (flat > self.middles.index_select(0, index.int()))).view(x.shape)
 
 
 def largest(blocks: Tensor) -> Tensor:

@@ -17,19 +17,17 @@ TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 
 
 @triton.jit
-def _coded(values, middles):
-    """The index of the nearest value of an ascending code of 256, the lower one in the middle of two."""
-    index = tl.zeros(values.shape, tl.int32)
-    for power in tl.static_range(8):
-        ahead = index + (128 >> power)
-        index = tl.where(tl.load(middles + ahead - 1) < values, ahead, index)
-    return index
+def _coded(values, first, middles):
+    """As `Code.nearest`, whose table is a few kB where values are; a search of 256 would be eight loads, each of which
+    waits for the one before."""
+    index = tl.load(first + ((values.to(tl.int32, bitcast=True) >> 16) & 0xFFFF)).to(tl.int32)
+    return index + (values > tl.load(middles + index))
 
 
 @triton.jit
 def _adamw8bit(
-    weights, gradients, mean_codes, mean_scales, root_codes, root_scales, signed, signed_middles, unsigned,
-    unsigned_middles, count, num_blocks, rate, shrink, beta1, beta2, eps, bias1, bias2,
+    weights, gradients, mean_codes, mean_scales, root_codes, root_scales, signed, signed_middles, signed_first,
+    unsigned, unsigned_middles, unsigned_first, count, num_blocks, rate, shrink, beta1, beta2, eps, bias1, bias2,
     ROWS: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -48,19 +46,20 @@ def _adamw8bit(
     tl.store(weights + at, weight.to(weights.dtype.element_ty), mask=inside)
     mean_scale, root_scale = tl.maximum(tl.max(tl.abs(mean), 1), TINY), tl.maximum(tl.max(root, 1), TINY)
     root /= root_scale[:, None]
-    index = _coded(root, unsigned_middles)
+    index = _coded(root, unsigned_first, unsigned_middles)
     index = tl.where(root > 0, tl.maximum(index, 1), index)  # what is divided by never becomes 0
     tl.store(root_codes + at, index.to(tl.uint8), mask=coded)
-    tl.store(mean_codes + at, _coded(mean / mean_scale[:, None], signed_middles).to(tl.uint8), mask=coded)
+    index_of_mean = _coded(mean / mean_scale[:, None], signed_first, signed_middles)
+    tl.store(mean_codes + at, index_of_mean.to(tl.uint8), mask=coded)
     tl.store(mean_scales + row, mean_scale, mask=there)
     tl.store(root_scales + row, root_scale, mask=there)
 
 
 @cache
 def _tables(device: torch.device) -> tuple[Tensor, ...]:
-    """Both codes, each with what is in the middle of its neighbours."""
+    """Both codes, each with what `Code.nearest` looks up."""
     codes = [Code.of(DYNAMIC[signed], device) for signed in (True, False)]
-    return tuple(part for code in codes for part in (code.values, code.middles))
+    return tuple(part for code in codes for part in (code.values, code.middles, code.first))
 
 
 def step_(

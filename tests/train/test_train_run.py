@@ -18,6 +18,7 @@ from llmasos.models.load import load_model
 from llmasos.store import Library
 from llmasos.train.config import TrainConfig
 from llmasos.train.events import Listener, StepReport
+from llmasos.train.memory import forget_peak
 from llmasos.train.process import JobOptions, settle
 from llmasos.train.run import find_run, plan_run, prepare, resume, train
 from tiny import write_tiny_model
@@ -160,6 +161,14 @@ def test_bfloat16_where_a_cpu_has_no_units_for_it_is_said_to_be_slow(
     monkeypatch.setattr("llmasos.train.run.cpu_has_bf16", lambda: native)
     prepare(TrainConfig.of(**options(output=str(home / "x"), name="x", dtype="bfloat16")))
     assert ("no bfloat16 units" in caplog.text) is not native
+
+
+def test_a_run_on_a_gpu_does_not_count_what_one_before_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", begun.append)
+    forget_peak(torch.device("cuda", 1))
+    forget_peak(torch.device("cpu"))
+    assert begun == [torch.device("cuda", 1)]
 
 
 def test_epochs_are_steps_when_nobody_says_steps(home: Path) -> None:

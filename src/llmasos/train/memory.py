@@ -10,6 +10,7 @@ compiled block keeps what the compiler's partitioner chooses (see `compiled`).
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -353,18 +354,23 @@ class _Loss(torch.autograd.Function):
 # --- what was really held
 
 
+def forget_peak(device: torch.device) -> None:
+    """What `Peak` measures begins anew: with what the process has now, and without what an earlier run left behind."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        forget_most()
+
+
 class Peak:
     """The most memory that this process took on `device` since the object was made: on a CPU all that is resident, on a
     GPU what its tensors had. `before`: what it had when the object was made."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            self.before = torch.cuda.memory_allocated(device)
-        else:
-            forget_most()
-            self.before = resident()
+        forget_peak(device)
+        self.before = torch.cuda.memory_allocated(device) if device.type == "cuda" else resident()
 
     @property
     def num_bytes(self) -> int:

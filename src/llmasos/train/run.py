@@ -39,13 +39,13 @@ from llmasos.train.logs.trackers import check_tracker
 from llmasos.train.loop import Loop, LoopOptions
 from llmasos.train.lora import check_rank
 from llmasos.train.marks import MARK, check_way, is_marked, written
+from llmasos.train.memory import forget_peak
 from llmasos.train.methods import METHODS, Method, method_of
 from llmasos.train.methods.base import NextToken, lora_options
 from llmasos.train.methods.pretrain import TOKENIZER
 from llmasos.train.optim import OptimizerOptions
 from llmasos.train.parallel import Ranks, Spreader, begins, explained, joined, regrouped, whole_shape
 from llmasos.train.plan import Plan, plan
-from llmasos.train.resident import forget_most
 from llmasos.train.schedule import Schedule
 
 T = TypeVar("T")
@@ -504,7 +504,7 @@ def _carry_out(
     config, method = prepared.config, prepared.method
     assert config.output is not None
     torch.manual_seed(config.seed)
-    forget_most()  # data that were read are no part of what the plan tells
+    forget_peak(prepared.device)  # data that were read are no part of what the plan tells
     built = _tried(ranks, lambda: _built(prepared, ranks))
     assert built is not None
     learner, num_trained = built

@@ -288,3 +288,26 @@ def test_a_text_that_the_disk_does_not_take_leaves_the_one_before(
     with pytest.raises(OSError, match="No space left"):
         write_atomically(tmp_path / "facts.json", "second")
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"facts.json": "first"}
+
+
+@pytest.mark.parametrize("load_format", ["auto", "dummy"])
+def test_some_layers_alone_are_a_model(load_format: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_tiny_model(tmp_path / "model", num_hidden_layers=4)
+    options: dict[str, Any] = {"device": "cpu", "dtype": "float32", "load_format": load_format}
+    parts: list[str] = []
+    whole = load_model(folder, **options).module
+    some = load_model(folder, **options, layers=(0, 3), ready=lambda _, part: parts.append(part))
+    assert some.config.num_layers == len(some.module.layers) == 2 and not caplog.records
+    if load_format == "auto":
+        assert parts == ["layers.0", "layers.1", ""]
+        for name, parameter in some.module.named_parameters():
+            assert torch.equal(parameter, whole.get_parameter(name.replace("layers.1.", "layers.3.")))
+    some.save_pretrained(tmp_path / "some")
+    assert load_model(tmp_path / "some", device="cpu").config.num_layers == 2
+
+
+@pytest.mark.parametrize("layers", [(), (1, 0), (0, 0), (-1, 0), (0, 2)])
+def test_layers_that_a_model_has_not_are_refused(tiny_model: Path, layers: tuple[int, ...]) -> None:
+    with pytest.raises(InvalidInputError, match="are not some of the 2 layers") as caught:
+        load_model(tiny_model, device="cpu", layers=layers)
+    assert "0 to 1" in caught.value.hint

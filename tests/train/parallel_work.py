@@ -300,6 +300,11 @@ BUILT: dict[str, tuple[dict[str, Any], str, int]] = {
     "tensor-lora": ({"tuning": "lora"}, "ddp", 2),
     "pretrain": ({"method": "pretrain", "model": None, "depth": 6, "tuning": "full"}, "fsdp", 1),
     "distill": ({"method": "distill", "tuning": "full", "distillation": {"teacher": "deep"}}, "fsdp", 1),
+    "distill-cut": (
+        {"method": "distill", "model": None, "tuning": "full", "distillation": {"teacher": "deep", "keep_layers": 6}},
+        "fsdp",
+        1,
+    ),
 }
 """What is built, and how it is spread over two processes."""
 
@@ -327,7 +332,7 @@ def building(home: Path) -> None:
         parts = [sum(t.nbytes for t in (*m.parameters(), *m.buffers())) for m in (*one.module.layers, one.module)]
         rest = parts[-1] - sum(parts[:-1])
         decoders = [(one.module, two.module)]
-        if name == "distill":
+        if name.startswith("distill"):
             decoders.append((one.teacher.decoder, two.teacher.decoder))
         same = True
         for ours, theirs in decoders:

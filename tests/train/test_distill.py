@@ -18,6 +18,7 @@ from torch import Tensor
 
 from llmasos.data import Batches, Totals
 from llmasos.errors import FormatError, InvalidInputError, UnsupportedError
+from llmasos.models import load as loading
 from llmasos.models.attention import Varlen, layer_specs
 from llmasos.models.config import ModelConfig
 from llmasos.models.decoder import Decoder
@@ -29,10 +30,12 @@ from llmasos.train.answers import Answer, Answered, Prompts, Shadow, _finish, pl
 from llmasos.train.config import Distillation, TrainConfig
 from llmasos.train.events import Listener, StepReport
 from llmasos.train.lora import LoraOptions, add_lora
+from llmasos.train.methods import method_of
 from llmasos.train.methods.distill import Distill, Distiller, prompts_of
 from llmasos.train.model import Placed, Trainee
+from llmasos.train.parallel import Ranks, Spreader
 from llmasos.train.run import prepare, resume, train
-from llmasos.train.students import check_vocabulary, kept_layers, student_config, student_of
+from llmasos.train.students import check_vocabulary, kept_layers, student_config
 from tiny import TINY_LLAMA, write_tiny_model
 
 CPU = torch.device("cpu")
@@ -302,7 +305,8 @@ def test_a_student_computes_with_the_teachers_layers_and_survives_its_config_jso
 ) -> None:
     folder = write_tiny_model(tmp_path / "teacher", **{"num_hidden_layers": 4, **changes})
     teacher = load_model(folder, device="cpu", dtype="float32")
-    student = student_of(teacher, (0, 1, 3), torch.float32)
+    student = load_model(folder, device="cpu", dtype="float32", layers=(0, 1, 3))
+    assert student.config == student_config(teacher.config, (0, 1, 3))
     ids = torch.arange(24)[None]
     attend = Varlen(layer_specs(teacher.config), [24])
     with torch.no_grad():
@@ -322,7 +326,7 @@ def test_a_student_computes_with_the_teachers_layers_and_survives_its_config_jso
     assert again.config.num_layers == 3
     with torch.no_grad():
         torch.testing.assert_close(forward(again.module, ids)[0], expected, rtol=1e-5, atol=1e-5)
-        student.module.layers[0].attn.qkv.weight += 1  # a copy: the teacher stays
+        student.module.layers[0].attn.qkv.weight += 1  # of its own: the teacher stays
         assert not torch.equal(student.module.layers[0].attn.qkv.weight, blocks[0].attn.qkv.weight)
 
 
@@ -568,3 +572,25 @@ def test_line_separators_in_answers_are_part_of_them(tmp_path: Path) -> None:
     _finish(part, final, 8)
     with final.open(encoding="utf-8") as file:
         assert [json.loads(line) for line in file] == rows
+
+
+@pytest.mark.parametrize("weight", [0.5, 0.0])
+def test_a_student_is_made_without_a_look_at_the_layers_that_it_does_not_have(
+    options: dict[str, Any], weight: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teacher is read as a whole where it is asked in training."""
+    read: list[str] = []
+    plain = loading._Filler._read
+
+    def noted(self: Any, name: str) -> Tensor:
+        read.append(name)
+        return plain(self, name)
+
+    teacher = dict(load_model(tmp_path / "teacher", device="cpu", dtype="float32").module.named_parameters())
+    monkeypatch.setattr(loading._Filler, "_read", noted)
+    options["distillation"] |= {"weight": weight, "sequence": not weight}
+    built = method_of(TrainConfig.of(**options, tuning="full")).build(CPU, Spreader(Ranks(), torch.float32))
+    times = [sum(f"layers.{layer}.mlp.down_proj" in name for name in read) for layer in range(3)]
+    assert times == ([2, 1, 2] if weight else [1, 0, 1])
+    for name, parameter in built.module.named_parameters():
+        assert parameter.requires_grad and torch.equal(parameter, teacher[name.replace("layers.1.", "layers.2.")])

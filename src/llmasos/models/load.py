@@ -177,6 +177,7 @@ def load_model(
     group: Group | None = None,
     linear: MakeLinear | None = None,
     ready: Ready | None = None,
+    layers: Sequence[int] | None = None,
 ) -> LoadedModel:
     """Load an HF folder (config.json + safetensors) or a GGUF file.
 
@@ -188,7 +189,8 @@ def load_model(
     same kind of device. `group`: this process loads its share of a tensor-parallel model. `linear`: makes the blocks'
     linear layers, out of weight and bias on the device, one after the other; for weights that are kept in another form.
     `ready`: called as soon as a block of a checkpoint's decoder is there, before the next one is read, and last for the
-    whole; so it may keep a part of each, and a model is not in memory as a whole at any time.
+    whole; so it may keep a part of each, and a model is not in memory as a whole at any time. `layers`: numbers from 0,
+    ascending, of a decoder's blocks: the model has only these, and the others are not read; see `some_layers`.
     Raises NotFoundError, FormatError, UnknownArchitectureError, UnsupportedError, DeviceError, InvalidInputError.
     """
     path = Path(path)
@@ -196,12 +198,31 @@ def load_model(
         raise NotFoundError(f"There is no model at {path}.", hint="See `llmasos ls`.")
     _check_choice("quantization", quantization, QUANTIZATIONS)
     _check_choice("load_format", load_format, LOAD_FORMATS)
+    own = group, linear, ready, layers
     if load_format == "dummy":
-        return _load(path, read_config(path), None, device, dtype, quantization, with_tokenizer, group, linear, ready)
+        return _load(path, read_config(path), None, device, dtype, quantization, with_tokenizer, *own)
     path = gguf_in(path)
     config, checkpoint = _open(path)
     with closing(checkpoint):
-        return _load(path, config, checkpoint, device, dtype, quantization, with_tokenizer, group, linear, ready)
+        return _load(path, config, checkpoint, device, dtype, quantization, with_tokenizer, *own)
+
+
+def some_layers(config: ModelConfig, layers: Sequence[int]) -> ModelConfig:
+    """The config of a decoder that has only these layers, numbered anew. Raises InvalidInputError, UnsupportedError."""
+    if config.is_encoder:
+        raise UnsupportedError("Some layers alone can be loaded of a decoder; this is an encoder.", param="layers")
+    if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= config.num_layers:
+        raise InvalidInputError(
+            f"layers={list(layers)} are not some of the {config.num_layers} layers of this model, in their order.",
+            hint=f"Name some of 0 to {config.num_layers - 1}, each once, e.g. 0,2,4.",
+            param="layers",
+        )
+    return replace(
+        config,
+        num_layers=len(layers),
+        layer_types=tuple(config.layer_types[i] for i in layers) if config.layer_types else (),
+        nope_layers=tuple(new for new, old in enumerate(layers) if old in config.nope_layers),
+    )
 
 
 def _in_passing_thread(work: Callable[[], None], stop: threading.Event) -> None:
@@ -262,7 +283,11 @@ def _load(
     group: Group | None,
     linear: MakeLinear | None,
     ready: Ready | None,
+    layers: Sequence[int] | None,
 ) -> LoadedModel:
+    stored = config
+    if layers is not None:
+        config = some_layers(stored, layers)
     placement = place(group.device if group is not None else device, dtype, encoder=config.is_encoder)
     if placement.device.type == "cpu":
         threads = set_threads(settings().threads)
@@ -293,6 +318,8 @@ def _load(
                 made_anew(module, linear)
         else:
             filler = _Filler(config, checkpoint, placement, quantization, whole, shard, linear, stop)
+            if layers is not None:
+                filler.take(stored, layers)
             filler.fill(module, partial(ready, model) if ready is not None else None)
 
     if placement.device.type == "cpu":
@@ -378,6 +405,8 @@ class _Filler:
     ) -> None:
         self.stop = stop or threading.Event()
         """Once it is set, the next tensor raises CancelledError."""
+        self.layers: Sequence[int] | None = None
+        """Of the checkpoint, that the module's blocks are; None: all."""
         self.config, self.checkpoint, self.shard, self.linear = config, checkpoint, shard, linear
         self.device, self.dtype = placement.device, placement.dtype
         self.shapes = {name: p.shape for name, p in whole.named_parameters(remove_duplicate=False)}
@@ -386,6 +415,13 @@ class _Filler:
         self.keep_blocks = self.is_gguf and quantization == "auto" and placement.low_bit and shard is None
         self.round_to = quantization if quantization in ("int8", "int4") else None
         self.upload = Upload(self.device) if self.device.type == "cuda" else None
+
+    def take(self, stored: ModelConfig, layers: Sequence[int]) -> None:
+        """The blocks are these of the checkpoint's; tensors of the others are known and not read."""
+        for name, _ in _build(stored).named_parameters(remove_duplicate=False):
+            if (number := _LAYER.search(name)) and int(number.group()) not in layers:
+                self._source(name)
+        self.layers = layers
 
     def fill(self, module: nn.Module, ready: Callable[[str], None] | None = None) -> None:
         """Block by block, if somebody wants to know when each is there; else with reads that never pause."""
@@ -492,6 +528,8 @@ class _Filler:
 
     def _source(self, parameter: str) -> tuple[tuple[str, ...], Callable[[list[Tensor]], Tensor]]:
         """Checkpoint names behind one of our parameters and how they join. Raises FormatError if one is missing."""
+        if (layers := self.layers) is not None:
+            parameter = _LAYER.sub(lambda number: str(layers[int(number.group())]), parameter, count=1)
         if self.is_gguf:
             stored = self._gguf_names(parameter)
             self.used.update(stored)

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-
-import torch
-from torch import nn
 
 from llmasos.errors import InvalidInputError, UnsupportedError
 from llmasos.models.config import ModelConfig
-from llmasos.models.decoder import Decoder
-from llmasos.models.load import LoadedModel, check_expressible
-from llmasos.models.weights import is_tied, tie
+from llmasos.models.load import check_expressible, some_layers
 from llmasos.text import Tokenizer
 
 
@@ -44,12 +38,7 @@ def kept_layers(num_layers: int, keep: int | Sequence[int]) -> tuple[int, ...]:
 def student_config(teacher: ModelConfig, layers: Sequence[int]) -> ModelConfig:
     """The teacher's config with these of its layers. Raises UnsupportedError where a config.json of its class cannot
     say which layers differ (a fixed pattern of windows), so that the student could not be saved."""
-    config = replace(
-        teacher,
-        num_layers=len(layers),
-        layer_types=tuple(teacher.layer_types[i] for i in layers) if teacher.layer_types else (),
-        nope_layers=tuple(new for new, old in enumerate(layers) if old in teacher.nope_layers),
-    )
+    config = some_layers(teacher, layers)
     try:
         check_expressible(config)
     except UnsupportedError as e:
@@ -57,31 +46,6 @@ def student_config(teacher: ModelConfig, layers: Sequence[int]) -> ModelConfig:
             e.message, hint="Keep other layers, so that their kinds take turns as in the teacher.", param="keep_layers"
         ) from e
     return config
-
-
-def student_of(teacher: LoadedModel, layers: Sequence[int], dtype: torch.dtype) -> LoadedModel:
-    """A model with copies of these layers of a decoder, and of what stands before and behind them."""
-    config = student_config(teacher.config, layers)
-    with torch.device("meta"):
-        module = Decoder(config)
-    theirs = dict(teacher.module.named_parameters(remove_duplicate=False))
-    for name, parameter in list(module.named_parameters(remove_duplicate=False)):
-        if is_tied(config, name):
-            continue
-        owner, _, leaf = name.rpartition(".")
-        copy = theirs[_their_name(name, layers)].detach().to(dtype, copy=True)
-        assert copy.shape == parameter.shape
-        module.get_submodule(owner)._parameters[leaf] = nn.Parameter(copy, requires_grad=False)
-    tie(config, module, None)
-    module.eval()
-    return replace(teacher, module=module, config=config)
-
-
-def _their_name(name: str, layers: Sequence[int]) -> str:
-    if not name.startswith("layers."):
-        return name
-    _, number, rest = name.split(".", 2)
-    return f"layers.{layers[int(number)]}.{rest}"
 
 
 def check_vocabulary(student: Tokenizer, teacher: Tokenizer, config: ModelConfig) -> None:

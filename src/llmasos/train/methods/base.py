@@ -83,6 +83,11 @@ class Method(ABC):
         """The options by which the data is read, where they are not those of the run; `config` has them settled."""
         return config
 
+    @cached_property
+    def layers(self) -> tuple[int, ...] | None:
+        """Of the model to begin with, that are taken; None: all."""
+        return None
+
     @property
     def teacher_shape(self) -> ModelConfig | None:
         """Of a second model that is there during training and only read."""
@@ -107,6 +112,7 @@ class Method(ABC):
             quantization="none",
             linear=partial(FrozenLinear, kind=config.quantization) if config.tuning == "qlora" else None,
             ready=ready,
+            layers=self.layers,
         )
 
     def made_to_learn(self, model: LoadedModel, part: str, spreader: Spreader | None) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,16 @@ from torch import Tensor
 
 from llmasos.errors import InvalidInputError
 from llmasos.models.config import ModelConfig
-from llmasos.models.load import LoadedModel, load_model, made_anew
+from llmasos.models.load import load_model
 from llmasos.store import ensure
 from llmasos.text import load_tokenizer
 from llmasos.train.answers import Prompts, Shadow, teacher_answers
 from llmasos.train.config import Distillation, TrainConfig
 from llmasos.train.divergence import Divergence, Scores, cosine_distance, linear_divergence
-from llmasos.train.lowbit import FrozenLinear
 from llmasos.train.methods.base import Method, NextToken, decoder_config
 from llmasos.train.model import Placed, Trainee
 from llmasos.train.parallel.shard import Spreader
-from llmasos.train.students import check_vocabulary, kept_layers, student_config, student_of
+from llmasos.train.students import check_vocabulary, kept_layers, student_config
 
 
 @dataclass
@@ -184,17 +183,15 @@ class Distill(Method):
         return self.teacher_path if self.config.model is None else super().path
 
     @cached_property
-    def layers(self) -> tuple[int, ...]:
-        """Of the teacher, that the student begins with."""
+    def layers(self) -> tuple[int, ...] | None:
+        """Of the teacher, that the student begins with; None: it is a model of its own."""
         keep = self.config.distillation.keep_layers
-        assert keep is not None
-        return kept_layers(decoder_config(self.teacher_path).num_layers, keep)
+        return None if keep is None else kept_layers(decoder_config(self.teacher_path).num_layers, keep)
 
     @cached_property
     def shape(self) -> ModelConfig:
-        if self.config.model is not None:
-            return super().shape
-        return student_config(decoder_config(self.teacher_path), self.layers)
+        shape = super().shape
+        return shape if self.layers is None else student_config(shape, self.layers)
 
     @property
     def asks_teacher(self) -> bool:
@@ -242,41 +239,18 @@ class Distill(Method):
     def build(self, device: torch.device, spreader: Spreader) -> NextToken:
         self.check()
         dtype = spreader.dtype
+        model = self.weights(device, dtype, spreader)
         if not self.asks_teacher:
-            model = self.weights(device, dtype, spreader)
             return NextToken(model, self.trainee(model, spreader))
-        if self.config.model is None:
-            teacher = load_model(self.teacher_path, device=device, dtype=dtype, quantization="none")
-            model = self._cut(teacher, dtype, spreader)
-            model.tokenizer = self.tokenizer
-            spreader.whole(teacher.module)
-        else:
-            model = self.weights(device, dtype, spreader)
-            teacher = load_model(
-                self.teacher_path,
-                device=device,
-                dtype=dtype,
-                quantization="none",
-                ready=lambda model, part: spreader.part(model.module, part),
-            )
+        teacher = load_model(
+            self.teacher_path,
+            device=device,
+            dtype=dtype,
+            quantization="none",
+            ready=lambda model, part: spreader.part(model.module, part),
+        )
         asked = Trainee(teacher.module, dtype=dtype, compiled=self.is_compiled(device))
         spreader.prepare(asked)
         room = self.config.micro_batch_tokens or self.config.max_length or self.shape.context_length
         options = self.config.distillation
         return Distiller(model, self.trainee(model, spreader), asked, options, room, self.config.seed)
-
-    def weights(self, device: torch.device, dtype: torch.dtype, spreader: Spreader | None = None) -> LoadedModel:
-        if self.config.model is not None:
-            return super().weights(device, dtype, spreader)
-        teacher = load_model(self.teacher_path, device=device, dtype=dtype, quantization="none")
-        return self._cut(teacher, dtype, spreader)
-
-    def _cut(self, teacher: LoadedModel, dtype: torch.dtype, spreader: Spreader | None) -> LoadedModel:
-        """The student, of the teacher's layers, with what is trained of it requiring gradients."""
-        config = self.config
-        model = student_of(teacher, self.layers, torch.float32 if config.tuning == "full" else dtype)
-        if config.tuning == "qlora":
-            made_anew(model.module, partial(FrozenLinear, kind=config.quantization))
-        for part in (*(f"layers.{number}" for number in range(len(self.layers))), ""):
-            self.made_to_learn(model, part, spreader)
-        return model

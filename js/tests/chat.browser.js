@@ -141,7 +141,25 @@ await walk(({ page, url, out, told, button, dialog, shot, audit, narrow, look, f
         await button("Delete Renamed").click();
         await button("Delete", dialog).click();
         await third.locator(".chats li").waitFor({ state: "detached" });
+        // an answer comes in one: the other sees it come, also when it is opened meanwhile, and end when that one is closed
+        await third.goto(`${url}/console/#/chat?model=slow`);
+        await third.waitForFunction(() => document.querySelector(".model-choice select")?.value === "slow");
+        await third.getByLabel("Write a message").fill("A question that is answered letter by letter. ".repeat(60));
+        await third.keyboard.press("Enter");
+        await third.waitForURL(/#\/chat\/./);
+        await page.goto(third.url());
+        await page.reload();
+        const coming = page.locator(".answer[aria-busy=true]");
+        await coming.waitFor();
+        await page.evaluate(() => {
+          const tabs = new BroadcastChannel("llmasos.chats");
+          let replies = 0;
+          return new Promise((resolve) => (tabs.onmessage = ({ data }) => data.writing && ++replies === 4 && resolve()));
+        });
+        told.coming = await coming.count();
         await third.close();
+        await coming.waitFor({ state: "detached" });
+        told.left = await page.locator(".answer header").allTextContents();
       },
     ],
 

@@ -5,6 +5,8 @@ import { test } from "node:test";
 
 import { absorb, noted } from "../../src/llmasos/serve/console/pages/chat/merge.js";
 
+import { giveUp, isRunning, watcher } from "../../src/llmasos/serve/console/pages/chat/watch.js";
+
 const answer = (id, parent, content, more = {}) => ({ id, parent, role: "assistant", content, state: "done", ...more });
 const asked = (id, parent, content) => ({ id, parent, role: "user", content });
 const chatOf = (...nodes) => ({ id: "c", title: "T", created: "1", updated: "1", settings: {}, nodes: Object.fromEntries(nodes.map((node) => [node.id, node])), head: nodes.at(-1)?.id ?? null });
@@ -69,4 +71,67 @@ test("a first message in both is kept in both", () => {
   const mine = chatOf(asked("x", null, "X"));
   assert.equal(absorb(mine, chatOf(asked("y", null, "Y")), undefined, { isWritten: false, newId: () => "new" }), true);
   assert.deepEqual([mine.head, Object.keys(mine.nodes)], ["x", ["x", "y"]]);
+});
+
+/** Pages that hear of each other, and a clock that is wound by hand. */
+function pages() {
+  const open = [];
+  const due = [];
+  const page = (writes = []) => {
+    const own = { writes: new Set(writes), runs: new Set(["c"]), left: [] };
+    const left = (id) => (own.left.push(id), own.runs.delete(id));
+    own.watch = watcher({
+      post: (told) => open.filter((other) => other !== own).forEach((other) => other.watch.hear(told)),
+      writes: (id) => own.writes.has(id),
+      runs: (id) => own.runs.has(id),
+      left,
+      later: (act) => due.push(act),
+    });
+    open.push(own);
+    return own;
+  };
+  const close = (own) => open.splice(open.indexOf(own), 1);
+  const tick = () => due.splice(0).forEach((act) => act());
+  return { page, close, tick, due };
+}
+
+test("an answer is left when the page that writes it is gone, and not before", () => {
+  const { page, close, tick, due } = pages();
+  const [writer, other] = [page(["c"]), page()];
+  other.watch.look("c");
+  other.watch.look("c");
+  assert.equal(due.length, 1, "asked once at a time");
+  for (let n = 0; n < 9; n++) tick();
+  assert.deepEqual(other.left, []);
+  close(writer);
+  for (let n = 0; n < 3; n++) tick();
+  assert.deepEqual([other.left, due.length], [["c"], 0]);
+  writer.watch.look("c");
+  assert.equal(due.length, 0, "who writes asks nobody");
+});
+
+test("an answer that ends is no longer asked about, nor one that is written here meanwhile", () => {
+  const { page, tick, due } = pages();
+  const [, whole, taken] = [page(["c"]), page(), page()];
+  whole.watch.look("c");
+  taken.watch.look("c");
+  whole.runs.delete("c");
+  taken.writes.add("c");
+  tick();
+  assert.deepEqual([whole.left, taken.left, due.length], [[], [], 0]);
+});
+
+test("where pages can not reach each other an unfinished answer is left at once", () => {
+  const left = [];
+  watcher({ post: undefined, writes: () => false, runs: () => true, left: (id) => left.push(id) }).look("c");
+  assert.deepEqual(left, ["c"]);
+});
+
+test("what was given up is stopped in every branch, and gives way to the whole answer", () => {
+  const chat = with_(copy(), answer("b", "q", "Wh", { state: "running", twin: { content: "", state: "running" } }), asked("q2", "a", "Two"));
+  giveUp(chat);
+  assert.deepEqual([chat.nodes.b.state, chat.nodes.b.twin.state, isRunning(chat.nodes.b)], ["stopped", "stopped", false]);
+  const whole = with_(copy(), answer("b", "q", "Whole"));
+  merged(chat, whole);
+  assert.deepEqual([chat.nodes.b.content, chat.nodes.b.state], ["Whole", "done"]);
 });

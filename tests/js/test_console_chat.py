@@ -116,6 +116,7 @@ def test_two_tabs_lose_nothing_of_one_chat(walk: Callable[[str], dict[str, Any]]
     assert told["here"] == ["One", "Two", "Said here"] and told["there"] == ["One", "Two", "Said there", "And more"]
     said = [*told["here"], "Said there", "And more"]
     assert told["kept"] == [["Renamed", sorted(said + [f"{text}!" for text in said])]]
+    assert told["coming"] == 1 and ["stopped" in one for one in told["left"]] == [True]
 
 
 @pytest.mark.timeout(300)

@@ -10,7 +10,7 @@ import { t } from "../core/i18n.js";
 import { useCommands } from "../core/keys.js";
 import { go, href, setQuery } from "../core/router.js";
 import { stored, useSignal } from "../core/store.js";
-import { answer, edit, goOn, keep, mend, send, showBranch, stop } from "./chat/engine.js";
+import { answer, edit, goOn, keep, send, showBranch, stop } from "./chat/engine.js";
 import { Composer } from "./chat/composer.js";
 import { List, drop, exportOne, rename } from "./chat/list.js";
 import { Message } from "./chat/message.js";
@@ -34,10 +34,7 @@ export default function Chat({ route }) {
   const id = route.path[0];
   useEffect(() => void readChats(), []);
   const kept = all && id ? find(id) : null;
-  useEffect(() => {
-    if (kept) mend(kept);
-    setDrawer(false);
-  }, [id, Boolean(kept)]);
+  useEffect(() => setDrawer(false), [id, Boolean(kept)]);
   useEffect(() => {
     if (!id && Object.keys(fresh.nodes).length) setFresh(emptyChat()); // it was begun, and left or deleted
   }, [id]);

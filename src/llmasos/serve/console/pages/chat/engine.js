@@ -4,7 +4,7 @@ import { toast } from "../../components/toast.js";
 import { errorText } from "../../core/api.js";
 import { t } from "../../core/i18n.js";
 import { answerTo, cancelRun, decide, emptyAnswer, passagesFor } from "./answer.js";
-import { branch, leafOf, live, newId, parted, save, show } from "./store.js";
+import { leafOf, live, mend, newId, parted, save, show } from "./store.js";
 
 parted.watch(({ title }) => toast(t("chat.parted", { title: title || t("chat.untitled") }), { tone: "warn" }));
 
@@ -85,11 +85,3 @@ export const goOn = (chat, answer, decisions) =>
     await decide(answer, decisions, { signal, onChange });
     if (signal.aborted) await cancelRun(answer);
   });
-
-/** What a page that was closed left unfinished. */
-export function mend(chat) {
-  if (live.value[chat.id]) return;
-  for (const node of branch(chat)) {
-    for (const one of [node, node.twin]) if (one?.state === "running") Object.assign(one, { state: "stopped", left: true });
-  }
-}

@@ -1,6 +1,7 @@
 /** One conversation out of two copies of it that tabs have gone on with. Nothing is lost: what differs becomes branches. */
 
-const isRunning = (node) => [node, node.twin].some((one) => one?.state === "running");
+import { isRunning } from "./watch.js";
+
 /** An answer that a page is writing, or that went with its page (`left`): every other copy of it is better. */
 const isUnfinished = (node) => isRunning(node) || [node, node.twin].some((one) => one?.left);
 

@@ -6,6 +6,7 @@
 
 import { signal } from "../../core/store.js";
 import { absorb, noted } from "./merge.js";
+import { giveUp, isRunning, watcher } from "./watch.js";
 
 export const newId = () => crypto.getRandomValues(new Uint32Array(3)).reduce((text, n) => text + n.toString(36), "");
 
@@ -83,7 +84,23 @@ const bases = new Map();
 const deleted = new Set();
 
 const tabs = globalThis.BroadcastChannel && new BroadcastChannel("llmasos.chats");
-if (tabs) tabs.onmessage = ({ data: { saved, removed } }) => (removed ? erase(removed) : isRead && reread(saved));
+const watching = watcher({
+  post: tabs && ((told) => tabs.postMessage(told)),
+  writes: (id) => id in live.value,
+  runs: (id) => Object.values(find(id)?.nodes ?? {}).some(isRunning),
+  left: (id) => {
+    giveUp(find(id));
+    show(find(id));
+  },
+});
+
+if (tabs) {
+  tabs.onmessage = ({ data }) => {
+    watching.hear(data);
+    if (data.removed) erase(data.removed);
+    else if (data.saved && isRead) reread(data.saved);
+  };
+}
 
 export async function readChats() {
   if (isRead) return;
@@ -98,12 +115,19 @@ export async function readChats() {
   const more = found.filter((one) => !find(one.id));
   for (const one of more) bases.set(one.id, noted(one));
   chats.value = sorted([...begun, ...more]);
+  for (const one of more) watching.look(one.id);
 }
 
 /** Shows a conversation as it is now, without keeping it. */
 export function show(chat) {
   if (deleted.has(chat.id)) return;
   chats.value = sorted([chat, ...(chats.value ?? []).filter((one) => one.id !== chat.id)]);
+  watching.look(chat.id);
+}
+
+/** What a page that was closed left unfinished. */
+export function mend(chat) {
+  if (!live.value[chat.id]) giveUp(chat);
 }
 
 /** Takes in what another tab has kept. */

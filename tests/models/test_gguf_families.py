@@ -387,6 +387,17 @@ def test_a_gguf_file_equals_the_model_it_was_made_of_and_can_be_saved_as_that(na
     assert max(furthest(hf_logits(again, text), hf_logits(model, text)) for text in texts) <= 1e-5
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_some_layers_of_a_gguf_file_are_those_of_the_whole(name: str, tmp_path: Path) -> None:
+    layout = LAYOUTS[name]
+    path = write_gguf(tmp_path / "m.gguf", layout, weights_of(tiny_model(layout.config)))
+    whole = load(path).module
+    options: dict[str, Any] = {"device": "cpu", "dtype": "float32", "quantization": "none", "with_tokenizer": False}
+    some = load_model(path, **options, layers=(0, 2)).module
+    for key, weight in some.named_parameters():
+        assert torch.equal(weight, whole.get_parameter(key.replace("layers.1.", "layers.2."))), key
+
+
 class Uploaded(load_room._Filler):
     """As for a GPU: blocks are taken there as they are, and decoded there."""
 

@@ -131,9 +131,29 @@ def test_a_mistake_early_in_a_large_array_is_found_before_its_end_is_read(
     assert seen < 1000
 
 
+def test_a_file_that_is_not_there_is_said_with_those_that_are_like_it(tmp_path: Path) -> None:
+    (tmp_path / "chats.jsonl").write_text("{}\n")
+    for name, hint in (
+        ("chat.jsonl", f"Did you mean {tmp_path / 'chats.jsonl'}?"),
+        ("corpus.txt.gz", f"the folder is {tmp_path}"),
+        ("gone/chats.jsonl", f"no folder {tmp_path / 'gone'}"),
+    ):
+        with pytest.raises(NotFoundError, match="no file") as caught:
+            open_dataset(tmp_path / name)
+        assert hint in caught.value.hint
+
+
+def test_what_is_no_parquet_file_is_said_in_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"no table, but long enough for a footer")
+    with pytest.raises(FormatError) as caught:
+        rows_of(path)
+    assert "is not a parquet file" in caught.value.message and not caught.value.message.endswith("..")
+
+
 def test_what_is_not_there_or_of_no_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no dataset"):
-        open_dataset(tmp_path / "none.jsonl")
+        open_dataset(tmp_path / "none")
     (tmp_path / "a.png").write_text("")
     with pytest.raises(UnsupportedError, match="no known kind"):
         open_dataset(tmp_path / "a.png")

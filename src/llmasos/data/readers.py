@@ -12,6 +12,7 @@ Each may be compressed (.gz, or .zst with `llmasos[train]`), but for parquet.
 from __future__ import annotations
 
 import csv
+import difflib
 import gzip
 import hashlib
 import io
@@ -144,6 +145,8 @@ def open_dataset(ref: str | Path, *, columns: Columns = None) -> list[DataFile]:
             raise NotFoundError(f"The folder {path} has no data.", hint=f"Known are files of {', '.join(KINDS)}.")
         return [DataFile(str(one), _kind(one), one.absolute(), named) for one in found]
     if not path.is_file():
+        if _kind(path):
+            raise NotFoundError(f"There is no file {ref}.", hint=_similar(path))
         raise NotFoundError(
             f"There is no dataset {str(ref)!r}.",
             hint="Name a file, a folder, an installed dataset, or hf:OWNER/NAME for one of the hub.",
@@ -153,6 +156,16 @@ def open_dataset(ref: str | Path, *, columns: Columns = None) -> list[DataFile]:
             f"{path} is of no known kind.", hint=f"Known: {', '.join(KINDS)}, also with .zst or .gz.", param="data"
         )
     return [DataFile(str(ref), kind, path.absolute(), named)]
+
+
+def _similar(path: Path) -> str:
+    """What to name instead of a file that is not there: those beside it whose names are like it."""
+    if not path.parent.is_dir():
+        return f"There is no folder {path.parent}, either; name a file that is there."
+    there = sorted(one.name for one in path.parent.iterdir() if one.is_file() and _kind(one))
+    if near := difflib.get_close_matches(path.name, there, n=2):
+        return f"Did you mean {' or '.join(str(path.with_name(name)) for name in near)}?"
+    return f"Make it first, or name a file that is there; the folder is {path.absolute().parent}."
 
 
 def parse_columns(text: str) -> Columns:
@@ -368,7 +381,8 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
             for batch in file.iter_batches(batch_size=256):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowInvalid, OSError) as e:
-        raise FormatError(f"{path} is not a parquet file: {e}.", hint="Fetch the file again.") from e
+        why = str(e).rstrip(".")
+        raise FormatError(f"{path} is not a parquet file: {why}.", hint="Fetch the file again.") from e
 
 
 # --- the hub

@@ -9,7 +9,9 @@ import pytest
 from cli_runner import Cli
 from fake_llm import FakeLLM, live_server
 
+from llmasos.cli.messages import en, zh
 from llmasos.client import Client
+from llmasos.serve.jobs.room import Kind
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +63,14 @@ def test_jobs_are_listed_followed_shown_and_ended(cli: Cli, url: str) -> None:
 def test_wrong_lines_say_what_is_wrong(cli: Cli, words: list[str], code: int, said: str) -> None:
     result = cli("jobs", *words)
     assert result.code == code and said in result.err, result.err
+
+
+def test_the_help_of_kind_names_all_kinds() -> None:
+    def named(kind: type[Kind]) -> set[str]:
+        own = {kind.name} if "name" in vars(kind) and kind.__module__.startswith("llmasos.") else set()
+        return own.union(*(named(each) for each in kind.__subclasses__()))
+
+    kinds = named(Kind)
+    assert "fine_tuning" in kinds
+    for messages in (en.MESSAGES, zh.MESSAGES):
+        assert all(kind in messages["option.jobs.kind"] for kind in kinds)

@@ -288,6 +288,12 @@ def test_the_jobs_stand_in_the_list_of_all_jobs(client: openai.OpenAI, url: str)
         ({"extra_body": {"llmasos": {"tokenizer": "../x"}}}, "llmasos.tokenizer", "is a path"),
         ({"extra_body": {"llmasos": {"distillation": {"teacher": "/x"}}}}, "llmasos.distillation.teacher", "is a path"),
         ({"extra_body": {"llmasos": {"distillation.teacher": "a/b"}}}, "llmasos.distillation.teacher", "is a path"),
+        (
+            {"extra_body": {"llmasos": {"method": "distill", "distillation": {"teacher": "missing"}}}},
+            "llmasos.distillation.teacher",
+            "not installed",
+        ),
+        ({"extra_body": {"llmasos": {"gpus": 100_000}}}, "llmasos.gpus", "CPU cores"),
         ({"hyperparameters": {"n_epochs": 1}, "extra_body": {"llmasos": {"steps": 1}}}, "llmasos", "n_epochs"),
         ({"hyperparameters": {"batch_size": 1}, "extra_body": {"llmasos": {"batch_tokens": 64}}}, "llmasos", "both"),
         ({"extra_body": {"llmasos": {"method": "pretrain", "depth": 4}}}, "llmasos.depth", "has no effect"),

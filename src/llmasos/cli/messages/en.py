@@ -193,7 +193,7 @@ MESSAGES = {
     "option.app.limit": "logs: how many lines; default: 100",
     "option.jobs.action": "ls, show, follow, pause, resume or cancel; default: ls",
     "option.jobs.id": "the job",
-    "option.jobs.kind": "only those of this kind: pull, task_batch, pipeline, package_check, app",
+    "option.jobs.kind": "only those of this kind: pull, fine_tuning, task_batch, pipeline, package_check, app",
     "command.agent": "Ask a model that may call tools, and read what agents have done.",
     "command.memory": "Conversations that are kept: list, search, read, export, delete.",
     "option.agent.action": "run, continue, ls, show, replay, rm or tools; default: ls",

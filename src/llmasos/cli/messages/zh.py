@@ -189,7 +189,7 @@ MESSAGES = {
     "option.app.limit": "logs：显示多少行；默认 100",
     "option.jobs.action": "ls、show、follow、pause、resume 或 cancel；默认 ls",
     "option.jobs.id": "作业",
-    "option.jobs.kind": "只列出这一种：pull、task_batch、pipeline、package_check、app",
+    "option.jobs.kind": "只列出这一种：pull、fine_tuning、task_batch、pipeline、package_check、app",
     "command.agent": "询问可以调用工具的模型，并查看智能体做过什么。",
     "command.memory": "保存的对话：列出、搜索、阅读、导出、删除。",
     "option.agent.action": "run、continue、ls、show、replay、rm 或 tools；默认：ls",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -64,6 +65,7 @@ def options_of(body: FineTuningRequest, hyperparameters: Hyperparameters) -> dic
         if reason := OURS.get(name.split(".")[0]):
             raise InvalidInputError(f"llmasos.{name} can't be given.", hint=reason, param=f"llmasos.{name}")
     _check_paths(asked)
+    _check_gpus(asked)
     options: dict[str, Any] = {"validation": 0.0, **asked, "seed": body.seed or 0}
     if hyperparameters.n_epochs != "auto":
         if {"epochs", "steps"} & asked.keys():
@@ -114,10 +116,27 @@ def _check_paths(asked: dict[str, Any]) -> None:
             hint="Send the template's text; a path would be one of the server's.",
             param="llmasos.template",
         )
-    distillation = asked.get("distillation")
-    teacher = asked.get("distillation.teacher", distillation.get("teacher") if isinstance(distillation, dict) else None)
-    for name, value in (("tokenizer", asked.get("tokenizer")), ("distillation.teacher", teacher)):
+    for name, value in other_models(asked).items():
         if isinstance(value, str) and ("/" in value or "\\" in value or value.startswith((".", "~", "file:"))):
             raise InvalidInputError(
                 f"llmasos.{name}={value!r} is a path.", hint="Name an installed model.", param=f"llmasos.{name}"
             )
+
+
+def other_models(asked: dict[str, Any]) -> dict[str, Any]:
+    """Options that name a model beside the one that is trained, with what was given."""
+    distillation = asked.get("distillation")
+    teacher = asked.get("distillation.teacher", distillation.get("teacher") if isinstance(distillation, dict) else None)
+    found = {"tokenizer": asked.get("tokenizer"), "distillation.teacher": teacher}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _check_gpus(asked: dict[str, Any]) -> None:
+    """Without GPUs the run's processes share the CPU, and nothing else bounds how many a client may begin."""
+    number, most = asked.get("gpus"), os.cpu_count() or 1
+    if isinstance(number, int) and number > most:
+        raise InvalidInputError(
+            f"llmasos.gpus={number}, and the server has {most} CPU cores for its processes.",
+            hint="Leave it out, or give the number of the server's GPUs.",
+            param="llmasos.gpus",
+        )

@@ -76,6 +76,7 @@ class FineTuning(Kind):
         hyperparameters = options.hyperparameters_of(body)
         asked = options.options_of(body, hyperparameters)
         own, base, reference = await self._base(body.model, caller)
+        await asyncio.to_thread(_check_installed, asked)
         id = f"ftjob-{secrets.token_hex(12)}"
         served, run = options.names_of(base, suffix, secrets.token_hex(4))
         folder = self._folder(id)
@@ -375,6 +376,18 @@ def _progress(work: Work, event: dict[str, Any]) -> None:
                 progress=event["step"] / event["steps"],
                 message=f"{event['step']}/{event['steps']}{loss}",
                 details=details | steps,
+            )
+
+
+def _check_installed(asked: dict[str, Any]) -> None:
+    """A run would fetch what it lacks; a client learns at once that a name is wrong. Blocking."""
+    library = Library()
+    for option, name in options.other_models(asked).items():
+        if not library.has(name):
+            raise InvalidInputError(
+                f"llmasos.{option}={name!r} is not installed on the server.",
+                hint="Name an installed model; llmasos ls lists them, and llmasos pull NAME installs one.",
+                param=f"llmasos.{option}",
             )
 
 

@@ -571,7 +571,8 @@ def check_low_bit_layers(low: LoadedModel, full: LoadedModel, four_bit: bool) ->
     kind = Int4Linear if four_bit else Int8Linear
     low_bit = Int4Linear | Int8Linear | PackedLinear
     modules = {name: m for name, m in low.module.named_modules() if isinstance(m, low_bit)}
-    heads = {"head": PackedLinear} if kind is Int8Linear else {}
+    width = full.module.get_submodule("head").weight.shape[1]
+    heads = {"head": PackedLinear} if kind is Int8Linear and PackedLinear.fits(width, torch.bfloat16) else {}
     assert all(type(m) is heads.get(name, kind) for name, m in modules.items())
     assert set(modules) == {n for n, m in full.module.named_modules() if isinstance(m, torch.nn.Linear)}
     for name, module in modules.items():

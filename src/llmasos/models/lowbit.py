@@ -106,6 +106,11 @@ class Int8Linear(nn.Module):
         return out if self.bias is None else out + self.bias
 
 
+def _packs_bfloat16() -> bool:
+    """oneDNN needs AVX-512, AVX-NE-CONVERT or Arm's bfloat16 for it."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 class PackedLinear(nn.Module):
     """y = x Wᵀ + b with W in bfloat16 as oneDNN lays it out: twice the memory of int8, nothing more to round, as fast
     for one token and several times as fast for a few. Narrow enough that a sum is made in one go, so a row of the
@@ -121,7 +126,7 @@ class PackedLinear(nn.Module):
 
     @classmethod
     def fits(cls, in_features: int, dtype: torch.dtype) -> bool:
-        return in_features <= cls.WIDEST and dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()
+        return in_features <= cls.WIDEST and dtype == torch.bfloat16 and _packs_bfloat16()
 
     @property
     def nbytes(self) -> int:

@@ -202,6 +202,8 @@ def weights_bytes(tensors: Sequence[TensorInfo], width: int) -> int:
 def gguf_weights_bytes(tensors: Sequence[TensorInfo], config: ModelConfig, width: int, *, low_bit: bool) -> int:
     """Bytes of a GGUF file's weights once loaded: copies of `width` bytes per element or low-bit ones, and those parts
     of the mapped file that are used again (blocks of embeddings and 4-bit layers)."""
+    import torch
+
     from llmasos.models.lowbit import FOUR_BIT, GROUP, Int4Linear, PackedLinear
 
     tied = not config.is_encoder and all(tensor.name != "output.weight" for tensor in tensors)
@@ -217,7 +219,7 @@ def gguf_weights_bytes(tensors: Sequence[TensorInfo], config: ModelConfig, width
         if four:
             linear = elements // 2 + elements // GROUP * 4  # with scale and minimum of each group
         else:
-            packed = head and width == 2 and tensor.shape[-1] <= PackedLinear.WIDEST
+            packed = head and width == 2 and PackedLinear.fits(tensor.shape[-1], torch.bfloat16)
             linear = elements * 2 if packed else elements
         total += tensor.nbytes if four or embedding else 0
         total += linear if tied or not embedding else 0

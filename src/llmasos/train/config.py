@@ -423,3 +423,11 @@ def _wrong(message: str) -> str:
     plain = message.removeprefix("Value error, ").replace("Input should", "should")
     plain = re.sub("valid dictionary( or instance of .*)?", "group of names and values", plain)
     return plain.replace("valid tuple", "list").removesuffix(".")
+
+
+def how_to_resume(name: str | None) -> str:
+    """What to do about a run whose processes are gone."""
+    return (
+        f"Go on from the last checkpoint with `llmasos train resume {name or 'NAME'}`, on another number of GPUs "
+        "if need be."
+    )

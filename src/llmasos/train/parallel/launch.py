@@ -20,8 +20,8 @@ from torch._C._distributed_c10d import TCPStore
 from llmasos.devices import set_threads
 from llmasos.errors import InvalidInputError, LLMasOSError
 from llmasos.settings import settings
-from llmasos.train.config import TrainConfig
-from llmasos.train.parallel.ranks import COLLECTIVE, PATIENCE, LostRankError, Ranks, how_to_resume
+from llmasos.train.config import TrainConfig, how_to_resume
+from llmasos.train.parallel.ranks import COLLECTIVE, PATIENCE, LostRankError, Ranks
 
 BEGIN = timedelta(minutes=3)
 """Until all processes are there."""
@@ -102,7 +102,6 @@ def _of_group(config: TrainConfig) -> Ranks:
 def _group(config: TrainConfig, port: int) -> Iterator[None]:
     """Join the first rank, which waits at `port`."""
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    threading.Thread(target=_end_with_the_first, args=(config,), daemon=True).start()
     _init(config, rank, size, TCPStore("127.0.0.1", port, size, False, timeout=BEGIN))
     try:
         yield
@@ -126,15 +125,6 @@ def _init(config: TrainConfig, rank: int, size: int, store: TCPStore | None) -> 
         world_size=size if store else -1,
         timeout=COLLECTIVE if on_gpu else PATIENCE,
     )
-
-
-def _end_with_the_first(config: TrainConfig) -> None:
-    """Standard input ends with the process that holds it."""
-    while os.read(0, 4096):
-        pass
-    words = f"Process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} ends: process 0 is gone. "
-    os.write(2, f"{words}{how_to_resume(config.name)}\n".encode())
-    os._exit(1)
 
 
 @contextmanager
@@ -186,7 +176,7 @@ def _begin(config: TrainConfig, rank: int, number: int, port: int) -> subprocess
     words = [
         sys.executable,
         "-m",
-        "llmasos.train.parallel.worker",
+        "llmasos.train.worker",
         config.model_dump_json(by_alias=True, exclude_unset=True),
     ]
     return subprocess.Popen(

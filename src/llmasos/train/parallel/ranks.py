@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from llmasos.errors import InvalidInputError, LLMasOSError
+from llmasos.train.config import how_to_resume
 
 Kind = Literal["ddp", "fsdp", "hsdp"]
 
@@ -196,10 +197,3 @@ def explained(ranks: Ranks) -> Iterator[None]:
 def _reason(e: BaseException) -> str:
     """The first sentence, without the place in torch's source."""
     return re.sub(r"^\[\S+:\d+\] ", "", str(e)).splitlines()[0].split(". ")[0].removesuffix(".")
-
-
-def how_to_resume(name: str | None) -> str:
-    return (
-        f"Go on from the last checkpoint with `llmasos train resume {name or 'NAME'}`, on another number of GPUs "
-        "if need be."
-    )

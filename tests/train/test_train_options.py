@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from llmasos.client.types.finetuning import FineTuningRequest, Hyperparameters
@@ -16,6 +18,7 @@ from llmasos.serve.finetuning.options import options_of
 from llmasos.train import sft
 from llmasos.train.config import _EFFECTS, Distillation, Lora, TrainConfig
 from llmasos.train.methods import METHODS
+from llmasos.train.parallel import Ranks, launch
 from llmasos.train.process import read_job
 from llmasos.train.run import resume
 from tiny import write_tiny_model
@@ -232,3 +235,22 @@ def test_a_value_beside_those_that_yaml_merges_in_has_the_last_word(tmp_path: Pa
     file.write_text("lora:\n  <<: {r: 8, alpha: 4}\n  r: 16\n")
     lora = TrainConfig.of(file).lora
     assert (lora.r, lora.alpha) == (16, 4)
+
+
+def test_the_hint_is_the_page_of_the_method() -> None:
+    with pytest.raises(InvalidInputError) as refused:
+        TrainConfig.of(method="pretrain", data="x", depth=-1)
+    assert "train pretrain --help" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize("said", [{"LLMASOS_DEVICE": "auto"}, {"LLMASOS_DEVICE": "cpu"}])
+def test_processes_without_gpus_are_asked_for_by_name(said: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(launch, "_launched", lambda *_: nullcontext())
+    monkeypatch.setattr(launch, "_of_group", lambda _: Ranks())
+    config = TrainConfig.of(model="m", data="x", gpus=3)
+    without = nullcontext() if said["LLMASOS_DEVICE"] == "cpu" else pytest.raises(InvalidInputError, match="are none")
+    with without, launch.joined(config):
+        pass

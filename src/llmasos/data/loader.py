@@ -109,10 +109,12 @@ class Batches:
     ) -> None:
         sources = parse_sources([data] if isinstance(data, str | Path | Source) else data)
         self.max_length, self.batch_tokens = max_length, batch_tokens or max_length
-        if max_length < 2 or self.batch_tokens < max_length:
+        if max_length < 2:
+            raise InvalidInputError(f"max_length={max_length}.", hint="Use at least 2.", param="max_length")
+        if self.batch_tokens < max_length:
             raise InvalidInputError(
                 f"Batches of {self.batch_tokens} tokens cannot hold samples of {max_length}.",
-                hint="batch_tokens must be at least max_length, and that at least 2.",
+                hint="batch_tokens must be at least max_length.",
                 param="batch_tokens",
             )
         if not 0 <= validation < 1 or (split == "validation" and not validation):

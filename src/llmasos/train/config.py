@@ -223,7 +223,7 @@ class TrainConfig(_Group):
         try:
             return cls.model_validate(values, context=None if new is None else {"new": new})
         except ValidationError as e:
-            raise _explained(e) from e
+            raise _explained(e, values.get("method", "sft")) from e
 
     @classmethod
     def parsed(cls, text: str) -> TrainConfig:
@@ -398,20 +398,21 @@ _OTHER_NAMES = {
 """What other programs call them."""
 
 
-def _explained(e: ValidationError) -> InvalidInputError:
+def _explained(e: ValidationError, method: Any) -> InvalidInputError:
     import difflib
 
     errors = e.errors(include_url=False)
+    page = f"`llmasos train {method if method in get_args(Method) else 'sft'} --help`"
     name, value = _option(errors[0]["loc"]), errors[0]["input"]
     if errors[0]["type"] == "extra_forbidden":
         groups: dict[str, type[_Group]] = {"lora": Lora, "distillation": Distillation}
         known = [*TrainConfig.model_fields, *(f"{g}.{inner}" for g, of in groups.items() for inner in of.model_fields)]
         near = [_OTHER_NAMES[name]] if name in _OTHER_NAMES else difflib.get_close_matches(name, known, n=1)
-        hint = f"Did you mean {near[0]}?" if near else "`llmasos train sft --help` lists them all."
+        hint = f"Did you mean {near[0]}?" if near else f"{page} lists them all."
         return InvalidInputError(f"A run has no option {name!r}.", hint=hint, param=name)
     wrong = dict.fromkeys(_wrong(one["msg"]) for one in errors if _option(one["loc"]) == name)
     what = ", or ".join(wrong).replace(", or should", ", or")
-    return InvalidInputError(f"{name}={value!r} {what}.", hint="`llmasos train sft --help` tells of it.", param=name)
+    return InvalidInputError(f"{name}={value!r} {what}.", hint=f"{page} tells of it.", param=name)
 
 
 def _option(place: tuple[int | str, ...]) -> str:

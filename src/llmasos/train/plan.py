@@ -349,12 +349,10 @@ def _gathered(whole: int, ends: int, num_layers: int, machine: _Machine) -> int:
 
 def _loading(held: Footprint, parts: dict[str, int], case: _Case) -> int:
     """The most of weights that a device has before the first step: its own part, and the block that is being divided or
-    what is around the blocks. A student of its teacher's layers is divided when both are there."""
+    what is around the blocks."""
     config, machine = case.config, case.machine
     if not case.is_sharded and config.tensor_parallel_size == 1:
         return held.weights
-    if machine.teacher is not None and config.model is None:
-        return held.weights + machine.dtype.itemsize * num_weights(machine.teacher)
     ends = (4 if config.tuning == "full" else machine.dtype.itemsize) * _num_ends(case.shape)
     return parts["weights"] + max(ends, (held.weights - ends) // case.shape.num_layers)
 

@@ -63,10 +63,12 @@ def joined(config: TrainConfig) -> Iterator[Ranks]:
             hint="Make gpus a multiple of tensor_parallel_size.",
             param="tensor_parallel_size",
         )
-    if device_type(config) == "cuda" and number > torch.cuda.device_count():
+    there = torch.cuda.device_count()
+    said = settings().device if config.device == "auto" else config.device
+    if said.startswith(("auto", "cuda")) and number > there:
         raise InvalidInputError(
-            f"gpus={number}, and there are {torch.cuda.device_count()}.",
-            hint=f"Use gpus={max(1, torch.cuda.device_count())}.",
+            f"gpus={number}, and there are {there or 'none'}.",
+            hint=f"Use gpus={max(1, there)}; device=cpu divides the work over processes of the CPU.",
             param="gpus",
         )
     with _launched(config, number):

@@ -5,7 +5,9 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -57,6 +59,21 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("LLMASOS_HOME", str(folder))
     monkeypatch.setenv("LLMASOS_LANG", "en")
     yield folder
+
+
+@pytest.fixture
+def rows_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Triton's interpreter a row of a product has the same bits wherever it stands in a tile, as on a GPU: with
+    numpy's product of whole tiles that is so on some CPUs only."""
+    if torch.cuda.is_available():
+        return
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+
+    def by_row(self: Any, a: Any, b: Any, d: Any, *how: Any) -> Any:
+        found = np.matmul(a.data[..., :, None, :], b.data[..., None, :, :], dtype=d.data.dtype)[..., 0, :]
+        return interpreter.TensorHandle(found + d.data, d.dtype.scalar)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", by_row)
 
 
 @pytest.fixture(scope="session")

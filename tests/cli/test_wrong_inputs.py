@@ -309,7 +309,7 @@ CASES = [
     made("chat without template", 2, "chat template", untemplated("chat"), hints="llmasos run"),
     made("system text without template", 2, "--system", untemplated("run", "hi", "--system", "x")),
     case("system text and raw", 2, "--system", "run", *BASE, "--raw", "--system", "x"),
-    case("chat with an encoder", 2, "encoder", "chat", "{encoder}", hints="llmasos run"),
+    case("chat with an encoder", 2, "makes embeddings", "chat", "{encoder}", hints="llmasos task embed"),
     case("provider without key", 6, "OPENAI_API_KEY", "run", "openai:gpt-4.1", "hi", hints="export OPENAI_API_KEY"),
     case("provider without model", 2, "openai:", "run", "openai:", "hi", hints="openai:MODEL"),
     case("missing conversation", 3, "none.json", "chat", "{model}", stdin="/load none.json\n"),

@@ -194,6 +194,7 @@ def test_layers_of_other_kinds_are_called(names: tuple[str, ...]) -> None:
         assert_same(*pair.step(new))
 
 
+@pytest.mark.usefixtures("rows_anywhere")
 def test_an_invariant_pass_gives_each_sequence_what_it_gets_alone() -> None:
     together, alone = (Pair(LLAMA, invariant=True) for _ in range(2))
     for new in ([ids(6), ids(2), ids(1)], [ids(1), ids(1), []]):

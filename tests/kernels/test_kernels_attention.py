@@ -232,6 +232,7 @@ def test_prefill_takes_any_ratio_of_heads_and_any_width(
     assert_equal(prefill(case, SPECS["plain"]), expected(case, SPECS["plain"]))
 
 
+@pytest.mark.usefixtures("rows_anywhere")
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_invariant_rows_are_the_same_bits_however_a_prompt_is_chunked_and_whoever_is_beside_it(
     spec: AttentionSpec, device: torch.device

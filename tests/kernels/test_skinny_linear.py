@@ -97,6 +97,7 @@ def test_every_shape_has_a_tiling_that_fits(num_tokens: int, num_rows: int, widt
         assert cut.stages * cut.block * (cut.rows * (1 + gated) + num_tokens) * 2 <= 200_000
 
 
+@pytest.mark.usefixtures("rows_anywhere")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_an_invariant_row_is_the_same_alone_and_anywhere_in_a_batch(dtype: torch.dtype, device: torch.device) -> None:
     x, weight, bias = (random(*s, device=device, dtype=dtype) for s in ((70, 136), (150, 136), (150,)))

@@ -329,10 +329,10 @@ def test_a_model_is_divided_while_it_is_loaded() -> None:
     assert few.parts["weights"] < alone.parts["weights"] / 60
     taught = planned(30, large, world_size=64, parallel="fsdp", gpus=64, teacher=large, **gpu)
     assert taught.parts["teacher"] < planned(1000, large, teacher=large, **gpu).parts["teacher"] / 4
-    # a student of the teacher's layers is divided when both are there
+    # a student of the teacher's layers is read block by block, too
     own = {"method": "distill", "distillation": {"teacher": "t"}, "model": None, "teacher": large}
     cut = planned(30, large, world_size=64, parallel="fsdp", gpus=64, **own, **gpu)
-    assert cut.memory == pytest.approx(2 * one.parts["weights"], rel=0.01) and taught.memory < cut.memory / 4
+    assert cut.memory == pytest.approx(taught.memory, rel=0.01)
 
 
 def test_a_teacher_takes_its_place() -> None:

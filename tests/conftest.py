@@ -30,9 +30,12 @@ settings.load_profile("house")
 # models this small only wait for each other's threads
 os.environ["LLMASOS_THREADS"] = "1"
 
+# a job in the background of a script ignores Ctrl-C, one under nohup hanging up, and both hand that on to their children;
+# tests here send these signals
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # a job in the background of a script ignores Ctrl-C and hands that on to its children; tests here send it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_finish() -> None:

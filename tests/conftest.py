@@ -30,7 +30,7 @@ settings.load_profile("house")
 # models this small only wait for each other's threads
 os.environ["LLMASOS_THREADS"] = "1"
 
-# a job in the background of a script ignores Ctrl-C, one under nohup hanging up, and both hand that on to their children;
+# a job in the background of a script ignores Ctrl-C, one under nohup SIGHUP, and both hand that on to their children;
 # tests here send these signals
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

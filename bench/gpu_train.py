@@ -94,7 +94,7 @@ def works() -> list[Work]:
     qwen3 = 6 * 596e6 + 12 * 28 * 2048 * 4096 / 2
     return [
         Work("lora-8b", LLAMA_8B, 2, 4096, 4 * 8.03e9, lora=True),
-        *(Work("gpt2", GPT2, num, 1024, gpt2) for num in (32, 64)),
+        *(Work("gpt2", GPT2, num, 1024, gpt2) for num in (32, 64, 128)),
         *(Work("qwen3", QWEN3, num, 4096, qwen3) for num in (4, 8)),
     ]
 

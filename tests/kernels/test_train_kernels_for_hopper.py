@@ -20,9 +20,8 @@ from llmasos.train.kernels.divergence import _divergence
 
 POINTERS = {"logits": "*bf16", "ours": "*bf16", "theirs": "*bf16", "labels": "*i64"}
 POINTERS |= dict.fromkeys(("losses", "entropies", "divergences"), "*fp32")
-POINTERS |= dict.fromkeys(("weights", "gradients", "mean_scales", "root_scales", "signed", "unsigned"), "*fp32")
-POINTERS |= dict.fromkeys(("signed_middles", "unsigned_middles"), "*fp32")
-POINTERS |= dict.fromkeys(("signed_first", "unsigned_first", "mean_codes", "root_codes"), "*u8")
+POINTERS |= dict.fromkeys(("weights", "gradients", "mean_scales", "root_scales"), "*fp32")
+POINTERS |= dict.fromkeys(("mean_codes", "root_codes"), "*u8")
 WHOLE = ("stride", "our_stride", "their_stride", "size", "shared", "count", "num_blocks")
 
 def compiled(kernel, constants):

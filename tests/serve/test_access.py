@@ -107,14 +107,39 @@ async def test_a_key_revoked_elsewhere_is_shut_out_within_a_second(database: Dat
     await access.close()
 
 
-async def test_a_key_made_elsewhere_opens_a_running_server(memory: Database) -> None:
+async def test_a_key_made_elsewhere_opens_a_running_server_at_once(memory: Database) -> None:
     access, client = guarded(memory)
     async with client:
         await ask(client, make_key(memory))
-        new = make_key(memory, "new")
-        async with asyncio.timeout(1):
-            while (await ask(client, new)).status_code != 200:
-                await asyncio.sleep(0.05)
+        for name in ("new", "newer"):
+            assert (await ask(client, make_key(memory, name))).status_code == 200
+    await access.close()
+
+
+async def test_unknown_keys_share_the_readings_that_they_cause(memory: Database) -> None:
+    clock = Clock()
+    access, client = guarded(memory, clock=clock)
+    readings, run = 0, memory.run
+
+    async def counting(work, **options):
+        nonlocal readings
+        readings += 1
+        return await run(work, **options)
+
+    async def away(work, **options):
+        raise StoreError("away")
+
+    async with client:
+        await ask(client, make_key(memory))
+        unknown = [keys.text_of(*keys.new_text()) for _ in range(50)]
+        clock.pass_(0.01)
+        memory.run = counting
+        answers = await asyncio.gather(*(ask(client, one) for one in unknown))
+        assert ({answer.status_code for answer in answers}, readings) == ({401}, 1)
+        clock.pass_(0.01)
+        memory.run = away
+        assert [(await ask(client, one)).status_code for one in unknown[:3]] == [401] * 3
+        memory.run = run
     await access.close()
 
 

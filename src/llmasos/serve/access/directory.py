@@ -7,7 +7,8 @@ more than any other refused request, and nobody has to be kept waiting for who e
 
 Other servers and the command line change keys, too: what changed is read every CHECK_AFTER seconds while there are
 requests, beside them; no request is decided on knowledge older than STALE_AFTER seconds, unless the database can't be
-reached: then what is known holds for GRACE seconds more.
+reached: then what is known holds for GRACE seconds more. A key that nobody here knows may be as new as its request, so
+it is looked for once more; all who send such keys share these readings.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 
 from llmasos.errors import StoreError
@@ -27,6 +29,8 @@ from llmasos.serve.access.keys import PREFIX, Key, is_secret, may_be_secret, par
 from llmasos.store.database import Database, utc_now
 
 CHECK_AFTER, STALE_AFTER, GRACE = 0.4, 0.9, 60.0
+LOOK_EVERY, LOOK_FOR = 0.1, 1.0
+"""Seconds from one reading to the next that unknown keys cause, and that they wait for one at most."""
 
 log = logging.getLogger("llmasos.serve.access")
 
@@ -50,6 +54,7 @@ class Directory:
         self._texts: dict[bytes, str] = {}
         self._hash_key = secrets.token_bytes(32)
         self._verifying = asyncio.Semaphore(1)  # one core at most goes into hashing
+        self._looking = asyncio.Lock()
 
     async def find(self, text: str) -> Key:
         """The key of this text. Raises UnauthorizedError if there is none, or if it is over; StoreError if the database
@@ -72,6 +77,8 @@ class Directory:
 
     async def _verified(self, text: str) -> str:
         parts = parts_of(text)
+        if parts and parts[0] not in self._keys:
+            await self._look_again()
         key = self._keys.get(parts[0]) if parts else None
         if parts is None or key is None or key.revoked is not None or not may_be_secret(key.secret_hash, parts[1]):
             raise self._unknown(text)
@@ -100,6 +107,15 @@ class Directory:
         await asyncio.wait({self._reading}, timeout=None if age > GRACE else 1.0)
         if self._error is not None and self._clock() - self._read_at > GRACE:
             raise self._error
+
+    async def _look_again(self) -> None:
+        """What changed until now, unless the database can't be asked."""
+        asked = self._clock()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_FOR), self._looking:
+                if self._read_at < asked and self._error is None:
+                    await asyncio.sleep(min(LOOK_EVERY, max(0.0, self._read_at + LOOK_EVERY - self._clock())))
+                    await self.refresh()
 
     async def refresh(self) -> None:
         """Read what changed now: after this server itself has changed something."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -24,14 +25,17 @@ from tiny import write_tiny_model
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"),
+    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),  # torch 2.11's compiler, of itself
 ]
 DEVICE = "cuda"
 WIDE = {"hidden_size": 256, "intermediate_size": 512}
 """Heads of 64; states of most matrices in 8 bits."""
-HALF = 0.02
-"""By which losses differ where bfloat16 is summed up in another order."""
+HALF, EXACT = 0.02, 5e-3
+"""By which losses differ where bfloat16 and float32 are summed up in another order."""
 FULL: dict[str, Any] = {"tuning": "full", "lr": 1e-3}
 LORA: dict[str, Any] = {"tuning": "lora", "lr": 1e-3, "lora": {"r": 16}}
+WHOLE: dict[str, Any] = FULL | {"dtype": "float32"}
+"""Halves that are rounded to bfloat16 before they are added up lead all weights astray within four steps."""
 TENSOR: dict[str, Any] = {"tensor_parallel_size": 2}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ddp": (LORA, {"parallel": "ddp"}),
@@ -44,10 +48,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fsdp-compiled": (FULL | {"recompute": True, "compile": True}, {"parallel": "fsdp"}),
     "fsdp-qlora-compiled": (LORA | {"tuning": "qlora", "compile": True}, {"parallel": "fsdp"}),
     "hsdp-8bit-lora": (LORA | {"optimizer": "adamw8bit"}, {"parallel": "hsdp"}),
-    "tensor": (FULL, TENSOR),
+    "tensor": (WHOLE, TENSOR),
     "tensor-lora": (LORA, TENSOR),
-    "tensor-muon": (FULL | {"optimizer": "muon"}, TENSOR),
-    "tensor-compiled": (FULL | {"recompute": True, "compile": True}, TENSOR),
+    "tensor-muon": (WHOLE | {"optimizer": "muon"}, TENSOR),
+    "tensor-compiled": (WHOLE | {"recompute": True, "compile": True}, TENSOR),
     "pretrain": ({"method": "pretrain", "model": None, "depth": 2, "vocab_size": 400}, {"parallel": "fsdp"}),
     "distill": ({"method": "distill", "distillation": {"teacher": "model", "keep_layers": 1}}, {"parallel": "fsdp"}),
     "on-policy": (
@@ -94,9 +98,10 @@ def test_a_run_on_two_gpus_is_that_of_one_and_either_goes_on_as_the_other(case: 
     spread = {"gpus": 2} | CASES[case][1]
     two, one = train(options(case, f"two-{case}", **spread)), train(options(case, f"one-{case}"))
     assert not dist.is_initialized()
+    near = EXACT if "dtype" in CASES[case][0] else HALF
     if case != "on-policy":  # micro-batches that are drawn are others
         assert losses(one.folder)[-1] < losses(one.folder)[0]
-        assert losses(two.folder) == pytest.approx(losses(one.folder), abs=HALF)
+        assert losses(two.folder) == pytest.approx(losses(one.folder), abs=near)
     # a random base is another model in 4 bits, which an adapter that is exported is not beside
     for result in (two, one) if "qlora" not in case else ():
         verified = verify_run(result.folder)
@@ -105,7 +110,7 @@ def test_a_run_on_two_gpus_is_that_of_one_and_either_goes_on_as_the_other(case: 
     out = resume(f"one-{case}", steps=6, **spread)
     assert (back.reason, back.step, out.reason, out.step) == ("finished", 6, "finished", 6)
     if case != "on-policy":
-        assert losses(back.folder) == pytest.approx(losses(out.folder), abs=HALF)
+        assert losses(back.folder) == pytest.approx(losses(out.folder), abs=near)
 
 
 def test_torchrun_begins_the_processes_of_a_run(home: Path) -> None:
@@ -178,6 +183,7 @@ def test_a_gpu_holds_its_part_of_a_model_and_one_block_while_it_is_loaded(case: 
     )
     found = {}
     for gpus, how in ((1, {}), (2, CASES[case][1])):
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         peak = Peak()

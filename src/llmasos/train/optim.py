@@ -208,8 +208,8 @@ class AdamW8bit(torch.optim.Optimizer):
             state["step"] = torch.zeros(())
             state.update(self._fresh(parameter))
         state["step"] += 1
-        beta1, beta2 = group["betas"]
-        biases = 1 - beta1 ** state["step"], (1 - beta2 ** state["step"]).sqrt()
+        step, (beta1, beta2) = float(state["step"]), group["betas"]
+        biases = 1 - beta1**step, math.sqrt(1 - beta2**step)  # of tensors it would take longer than to start the kernel
         parts = {name: local(value) for name, value in state.items()}
         if "mean" in parts:
             gradient = local(gradient).float()
@@ -221,7 +221,7 @@ class AdamW8bit(torch.optim.Optimizer):
             from llmasos.train.kernels.adamw8bit import step_
 
             own = {"rate": group["lr"], "weight_decay": group["weight_decay"], "eps": group["eps"]}
-            step_(weights, gradients, parts, betas=group["betas"], biases=(float(biases[0]), float(biases[1])), **own)
+            step_(weights, gradients, parts, betas=group["betas"], biases=biases, **own)
         else:
             self._step_in_pieces(weights, gradients, parts, group, biases)
 
@@ -231,7 +231,7 @@ class AdamW8bit(torch.optim.Optimizer):
         gradients: Tensor,
         parts: dict[str, Tensor],
         group: dict[str, Any],
-        biases: tuple[Tensor, Tensor],
+        biases: tuple[float, float],
     ) -> None:
         for at in range(0, len(weights), PIECE):
             part, own = slice(at, at + PIECE), slice(at // SCALES, (at + PIECE) // SCALES)
@@ -349,7 +349,7 @@ def _moved(
     gradient: Tensor,
     betas: tuple[float, float],
     eps: float,
-    biases: tuple[Tensor, Tensor],
+    biases: tuple[float, float],
 ) -> Tensor:
     """Moves both states in place, and returns what the weights move against, without the rate."""
     mean.lerp_(gradient, 1 - betas[0])

@@ -22,8 +22,8 @@ ZERO = tl.constexpr(127)
 
 @triton.jit
 def _value(place, TOP: tl.constexpr):
-    """Of `codes.DYNAMIC`'s magnitudes the one at a place 2^e + j: 10^(e - TOP) (0.1 + 0.9 (j + 1/2) / 2^e), its last one
-    1. Arithmetic: lanes that look up a table wait for one another."""
+    """Of `codes.DYNAMIC`'s magnitudes the one at a place 2^e + j: 10^(e - TOP) (0.1 + 0.9 (j + 1/2) / 2^e), and 1 after
+    all of these. Arithmetic: lanes that look up a table wait for one another."""
     bits = place.to(tl.float32).to(tl.int32, bitcast=True)
     exponent = (bits >> 23) - 127
     share = ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True) - 1.0  # j / 2^e

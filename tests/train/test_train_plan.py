@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from llmasos.errors import InsufficientMemoryError
 from llmasos.models.config import ModelConfig
 from llmasos.models.families import config_from_hf
 from llmasos.models.load import load_model
-from llmasos.train import answers, memory
+from llmasos.train import answers, memory, pace
 from llmasos.train import plan as planning
 from llmasos.train.config import TrainConfig
 from llmasos.train.lora import LoraOptions, add_lora, lora_layers
@@ -26,7 +27,8 @@ from llmasos.train.lowbit import FrozenLinear
 from llmasos.train.memory import Count, Load, Peak, Setup, footprint
 from llmasos.train.model import Placed, Trainee
 from llmasos.train.optim import OptimizerOptions, Optimizers
-from llmasos.train.plan import GIB, USABLE, Plan, plan
+from llmasos.train.pace import Pace, measured
+from llmasos.train.plan import GIB, PROBE_TOKENS, USABLE, Plan, plan
 from tiny import write_tiny_model
 
 CPU = torch.device("cpu")
@@ -203,18 +205,19 @@ def config(**changes: Any) -> TrainConfig:
 
 
 PROCESS = 300 * 2**20
+MACHINE = planning._Machine(CPU, torch.float32, 1, 0, 0, None)
 BIG = replace(LLAMA, hidden_size=512, intermediate_size=1024, head_dim=64, vocab_size=20_000)
 
 
 def planned(available: float, shape: ModelConfig = BIG, **changes: Any) -> Plan:
-    ours = {name: changes.pop(name) for name in ("world_size", "device", "teacher") if name in changes}
+    ours = {name: changes.pop(name) for name in ("world_size", "device", "teacher", "timed") if name in changes}
     where = {"device": CPU, "dtype": torch.float32, **ours}
     return plan(config(**changes), shape, STATS, available=round(available * GIB), **where)
 
 
 @pytest.fixture(autouse=True)
 def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "_probed", lambda case: planning._Pace(1e-3, 0.01, "one block, measured now"))
+    monkeypatch.setattr(planning, "measured", lambda *given, **more: Pace(1e-3, 0.01, "two blocks, measured now"))
     monkeypatch.setattr(planning, "resident", lambda: PROCESS)
 
 
@@ -370,11 +373,44 @@ def test_time_has_a_basis_and_a_plan_can_be_shown() -> None:
     assert {"weights", "memory", "micro_batch", "time", "rate", "basis"} <= set(names)
     told = found.as_dict()
     assert told["memory"] == found.memory and told["fits"] is True and told["basis"]
-    again = planned(100, steps=50, recompute=True, micro_batch_tokens=1024)
+    smallest = planned(100, micro_batch_tokens=128)
+    again = planned(0.99 * smallest.memory / USABLE / GIB, steps=50)
+    assert again.config.recompute, "which was not known when it was timed"
     assert again.seconds == pytest.approx(4 / 3 * 51.2 + 50 * 0.01)
 
 
-def test_a_block_is_measured_where_no_data_sheet_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_are_measured_as_they_would_be_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Setup, Load]] = []
+
+    def noted(shape: ModelConfig, setup: Setup, load: Load, device: torch.device, **more: Any) -> Pace:
+        asked.append((setup, load))
+        return Pace(1e-3, 0.01, "noted")
+
+    monkeypatch.setattr(planning, "measured", noted)
+    planned(100, recompute=True)
+    planned(100, device=torch.device("cuda"), compile=None)
+    (on_cpu, few), (on_gpu, whole) = asked
+    assert (on_cpu.recompute, on_cpu.compiled, few.num_tokens) == (True, False, PROBE_TOKENS)
+    assert (on_gpu.compiled, whole.num_tokens) == (True, 1024)
+    assert whole.num_trained == 615, "of 100,000 tokens 60,000 are trained"
+    assert whole.lengths[0] < whole.lengths[-1] and max(whole.lengths) <= STATS.longest, "sequences of all lengths"
+    assert planned(100, device=torch.device("cuda"), timed=False).seconds is None
+
+
+def test_a_teacher_and_each_layer_take_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that counts what is asked of the machine."""
+    clock = itertools.count()
+    monkeypatch.setattr(pace, "_clock", lambda device: lambda: float(next(clock)))
+    setup, load = planning._Case(config(), LLAMA, STATS, MACHINE).setup(64), Load((32, 32), 40)
+    deep = measured(LLAMA, setup, load, CPU)
+    # a pass counts one for its blocks, and the loss one more for all
+    assert deep.token == pytest.approx(LLAMA.num_layers * 0.5 / 64)
+    assert measured(LLAMA, setup, load, CPU, parts=2).token == pytest.approx(deep.token / 2)
+    taught = measured(LLAMA, setup, load, CPU, teacher=LLAMA)
+    assert taught.token == pytest.approx(2 * deep.token)
+
+
+def test_a_measured_time_is_plausible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     drawn = torch.get_rng_state()
     found = planned(100, LLAMA, tuning="lora")

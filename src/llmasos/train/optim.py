@@ -208,8 +208,10 @@ class AdamW8bit(torch.optim.Optimizer):
             state["step"] = torch.zeros(())
             state.update(self._fresh(parameter))
         state["step"] += 1
-        step, (beta1, beta2) = float(state["step"]), group["betas"]
-        biases = 1 - beta1**step, math.sqrt(1 - beta2**step)  # of tensors it would take longer than to start the kernel
+        # on a GPU a kernel starts sooner than tensors on the CPU would be computed with; a plan's have no value
+        step: Any = float(state["step"]) if parameter.is_cuda else state["step"]
+        biases = tuple(1 - beta**step for beta in group["betas"])
+        biases = biases[0], biases[1] ** 0.5
         parts = {name: local(value) for name, value in state.items()}
         if "mean" in parts:
             gradient = local(gradient).float()
@@ -231,7 +233,7 @@ class AdamW8bit(torch.optim.Optimizer):
         gradients: Tensor,
         parts: dict[str, Tensor],
         group: dict[str, Any],
-        biases: tuple[float, float],
+        biases: tuple[Any, Any],
     ) -> None:
         for at in range(0, len(weights), PIECE):
             part, own = slice(at, at + PIECE), slice(at // SCALES, (at + PIECE) // SCALES)
@@ -349,7 +351,7 @@ def _moved(
     gradient: Tensor,
     betas: tuple[float, float],
     eps: float,
-    biases: tuple[float, float],
+    biases: tuple[Any, Any],
 ) -> Tensor:
     """Moves both states in place, and returns what the weights move against, without the rate."""
     mean.lerp_(gradient, 1 - betas[0])

@@ -8,8 +8,7 @@ is kept of them, and hold two blocks whole while they compute.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,12 +20,12 @@ from llmasos.errors import InsufficientMemoryError
 from llmasos.models.config import ModelConfig
 from llmasos.train.answers import shadow_bytes
 from llmasos.train.config import TrainConfig
-from llmasos.train.flops import flops_per_token, num_weights, peak_flops
+from llmasos.train.flops import num_weights
 from llmasos.train.lora import LoraOptions
 from llmasos.train.losses import PIECE, missing_rows
-from llmasos.train.memory import Footprint, Load, Setup, build, footprint, of_depth
-from llmasos.train.model import Placed, Trainee
-from llmasos.train.optim import OptimizerOptions, Optimizers
+from llmasos.train.memory import Footprint, Load, Setup, footprint
+from llmasos.train.optim import OptimizerOptions
+from llmasos.train.pace import Pace, measured
 from llmasos.train.parallel.shard import KEPT
 from llmasos.train.resident import resident
 
@@ -40,11 +39,8 @@ MOST_ON_CPU = 2048
 """Tokens of a micro-batch on a CPU, which more do not make faster."""
 LEAST_LENGTH = 128
 """Tokens below which no shorter samples are proposed."""
-MFU = {"full": 0.38, "lora": 0.45, "qlora": 0.35}
-"""Shares of a GPU's peak that training reaches (measured on one H200, bench/LOG.md; qlora: assumed)."""
-PROBE_TOKENS = 256
-PROBE_WORDS = 8192
-"""Of what is measured where no data sheet tells the peak."""
+PROBE_TOKENS = 512
+"""Of a micro-batch that is timed on a CPU, or those of a usual sequence."""
 AGAIN = 4 / 3
 """Time of a step whose blocks are computed again: one forward pass more, of three."""
 GIB = 2**30
@@ -129,16 +125,18 @@ def plan(
     world_size: int = 1,
     teacher: ModelConfig | None = None,
     available: int | None = None,
+    timed: bool = True,
 ) -> Plan:
     """The plan of a settled `config` (tuning, optimizer, max_length and batch_tokens are said), on each of `world_size`
     devices. stats: of the data. teacher: a second model, that is only read. available: bytes of one device, default:
-    what is free there (on a CPU with what this process has), or the config's max_memory.
+    what is free there (on a CPU with what this process has), or the config's max_memory. timed: measure the time, too.
 
     Raises InsufficientMemoryError, whose hint names every change that would fit."""
     case = _Case(config, shape, stats, _Machine(device, dtype, world_size, 0, 0, teacher))
-    pace = _pace(case)
-    own = 0
+    own, pace = 0, None
     if device.type == "cpu":
+        if timed:
+            pace = _pace(case, min(case.micro_batches()[0], max(PROBE_TOKENS, case.length)))
         case.plan(case.micro_batches()[0])  # what the process has before the run is with the code that planning loads
         own = resident()
     if available is None:
@@ -149,7 +147,11 @@ def plan(
     found = _search(replace(case, machine=machine))
     if not found.fits:
         raise _too_little(found, config, stats, machine)
-    return _timed(found, pace)
+    if timed and pace is None:
+        case = replace(case, config=found.config)
+        assert found.config.micro_batch_tokens is not None
+        pace = _pace(case, found.config.micro_batch_tokens)
+    return found if pace is None else _timed(found, pace, computed_again=bool(case.config.recompute))
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,18 @@ class _Case:
         lengths = [tokens // number + (i < tokens % number) for i in range(number)]
         share = self.stats.num_trained / self.stats.num_tokens if self.stats.num_tokens else 1.0
         return Load(tuple(lengths), min(tokens, max(1, math.ceil(share * tokens))))
+
+    def usual(self, micro: int) -> Load:
+        """A micro-batch as it comes, for its time: sequences of all lengths around the mean, unless all have one."""
+        load = self.load(micro)
+        number = max(1, load.num_tokens // self.length)
+        each, rest = divmod(load.num_tokens, number)
+        lengths = [each + (i < rest) for i in range(number)]
+        if self.stats.longest > self.length:
+            for i in range(number // 2):  # a pair keeps its sum
+                less = round(each / 2 * (1 - 2 * i / number))
+                lengths[i], lengths[-1 - i] = lengths[i] - less, lengths[-1 - i] + less
+        return Load(tuple(lengths), load.num_trained)
 
     def setup(self, micro: int) -> Setup:
         config, machine = self.config, self.machine
@@ -390,84 +404,19 @@ def _num_tokens(config: TrainConfig, stats: Stats) -> int:
     return round(stats.num_tokens * (config.epochs or 1))
 
 
-@dataclass(frozen=True)
-class _Pace:
-    token: float
-    """Seconds that a token takes, both ways."""
-    step: float
-    """Seconds of the optimizer, each step."""
-    basis: str
+def _pace(case: _Case, micro: int) -> Pace:
+    machine = case.machine
+    parts, teacher = case.config.tensor_parallel_size, machine.teacher
+    return measured(case.shape, case.setup(micro), case.usual(micro), machine.device, parts=parts, teacher=teacher)
 
 
-def _pace(case: _Case) -> _Pace:
-    machine, config = case.machine, case.config
-    peak = peak_flops(machine.device, machine.dtype)
-    if peak is None:
-        return _probed(case)
-    share = MFU[config.tuning or "full"]
-    each = flops_per_token(case.shape, length=case.length, frozen=config.tuning != "full") / (share * peak)
-    return _Pace(each, 0.0, f"{share:.0%} of {peak / 1e12:,.0f} TFLOP/s")
-
-
-def _timed(found: Plan, pace: _Pace) -> Plan:
+def _timed(found: Plan, pace: Pace, *, computed_again: bool) -> Plan:
+    """computed_again: blocks were when the pace was measured."""
     assert found.config.batch_tokens is not None
-    again = AGAIN if found.config.recompute else 1.0
+    again = AGAIN if found.config.recompute and not computed_again else 1.0
     steps = math.ceil(found.num_tokens / found.config.batch_tokens)
     seconds = again * pace.token * found.num_tokens / found.world_size + pace.step * steps
     return replace(found, seconds=seconds, basis=pace.basis)
-
-
-def _probed(case: _Case) -> _Pace:
-    """From passes through one block, with the loss over a small vocabulary and the optimizer's step, as the run would
-    make them but for compiling."""
-    shape, machine, device = case.shape, case.machine, case.machine.device
-    few = replace(of_depth(shape, 1), vocab_size=min(shape.vocab_size, PROBE_WORDS))
-    num = min(case.length, PROBE_TOKENS)
-    setup = case.setup(num)
-
-    def now() -> float:
-        if device.type == "cuda":  # its kernels are only asked for
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        with device:
-            module = build(few, setup).module
-        trainee = Trainee(module, dtype=machine.dtype)
-        for parameter in module.parameters():
-            parameter.data.normal_(0.0, 0.02)
-        optimizers = Optimizers(module, setup.optimizer)
-        zeros, order = (make(num, dtype=torch.int64, device=device) for make in (torch.zeros, torch.arange))
-        placed = Placed(tokens=zeros, positions=order, rows=order, labels=zeros, lengths=[num])
-        block, head, inside, whole = math.inf, math.inf, math.inf, math.inf
-        for _ in range(3):
-            started = now()
-            hidden = trainee.hidden(placed)
-            hidden.backward(torch.ones_like(hidden))
-            middle = now()
-            trainee.loss(placed).detach()
-            ended = now()
-            block = min(block, middle - started)
-            head = min(head, ended - middle)
-            for name, parameter in module.named_parameters():
-                is_inside = name.startswith("layers.")
-                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad and is_inside else None
-            inside = min(inside, _stepped(optimizers, now))
-            for parameter in optimizers.parameters:
-                parameter.grad = torch.zeros_like(parameter)
-            whole = min(whole, _stepped(optimizers, now))
-    words = shape.vocab_size / few.vocab_size
-    # the second pass went through the block, too, one way of three
-    head = max(0.0, head - block / 3) * words
-    share = case.stats.num_trained / max(1, case.stats.num_tokens)
-    step = shape.num_layers * inside + max(0.0, whole - inside) * words
-    return _Pace((shape.num_layers * block + share * head) / num, step, "one block, measured now")
-
-
-def _stepped(optimizers: Optimizers, now: Callable[[], float]) -> float:
-    started = now()
-    optimizers.step(1.0)
-    return now() - started
 
 
 # --- what would fit

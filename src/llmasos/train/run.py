@@ -377,6 +377,7 @@ def prepare(config: TrainConfig, *, on_progress: OnProgress | None = None, ranks
         dtype=placement.dtype,
         world_size=data_size,
         teacher=method.teacher_shape,
+        timed=ranks is None or ranks.is_first,
     )
     config, accumulation = planned.config, planned.accumulation
     method.config = config

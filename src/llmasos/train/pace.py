@@ -1,0 +1,167 @@
+"""How fast a run would go: two blocks and what is around them are trained for a moment, as the run would train them.
+
+A pass through two blocks gives what a block takes; what is not inside of blocks is measured with them. GPUs take the
+run's own micro-batch, compiled if the run is. CPUs, on which that could take a minute, take fewer tokens and, where
+weights are large, fewer words, and the loss is scaled.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from llmasos.models.config import ModelConfig
+from llmasos.train.memory import Load, Setup, build, of_depth
+from llmasos.train.model import Placed, Trainee
+from llmasos.train.optim import Optimizers
+
+DEPTH = 2
+PASSES, ENOUGH = 3, 3.0
+"""The fastest of so many passes counts; after so many seconds there is none more."""
+WORDS, VALUES = 8192, 2**25
+"""On a CPU the loss is over so many words at least, or as many as make a head of so many weights."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    token: float
+    """Seconds that a token of a micro-batch takes, both ways."""
+    step: float
+    """Seconds of the optimizer, each step."""
+    basis: str
+
+
+def measured(
+    shape: ModelConfig,
+    setup: Setup,
+    load: Load,
+    device: torch.device,
+    *,
+    parts: int = 1,
+    teacher: ModelConfig | None = None,
+) -> Pace:
+    """Of a micro-batch of `load`. parts: tensor parallelism divides blocks into. teacher: is asked about the same
+    tokens. What processes send each other is not in it."""
+    on_gpu = device.type != "cpu"
+    few = replace(of_depth(shape, min(DEPTH, shape.num_layers)), vocab_size=_words(shape, device))
+    with torch.random.fork_rng([device] if on_gpu else [], device_type=device.type if on_gpu else "cuda"):
+        probe = _Probe(few, setup, load, device)
+        found = _Parts(math.inf, math.inf, math.inf, math.inf)
+        spent = 0.0
+        for number in range(PASSES + setup.compiled):
+            started = time.perf_counter()
+            passed = probe.passed()
+            if number or not setup.compiled:  # the first one compiles
+                found = found.least(passed)
+                spent += time.perf_counter() - started
+            if spent > ENOUGH:
+                break
+        del probe
+        of_teacher = 0.0 if teacher is None else _asked(teacher, setup, load, device)
+    if on_gpu:
+        torch.accelerator.empty_cache()
+    words = shape.vocab_size / few.vocab_size
+    block, rest = found.blocks / few.num_layers, max(0.0, found.whole - found.blocks)
+    step, ends = found.inside / few.num_layers, max(0.0, found.step - found.inside)
+    return Pace(
+        (shape.num_layers * block / parts + words * rest + of_teacher) / load.num_tokens,
+        shape.num_layers * step / parts + words * ends,
+        "two blocks, measured now",
+    )
+
+
+def _words(shape: ModelConfig, device: torch.device) -> int:
+    return min(shape.vocab_size, max(WORDS, VALUES // shape.hidden_size)) if device.type == "cpu" else shape.vocab_size
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Seconds: of blocks both ways, of a whole pass both ways, of the optimizer for blocks, and for all weights."""
+
+    blocks: float
+    whole: float
+    inside: float
+    step: float
+
+    def least(self, other: _Parts) -> _Parts:
+        return _Parts(
+            min(self.blocks, other.blocks),
+            min(self.whole, other.whole),
+            min(self.inside, other.inside),
+            min(self.step, other.step),
+        )
+
+
+class _Probe:
+    def __init__(self, shape: ModelConfig, setup: Setup, load: Load, device: torch.device) -> None:
+        with device:
+            self.module = build(shape, setup).module
+        _fill(self.module)
+        self.trainee = Trainee(self.module, dtype=setup.dtype, recompute=setup.recompute, compiled=setup.compiled)
+        self.optimizers = Optimizers(self.module, setup.optimizer)
+        self.batch = _batch(load, shape.vocab_size, device)
+        self.blocks = [p for p in self.module.layers.parameters() if p.requires_grad]
+
+    def passed(self) -> _Parts:
+        now = _clock(self.batch.tokens.device)
+        times = [now()]
+        hidden = self.trainee.hidden(self.batch)
+        torch.autograd.backward(hidden, torch.ones_like(hidden), inputs=self.blocks)
+        times.append(now())
+        self.optimizers.step(1.0)
+        times.append(now())
+        (self.trainee.loss(self.batch) / len(self.batch)).backward()
+        times.append(now())
+        self.optimizers.step(1.0)
+        times.append(now())
+        blocks, inside, whole, step = (after - before for before, after in itertools.pairwise(times))
+        return _Parts(blocks, whole, inside, step)
+
+
+def _asked(teacher: ModelConfig, setup: Setup, load: Load, device: torch.device) -> float:
+    """Seconds of a teacher's pass; its scores are as those of a student that is not trained."""
+    few = replace(of_depth(teacher, min(DEPTH, teacher.num_layers)), vocab_size=_words(teacher, device))
+    with device:
+        module = build(few, setup).module.requires_grad_(requires_grad=False)
+    _fill(module)
+    trainee = Trainee(module, dtype=setup.dtype, compiled=setup.compiled)
+    batch = _batch(load, few.vocab_size, device)
+    now, blocks, whole = _clock(device), math.inf, math.inf
+    with torch.no_grad():
+        for _ in range(PASSES):
+            times = [now()]
+            trainee.hidden(batch)
+            times.append(now())
+            trainee.loss(batch)
+            times.append(now())
+            blocks, whole = min(blocks, times[1] - times[0]), min(whole, times[2] - times[1])
+    rest = max(0.0, whole - blocks)
+    return teacher.num_layers * blocks / few.num_layers + rest * teacher.vocab_size / few.vocab_size
+
+
+def _fill(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            parameter.data.normal_(0.0, 0.02)
+
+
+def _batch(load: Load, vocab_size: int, device: torch.device) -> Placed:
+    positions = torch.cat([torch.arange(length, device=device) for length in load.lengths])
+    tokens = torch.randint(vocab_size, (load.num_tokens,), device=device)
+    rows = torch.arange(load.num_trained, device=device)
+    return Placed(tokens, positions, rows, tokens[rows], list(load.lengths))
+
+
+def _clock(device: torch.device) -> Callable[[], float]:
+    def now() -> float:
+        if device.type != "cpu":  # its kernels are only asked for
+            torch.accelerator.synchronize(device)
+        return time.perf_counter()
+
+    return now

@@ -25,7 +25,10 @@ from tiny import write_tiny_model
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"),
-    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),  # torch 2.11's compiler, of itself
+    # torch 2.11's compiler, of itself and of what it looks at
+    pytest.mark.filterwarnings(
+        "ignore::DeprecationWarning", "ignore:The .grad attribute:UserWarning", "ignore:TensorFloat32:UserWarning"
+    ),
 ]
 DEVICE = "cuda"
 WIDE = {"hidden_size": 256, "intermediate_size": 512}

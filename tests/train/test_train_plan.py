@@ -21,10 +21,11 @@ from llmasos.models.load import load_model
 from llmasos.train import answers, memory, pace
 from llmasos.train import plan as planning
 from llmasos.train.config import TrainConfig
+from llmasos.train.divergence import Divergence
 from llmasos.train.lora import LoraOptions, add_lora, lora_layers
 from llmasos.train.losses import PIECE
 from llmasos.train.lowbit import FrozenLinear
-from llmasos.train.memory import Count, Load, Peak, Setup, footprint
+from llmasos.train.memory import Count, Load, Peak, Setup, Taught, footprint
 from llmasos.train.model import Placed, Trainee
 from llmasos.train.optim import OptimizerOptions, Optimizers
 from llmasos.train.pace import Pace, measured
@@ -129,7 +130,7 @@ def test_interleaved_positions_are_planned_for_a_gpu_again_and_again() -> None:
     assert found[0].peak == pytest.approx(halves.peak, rel=0.1), "only the order of rotated pairs differs"
 
 
-@pytest.mark.parametrize("name", ["full", "lora", "qlora", "recompute", "8bit"])
+@pytest.mark.parametrize("name", ["full", "lora", "qlora", "recompute", "8bit", "taught"])
 def test_the_count_is_that_of_real_tensors(name: str, tmp_path: Path) -> None:
     """The same step with real tensors, counted by the same eyes: nothing is assumed of shapes that is not so."""
     folder = write_tiny_model(tmp_path / "model")
@@ -148,7 +149,18 @@ def test_the_count_is_that_of_real_tensors(name: str, tmp_path: Path) -> None:
     optimizers = Optimizers(model.module, options)
     tokens = torch.arange(100) % 90
     placed = Placed(tokens, torch.cat([torch.arange(60), torch.arange(40)]), torch.arange(80), tokens[:80], [60, 40])
-    trainee.loss(placed).backward()
+    taught = Taught(model.config, Divergence("jsd", temperature=2.0, weight=0.5)) if name == "taught" else None
+    theirs = None if taught is None else taught.scores(80, model.config.vocab_size, torch.float32)
+
+    def loss() -> torch.Tensor:
+        if taught is None or theirs is None:
+            return trainee.loss(placed)
+        casts = trainee.casts()
+        return memory.distance(
+            trainee, trainee.hidden(placed, casts)[placed.rows], casts, theirs, placed.labels, taught.how
+        )
+
+    loss().backward()
     optimizers.step(1.0)
     gc.collect()
     tables = [t for rope in set(model.module.ropes.values()) for pair in rope._tables.values() for t in pair]
@@ -163,9 +175,11 @@ def test_the_count_is_that_of_real_tensors(name: str, tmp_path: Path) -> None:
         for tensor in states:
             count.see(tensor)
         held = count.live
-        trainee.loss(placed).backward()
+        for tensor in (theirs.hidden, theirs.weight) if theirs is not None else ():
+            count.see(tensor)
+        loss().backward()
         optimizers.step(1.0)
-    predicted = footprint(model.config, asked, Load((60, 40), 80))
+    predicted = footprint(model.config, replace(asked, taught=taught), Load((60, 40), 80))
     assert predicted.weights == weights
     assert predicted.optimizer == pytest.approx(held - weights, rel=0.02)
     assert predicted.peak == pytest.approx(count.most, rel=0.02)
@@ -339,7 +353,12 @@ def test_a_model_is_divided_while_it_is_loaded() -> None:
 
 
 def test_a_teacher_takes_its_place() -> None:
-    assert planned(100, teacher=LLAMA).memory - planned(100).memory == planned(100, teacher=LLAMA).parts["teacher"] > 0
+    gpu = {"device": torch.device("cuda")}
+    taught, alone = planned(100, teacher=LLAMA, **gpu), planned(100, **gpu)
+    assert taught.memory - alone.memory == taught.parts["teacher"] > 0
+    taught, alone = planned(100, teacher=LLAMA), planned(100)
+    words = 4 * 615 * BIG.vocab_size
+    assert taught.parts["loss"] > alone.parts["loss"] + words, "on a CPU its scores and what is compared have room"
 
 
 def test_the_copy_that_writes_answers_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,7 +425,7 @@ def test_a_teacher_and_each_layer_take_time(monkeypatch: pytest.MonkeyPatch) -> 
     # a pass counts one for its blocks, and the loss one more for all
     assert deep.token == pytest.approx(LLAMA.num_layers * 0.5 / 64)
     assert measured(LLAMA, setup, load, CPU, parts=2).token == pytest.approx(deep.token / 2)
-    taught = measured(LLAMA, setup, load, CPU, teacher=LLAMA)
+    taught = measured(LLAMA, replace(setup, taught=Taught(LLAMA, Divergence())), load, CPU)
     assert taught.token == pytest.approx(2 * deep.token)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
@@ -33,6 +33,7 @@ from llmasos.models.layers import LENGTH_DEPENDENT, Rope
 from llmasos.models.load import LoadedModel, made_anew
 from llmasos.train.attention import packed_attention
 from llmasos.train.compiled import Kept, StandIn, flash, kept
+from llmasos.train.divergence import Divergence, Scores, linear_divergence
 from llmasos.train.lora import LoraOptions, add_lora
 from llmasos.train.losses import COLUMNS, PIECE, linear_cross_entropy
 from llmasos.train.lowbit import FrozenLinear, Kind
@@ -52,6 +53,20 @@ PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm)
 
 
 @dataclass(frozen=True)
+class Taught:
+    """By a teacher of this shape, from which the student's distance is the loss."""
+
+    teacher: ModelConfig
+    how: Divergence
+
+    def scores(self, num: int, vocab_size: int, dtype: torch.dtype) -> Scores:
+        """The teacher's, of `num` rows over some of its words; numbers that nobody set."""
+        width = self.teacher.embedding_size or self.teacher.hidden_size
+        hidden, weight = (torch.empty(rows, width, dtype=dtype) for rows in (num, vocab_size))
+        return Scores(hidden, weight, None, self.teacher.logit_scale, self.teacher.final_softcap)
+
+
+@dataclass(frozen=True)
 class Setup:
     """What of a run its memory depends on, beside the model and the batch. dtype: of the computation and of frozen
     weights. lora: None trains all weights. quantization: of the blocks' frozen weights. accumulates: a step has more
@@ -65,6 +80,7 @@ class Setup:
     accumulates: bool = False
     on_gpu: bool = False
     compiled: bool = False
+    taught: Taught | None = None
 
 
 @dataclass(frozen=True)
@@ -233,11 +249,13 @@ def _run(shape: ModelConfig, setup: Setup, load: Load) -> Footprint:
         optimizers.step(1.0)  # states are made by the first step
         found["optimizer"] = count.live - found["weights"]
         found["gradients"] = sum(p.nbytes for p in optimizers.parameters)
+        taught = None if setup.on_gpu else setup.taught  # there both models' logits have the room of one's
+        theirs = None if taught is None else taught.scores(load.num_trained, taught.teacher.vocab_size, setup.dtype)
         held, held_small = count.live, count.small
         count.most_small, count.most_large = held_small, held - held_small
         count.products.clear()
         for _ in range(2 if setup.accumulates else 1):
-            _pass(trainee, setup, load, count, found)
+            _pass(trainee, setup, load, count, found, theirs)
         found["kernels"] = 0 if setup.on_gpu else KERNEL * NUM_LENGTHS * len(count.products)
         with count.phase(found, "step"):
             optimizers.step(1.0)
@@ -259,7 +277,9 @@ def build(shape: ModelConfig, setup: Setup) -> LoadedModel:
     return model
 
 
-def _pass(trainee: Trainee, setup: Setup, load: Load, count: Count, found: dict[str, int]) -> None:
+def _pass(
+    trainee: Trainee, setup: Setup, load: Load, count: Count, found: dict[str, int], theirs: Scores | None
+) -> None:
     """A micro-batch, both ways."""
     before, small = count.live, count.small
     most_small, count.most_small = count.most_small, small
@@ -273,11 +293,13 @@ def _pass(trainee: Trainee, setup: Setup, load: Load, count: Count, found: dict[
     small_casts = sum(t.nbytes for t in casts.values() if t.nbytes < LARGE)
     found["scattered"] = max(0, count.most_small - small - small_casts)
     with count.phase(found, "loss"):
-        scored, weight = trainee.scored(hidden[rows], casts)
-        loss = (_loss if setup.on_gpu else linear_cross_entropy)(
-            scored, weight, labels=torch.zeros_like(rows), **trainee.head(casts)
-        )
-        del casts, hidden, scored, weight
+        labels = torch.zeros_like(rows)
+        if setup.taught is None or theirs is None:
+            way = _loss if setup.on_gpu else linear_cross_entropy
+            loss = way(*trainee.scored(hidden[rows], casts), labels=labels, **trainee.head(casts))
+        else:
+            loss = distance(trainee, hidden[rows], casts, theirs, labels, setup.taught.how)
+        del casts, hidden
     with count.phase(found, "backward"):
         loss.backward()
     if setup.recompute:
@@ -285,6 +307,14 @@ def _pass(trainee: Trainee, setup: Setup, load: Load, count: Count, found: dict[
         again = count.most_small - small - small_casts - small_gradients
         found["scattered"] = max(found["scattered"], again)
     count.most_small = max(count.most_small, most_small)
+
+
+def distance(
+    trainee: Trainee, hidden: Tensor, casts: Mapping[str, Tensor], theirs: Scores, labels: Tensor, how: Divergence
+) -> Tensor:
+    """A student's loss, from the hidden states [N, D] of trained rows."""
+    ours = Scores(*trainee.scored(hidden, casts), **trainee.head(casts))
+    return linear_divergence(ours, theirs, labels, how).loss
 
 
 def _without_values(module: Decoder) -> None:

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from llmasos.models.config import ModelConfig
-from llmasos.train.memory import Load, Setup, build, of_depth
+from llmasos.train.memory import Load, Setup, build, distance, of_depth
 from llmasos.train.model import Placed, Trainee
 from llmasos.train.optim import Optimizers
 
@@ -44,10 +44,9 @@ def measured(
     device: torch.device,
     *,
     parts: int = 1,
-    teacher: ModelConfig | None = None,
 ) -> Pace:
-    """Of a micro-batch of `load`. parts: tensor parallelism divides blocks into. teacher: is asked about the same
-    tokens. What processes send each other is not in it."""
+    """Of a micro-batch of `load`. parts: tensor parallelism divides blocks into. What processes send each other is not
+    in it, and not what a student writes itself."""
     on_gpu = device.type != "cpu"
     few = replace(of_depth(shape, min(DEPTH, shape.num_layers)), vocab_size=_words(shape, device))
     with torch.random.fork_rng([device] if on_gpu else [], device_type=device.type if on_gpu else "cuda"):
@@ -63,7 +62,7 @@ def measured(
             if spent > ENOUGH:
                 break
         del probe
-        of_teacher = 0.0 if teacher is None else _asked(teacher, setup, load, device)
+        of_teacher = 0.0 if setup.taught is None else _asked(setup.taught.teacher, setup, load, device)
     if on_gpu:
         torch.accelerator.empty_cache()
     words = shape.vocab_size / few.vocab_size
@@ -106,6 +105,12 @@ class _Probe:
         self.trainee = Trainee(self.module, dtype=setup.dtype, recompute=setup.recompute, compiled=setup.compiled)
         self.optimizers = Optimizers(self.module, setup.optimizer)
         self.batch = _batch(load, shape.vocab_size, device)
+        self.taught, self.theirs = setup.taught, None
+        if self.taught is not None:
+            words = min(shape.vocab_size, self.taught.teacher.vocab_size)
+            with device:
+                self.theirs = self.taught.scores(load.num_trained, words, setup.dtype)
+            self.theirs.hidden.normal_(), self.theirs.weight.normal_(0.0, 0.02)
         self.blocks = [p for p in self.module.layers.parameters() if p.requires_grad]
 
     def passed(self) -> _Parts:
@@ -116,33 +121,37 @@ class _Probe:
         times.append(now())
         self.optimizers.step(1.0)
         times.append(now())
-        (self.trainee.loss(self.batch) / len(self.batch)).backward()
+        (self._loss() / len(self.batch)).backward()
         times.append(now())
         self.optimizers.step(1.0)
         times.append(now())
         blocks, inside, whole, step = (after - before for before, after in itertools.pairwise(times))
         return _Parts(blocks, whole, inside, step)
 
+    def _loss(self) -> Tensor:
+        trainee, batch = self.trainee, self.batch
+        if self.taught is None or self.theirs is None:
+            return trainee.loss(batch)
+        casts = trainee.casts()
+        hidden = trainee.hidden(batch, casts)[batch.rows]
+        return distance(trainee, hidden, casts, self.theirs, batch.labels, self.taught.how)
+
 
 def _asked(teacher: ModelConfig, setup: Setup, load: Load, device: torch.device) -> float:
-    """Seconds of a teacher's pass; its scores are as those of a student that is not trained."""
+    """Seconds of the pass through a teacher's blocks; its scores are part of the loss."""
     few = replace(of_depth(teacher, min(DEPTH, teacher.num_layers)), vocab_size=_words(teacher, device))
     with device:
         module = build(few, setup).module.requires_grad_(requires_grad=False)
     _fill(module)
     trainee = Trainee(module, dtype=setup.dtype, compiled=setup.compiled)
     batch = _batch(load, few.vocab_size, device)
-    now, blocks, whole = _clock(device), math.inf, math.inf
+    now, least = _clock(device), math.inf
     with torch.no_grad():
         for _ in range(PASSES):
-            times = [now()]
+            started = now()
             trainee.hidden(batch)
-            times.append(now())
-            trainee.loss(batch)
-            times.append(now())
-            blocks, whole = min(blocks, times[1] - times[0]), min(whole, times[2] - times[1])
-    rest = max(0.0, whole - blocks)
-    return teacher.num_layers * blocks / few.num_layers + rest * teacher.vocab_size / few.vocab_size
+            least = min(least, now() - started)
+    return teacher.num_layers * least / few.num_layers
 
 
 def _fill(module: nn.Module) -> None:

@@ -20,10 +20,11 @@ from llmasos.errors import InsufficientMemoryError
 from llmasos.models.config import ModelConfig
 from llmasos.train.answers import shadow_bytes
 from llmasos.train.config import TrainConfig
+from llmasos.train.divergence import Divergence
 from llmasos.train.flops import num_weights
 from llmasos.train.lora import LoraOptions
 from llmasos.train.losses import PIECE, missing_rows
-from llmasos.train.memory import Footprint, Load, Setup, footprint
+from llmasos.train.memory import Footprint, Load, Setup, Taught, footprint
 from llmasos.train.optim import OptimizerOptions
 from llmasos.train.pace import Pace, measured
 from llmasos.train.parallel.shard import KEPT
@@ -233,7 +234,14 @@ class _Case:
             accumulates=self.accumulation(micro) > 1,
             on_gpu=machine.on_gpu,
             compiled=compiled,
+            taught=self._taught(),
         )
+
+    def _taught(self) -> Taught | None:
+        teacher, options = self.machine.teacher, self.config.distillation
+        if teacher is None:
+            return None
+        return Taught(teacher, Divergence(options.divergence, options.beta, options.temperature, options.weight))
 
     def plan(self, micro: int) -> Plan:
         machine = self.machine
@@ -384,9 +392,9 @@ def _num_ends(shape: ModelConfig) -> int:
 
 
 def _of_teacher(teacher: ModelConfig, load: Load, case: _Case) -> int:
-    """Its weights, hidden states and one piece of its scores."""
+    """Its weights, hidden states and, where the loss is a kernel, one piece of its scores."""
     size = case.machine.dtype.itemsize
-    scores = min(PIECE, load.num_trained * teacher.vocab_size)
+    scores = min(PIECE, load.num_trained * teacher.vocab_size) if case.machine.on_gpu else 0
     passing = size * (load.num_tokens * teacher.hidden_size + scores)
     whole, ends = size * num_weights(teacher), size * _num_ends(teacher)
     if case.is_sharded:
@@ -405,9 +413,8 @@ def _num_tokens(config: TrainConfig, stats: Stats) -> int:
 
 
 def _pace(case: _Case, micro: int) -> Pace:
-    machine = case.machine
-    parts, teacher = case.config.tensor_parallel_size, machine.teacher
-    return measured(case.shape, case.setup(micro), case.usual(micro), machine.device, parts=parts, teacher=teacher)
+    parts = case.config.tensor_parallel_size
+    return measured(case.shape, case.setup(micro), case.usual(micro), case.machine.device, parts=parts)
 
 
 def _timed(found: Plan, pace: Pace, *, computed_again: bool) -> Plan:

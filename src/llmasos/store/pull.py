@@ -71,7 +71,15 @@ def ensure(ref: str | Path, *, on_progress: OnProgress | None = None) -> Path:
         return library.path(ref)
     if looks_like_model(path):
         return loadable(path.absolute())
-    resolved = library.resolve(ref)
+    try:
+        resolved = library.resolve(ref)
+    except NotFoundError as e:
+        if path.is_dir():
+            where, hint = path.absolute(), "Give a folder with a config.json, or a .gguf file."
+            raise NotFoundError(
+                f"There is no model {str(ref)!r}, and no model in the folder {where}.", hint=hint
+            ) from e
+        raise
     if resolved.sources[0].kind == "file":
         return loadable(existing(resolved.sources[0].path))
     return library.path(pull(ref, on_progress=on_progress).name)

@@ -188,11 +188,13 @@ class _Pair:
         self.cross_entropy = self.log_sum - own
 
     def _blocks(self, *ends: int) -> Iterator[slice]:
-        """Columns, up to each of `ends`."""
-        step = max(COLUMNS, BLOCK // len(self.labels))
+        """Columns, up to each of `ends`. As even as can be: a heap would keep room for a last one that is small."""
+        most = max(COLUMNS, BLOCK // len(self.labels))
         begin = 0
         for end in ends:
-            yield from (slice(at, min(at + step, end)) for at in range(begin, end, step))
+            num = math.ceil((end - begin) / most)
+            step = math.ceil((end - begin) / max(1, num))
+            yield from (slice(at, min(at + step, end)) for at in range(begin, end, step or 1))
             begin = end
 
     def _log_sum(self, logits: Tensor, scores: Scores, temperature: float, end: int) -> Tensor:

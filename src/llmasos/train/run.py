@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -592,10 +593,11 @@ class _Seen(Listener):
 
 @contextmanager
 def _held(config: TrainConfig) -> Iterator[None]:
-    """The run is this process's alone."""
+    """The run is this process's alone. One that never began leaves no folder behind, if there was none."""
     assert config.output is not None
     lock = FileLock(config.output / "lock", timeout=0)
     with written(config.output, _OTHER):
+        is_new = not config.output.exists()
         config.output.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire()
@@ -606,4 +608,8 @@ def _held(config: TrainConfig) -> Iterator[None]:
     try:
         yield
     finally:
+        if is_new and os.listdir(config.output) == [Path(lock.lock_file).name]:
+            with suppress(OSError):  # a system that keeps open files
+                Path(lock.lock_file).unlink()
+                config.output.rmdir()
         lock.release()

@@ -60,7 +60,7 @@ async def run(config: Path, log: Path, told: Told) -> dict[str, Any]:
         raise StoppedError("The run was stopped from outside; it is saved.", hint="Resume the job to go on.")
     raise ServerError(
         f"The process of the run ended with code {code}: {_last_words(log) or 'it said no reason'}",
-        hint="Resume the job to go on from the last checkpoint; llmasos serve's log has more.",
+        hint=f"Resume the job to go on from the last checkpoint; {'/'.join(log.parts[-3:])} on the server has more.",
     )
 
 

@@ -274,6 +274,21 @@ def test_elsewhere_than_on_a_terminal_progress_is_plain_lines() -> None:
     assert len(show(Screen(False), tick=1.0).splitlines()) == 6, "the second step comes too early for a line"
 
 
+def test_at_the_end_what_was_planned_stands_beside_what_was_measured(tmp_path: Path) -> None:
+    plan = {"memory": 90 * 2**20, "num_tokens": 400, "seconds": 2.0}
+    meter, screen = Meter(6e9, None, Clock()), Screen(False)
+    files = Files(tmp_path, {"plan": plan}, meter)
+    watch = Watch(meter, [files], [Progress(meter, plan=plan, stream=screen)])
+    watch.began(0, 3)
+    for step in (1, 2, 3):
+        watch.stepped(report(step, memory=100 * 2**20))
+    watch.ended(3, "finished")
+    lines = screen.getvalue().splitlines()
+    assert lines[-2] == "memory: 90 MiB planned, 100 MiB measured (-10.0%)"
+    assert lines[-1] == "speed: 200 tok/s planned, 100 tok/s measured (+100.0%)"
+    assert json.loads((tmp_path / "run.json").read_text())["plan_error"] == {"memory": -0.1, "tokens_per_second": 1.0}
+
+
 def test_on_a_terminal_one_line_is_drawn_anew_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setenv("LLMASOS_LANG", "zh")

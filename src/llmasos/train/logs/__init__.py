@@ -66,5 +66,5 @@ def listeners_for(
     shows: list[Watcher] = [tracker(name, run_folder, facts) for name in dict.fromkeys(config.trackers)]
     shows.append(Report(run_folder))
     if progress:
-        shows.append(Progress(meter, reported=run_folder / REPORT, planned=(plan or {}).get("memory")))
+        shows.append(Progress(meter, reported=run_folder / REPORT, plan=plan))
     return [Watch(meter, [Files(run_folder, facts, meter)], shows)]

@@ -31,7 +31,7 @@ from llmasos.train.logs.runs import (
     METRICS,
     RUN,
     Measured,
-    plan_error,
+    plan_errors,
     read_evaluations,
     read_facts,
     read_metrics,
@@ -133,8 +133,8 @@ class Files(Watcher):
         self._facts["updated"] = _now()
         self._facts["seconds"] = round(self._seconds + self._meter.seconds, 3)
         self._facts["measured"] = self._measured.as_dict()
-        error = plan_error((self._facts.get("plan") or {}).get("memory"), self._measured.memory)
-        self._facts["plan_error"] = {} if error is None else {"memory": round(error, 4)}
+        errors = plan_errors(self._facts.get("plan") or {}, self._measured)
+        self._facts["plan_error"] = {name: round(error, 4) for name, error in errors.items()}
         self._facts["evaluations"] = _ends_of(self._evaluations)
         with written(self.folder / RUN):
             write_atomically(self.folder / RUN, _as_json(self._facts, indent=2))

@@ -7,13 +7,13 @@ import shutil
 import sys
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from llmasos.train.events import Evaluation, StepReport
 from llmasos.train.logs.meter import Meter, Speed
-from llmasos.train.logs.runs import plan_error
+from llmasos.train.logs.runs import Measured, plan_errors, planned
 from llmasos.train.logs.watch import Watcher
 from llmasos.train.logs.words import Words, amount, duration, number
 
@@ -26,15 +26,15 @@ _TEXT = 160
 
 
 class Progress(Watcher):
-    """Writes to `stream`, standard error if none is given. `reported`: the file that is named at the end. `planned`:
-    bytes of memory, with which what was measured is compared then."""
+    """Writes to `stream`, standard error if none is given. `reported`: the file that is named at the end. `plan`: as in
+    run.json; with its memory and speed, what was measured is compared then."""
 
     def __init__(
         self,
         meter: Meter,
         *,
         reported: Path | None = None,
-        planned: int | None = None,
+        plan: Mapping[str, Any] | None = None,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -42,7 +42,7 @@ class Progress(Watcher):
         self._stream = sys.stderr if stream is None else stream
         self._is_drawn = self._stream.isatty()
         self._words = Words()
-        self._planned, self._memory = planned, 0
+        self._plan, self._measured = plan or {}, Measured()
         self._num_steps = 0
         self._last = -float("inf")
 
@@ -53,7 +53,7 @@ class Progress(Watcher):
 
     def metered(self, report: StepReport, speed: Speed) -> None:
         """After every step."""
-        self._memory = max(self._memory, speed.memory)
+        self._measured.add({"memory": speed.memory, "tokens_per_second": speed.tokens_per_second})
         if report.skipped:
             self._say(self._words("skipped", step=report.step, why=report.skipped))
         now = self._clock()
@@ -73,7 +73,7 @@ class Progress(Watcher):
         parts = [f"{share:4.0%} {'━' * full}{'╌' * (_BAR - full)}"] if self._is_drawn else [f"{share:.0%}"]
         parts.append(f"{self._words('step')} {report.step:,}/{self._num_steps:,}")
         parts.append(f"{self._words('loss')} {number(report.loss)}")
-        parts.append(f"{number(speed.smooth_tokens_per_second)} tok/s")
+        parts.append(_rate(speed.smooth_tokens_per_second))
         if speed.smooth_mfu is not None:
             parts.append(f"MFU {speed.smooth_mfu:.1%}")
         parts.append(amount(speed.memory))
@@ -103,11 +103,10 @@ class Progress(Watcher):
         state = self._words(f"ended.{reason}") if reason in ("finished", "stopped", "data", "time") else shown(reason)
         where = "" if self._reported is None else str(self._reported)
         self._say(self._words("ended", state=state, step=step, seconds=duration(self._meter.seconds), report=where))
-
-        error = plan_error(self._planned, self._memory)
-        if error is not None and self._planned is not None:
-            sizes = {"planned": amount(self._planned), "measured": amount(self._memory)}
-            self._say(self._words("planned", **sizes, off=f"{error:+.1%}"))
+        for name, error in plan_errors(self._plan, self._measured).items():
+            pair = {"planned": planned(self._plan, name), "measured": self._measured.as_dict()[name]}
+            shown_as = amount if name == "memory" else _rate
+            self._say(self._words(f"planned.{name}", off=f"{error:+.1%}", **{k: shown_as(v) for k, v in pair.items()}))
 
     def _say(self, text: str) -> None:
         """A line that stays."""
@@ -116,6 +115,10 @@ class Progress(Watcher):
     def _put(self, text: str) -> None:
         self._stream.write(text)
         self._stream.flush()
+
+
+def _rate(tokens_per_second: float | None) -> str:
+    return f"{number(tokens_per_second or 0.0)} tok/s"
 
 
 def shown(text: str, length: int = 400) -> str:

@@ -49,6 +49,21 @@ def plan_error(predicted: Any, measured: Any) -> float | None:
     return predicted / measured - 1
 
 
+def planned(plan: Mapping[str, Any], name: str) -> float | None:
+    """memory or tokens_per_second of a plan as run.json has it."""
+    if name == "memory":
+        return plan.get("memory")
+    num, seconds = plan.get("num_tokens"), plan.get("seconds")
+    return num / seconds if num and seconds else None
+
+
+def plan_errors(plan: Mapping[str, Any], measured: Measured) -> dict[str, float]:
+    """How far it was off, by name, where both are known."""
+    found = measured.as_dict()
+    errors = {name: plan_error(planned(plan, name), found[name]) for name in ("memory", "tokens_per_second")}
+    return {name: error for name, error in errors.items() if error is not None}
+
+
 class Measured:
     """What the rows of a run tell together."""
 

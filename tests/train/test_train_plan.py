@@ -427,6 +427,10 @@ def test_a_teacher_and_each_layer_take_time(monkeypatch: pytest.MonkeyPatch) -> 
     assert measured(LLAMA, setup, load, CPU, parts=2).token == pytest.approx(deep.token / 2)
     taught = measured(LLAMA, replace(setup, taught=Taught(LLAMA, Divergence())), load, CPU)
     assert taught.token == pytest.approx(2 * deep.token)
+    long = Load((640,), 400)
+    assert measured(LLAMA, setup, long, CPU).token == pytest.approx(deep.token * 64 / 640)
+    monkeypatch.setattr(pace, "LONG", 19)  # a little pass says that a whole one would take 20
+    assert measured(LLAMA, setup, long, CPU).token == pytest.approx(deep.token)
 
 
 def test_a_measured_time_is_plausible(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,9 @@ from llmasos.train.optim import Optimizers
 DEPTH = 2
 PASSES, ENOUGH = 3, 3.0
 """The fastest of so many passes counts; after so many seconds there is none more."""
+LITTLE, LONG = 64, 20.0
+"""Tokens of a first pass on a CPU. It is the only one where a whole one would take more seconds than these, as in
+bfloat16 without units for it."""
 WORDS, VALUES = 8192, 2**25
 """On a CPU the loss is over so many words at least, or as many as make a head of so many weights."""
 
@@ -51,16 +54,12 @@ def measured(
     few = replace(of_depth(shape, min(DEPTH, shape.num_layers)), vocab_size=_words(shape, device))
     with torch.random.fork_rng([device] if on_gpu else [], device_type=device.type if on_gpu else "cuda"):
         probe = _Probe(few, setup, load, device)
-        found = _Parts(math.inf, math.inf, math.inf, math.inf)
-        spent = 0.0
-        for number in range(PASSES + setup.compiled):
-            started = time.perf_counter()
-            passed = probe.passed()
-            if number or not setup.compiled:  # the first one compiles
-                found = found.least(passed)
-                spent += time.perf_counter() - started
-            if spent > ENOUGH:
-                break
+        little = load if on_gpu else _little(load)
+        found = probe.passed(little)  # the first one compiles, too, where there is something to compile
+        if not on_gpu and (found.blocks + found.whole) * load.num_tokens / little.num_tokens > LONG:
+            load = little
+        else:
+            found = _least(probe, load)
         del probe
         of_teacher = 0.0 if setup.taught is None else _asked(setup.taught.teacher, setup, load, device)
     if on_gpu:
@@ -73,6 +72,21 @@ def measured(
         shape.num_layers * step / parts + words * ends,
         "two blocks, measured now",
     )
+
+
+def _least(probe: _Probe, load: Load) -> _Parts:
+    begun = time.perf_counter()
+    found = probe.passed(load)
+    for _ in range(PASSES - 1):
+        if time.perf_counter() - begun > ENOUGH:
+            break
+        found = found.least(probe.passed(load))
+    return found
+
+
+def _little(load: Load) -> Load:
+    num = min(LITTLE, load.num_tokens)
+    return Load((num,), max(1, round(num * load.num_trained / load.num_tokens)))
 
 
 def _words(shape: ModelConfig, device: torch.device) -> int:
@@ -104,7 +118,7 @@ class _Probe:
         _fill(self.module)
         self.trainee = Trainee(self.module, dtype=setup.dtype, recompute=setup.recompute, compiled=setup.compiled)
         self.optimizers = Optimizers(self.module, setup.optimizer)
-        self.batch = _batch(load, shape.vocab_size, device)
+        self.shape, self.device = shape, device
         self.taught, self.theirs = setup.taught, None
         if self.taught is not None:
             words = min(shape.vocab_size, self.taught.teacher.vocab_size)
@@ -113,28 +127,29 @@ class _Probe:
             self.theirs.hidden.normal_(), self.theirs.weight.normal_(0.0, 0.02)
         self.blocks = [p for p in self.module.layers.parameters() if p.requires_grad]
 
-    def passed(self) -> _Parts:
-        now = _clock(self.batch.tokens.device)
+    def passed(self, load: Load) -> _Parts:
+        batch, now = _batch(load, self.shape.vocab_size, self.device), _clock(self.device)
         times = [now()]
-        hidden = self.trainee.hidden(self.batch)
+        hidden = self.trainee.hidden(batch)
         torch.autograd.backward(hidden, torch.ones_like(hidden), inputs=self.blocks)
         times.append(now())
         self.optimizers.step(1.0)
         times.append(now())
-        (self._loss() / len(self.batch)).backward()
+        (self._loss(batch) / len(batch)).backward()
         times.append(now())
         self.optimizers.step(1.0)
         times.append(now())
         blocks, inside, whole, step = (after - before for before, after in itertools.pairwise(times))
         return _Parts(blocks, whole, inside, step)
 
-    def _loss(self) -> Tensor:
-        trainee, batch = self.trainee, self.batch
+    def _loss(self, batch: Placed) -> Tensor:
+        trainee = self.trainee
         if self.taught is None or self.theirs is None:
             return trainee.loss(batch)
         casts = trainee.casts()
         hidden = trainee.hidden(batch, casts)[batch.rows]
-        return distance(trainee, hidden, casts, self.theirs, batch.labels, self.taught.how)
+        theirs = replace(self.theirs, hidden=self.theirs.hidden[: len(batch)])
+        return distance(trainee, hidden, casts, theirs, batch.labels, self.taught.how)
 
 
 def _asked(teacher: ModelConfig, setup: Setup, load: Load, device: torch.device) -> float:

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from llmasos.client.types.files import File, FileList
 from llmasos.errors import BusyError, InvalidInputError, NotFoundError, StoreError
+from llmasos.formats import sync
 from llmasos.serve.batches.tables import ACTIVE, BatchRow
 from llmasos.serve.caller import Caller
 from llmasos.serve.files.form import TEMPORARY, TooLargeError, disk_errors
@@ -258,12 +259,7 @@ def _batches_that_need() -> Select[Any]:
 
 def _move(source: Path, path: Path) -> None:
     os.replace(source, path)
-    if hasattr(os, "O_DIRECTORY"):  # the name itself must reach the disk as well
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    sync(path.parent)  # the name itself must reach the disk as well
 
 
 def join(parts: Sequence[Path], into: Path) -> tuple[int, str]:

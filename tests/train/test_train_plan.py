@@ -433,6 +433,15 @@ def test_a_teacher_and_each_layer_take_time(monkeypatch: pytest.MonkeyPatch) -> 
     assert measured(LLAMA, setup, long, CPU).token == pytest.approx(deep.token)
 
 
+def test_a_gpu_that_somebody_fills_meanwhile_leaves_the_time_unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: Any, **more: Any) -> Pace:
+        raise torch.OutOfMemoryError("taken")
+
+    monkeypatch.setattr(planning, "measured", full)
+    found = planned(100, device=torch.device("cuda"))
+    assert found.fits and found.seconds is None and "time" not in dict(found.rows())
+
+
 def test_a_measured_time_is_plausible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     drawn = torch.get_rng_state()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -151,7 +152,8 @@ def plan(
     if timed and pace is None:
         case = replace(case, config=found.config)
         assert found.config.micro_batch_tokens is not None
-        pace = _pace(case, found.config.micro_batch_tokens)
+        with suppress(torch.OutOfMemoryError):  # somebody else took it meanwhile: the run may find it free again
+            pace = _pace(case, found.config.micro_batch_tokens)
     return found if pace is None else _timed(found, pace, computed_again=bool(case.config.recompute))
 
 

@@ -187,6 +187,7 @@ WRONG: list[tuple[dict[str, Any], type[LLMasOSError], str]] = [
     ({"data": ["data.jsonl=2", "chats.jsonl"]}, InvalidInputError, "has no weight"),
     ({"model": "nowhere/at-all"}, LLMasOSError, "nowhere"),
     ({"model": "encoder"}, UnsupportedError, "is an encoder"),
+    ({"model": "bare"}, NotFoundError, "no model in the folder .*bare"),
     ({"max_length": 100_000}, InvalidInputError, "the model's context is"),
     ({"data": ["chats.jsonl"], "max_length": 8}, InvalidInputError, "are longer than 8 tokens"),
     ({"micro_batch_tokens": 10}, InvalidInputError, "cannot hold samples of max_length"),
@@ -212,11 +213,13 @@ def test_what_is_wrong_is_said_and_nothing_is_left(
     (home / "blank.jsonl").write_text('{"text": ""}\n')
     (home / "columns.csv").write_text("foo,bar\n1,2\n")
     (home / "empty-mask.jsonl").write_text('{"messages": [{"role": "user", "content": "Hi"}]}\n')
+    (home / "bare").mkdir()
     write_tiny_model(home / "encoder", architectures=["BertModel"], model_type="bert")
     with pytest.raises(kind, match=said) as caught:
         train(TrainConfig.of(**options(**{"name": "wrong", **changes})))
     assert caught.value.message
     assert not Library().has("wrong")
+    assert not (home / "home" / "runs" / "wrong").exists()
 
 
 @pytest.mark.parametrize(

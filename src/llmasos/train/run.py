@@ -608,8 +608,8 @@ def _held(config: TrainConfig) -> Iterator[None]:
     try:
         yield
     finally:
-        if is_new and os.listdir(config.output) == [Path(lock.lock_file).name]:
-            with suppress(OSError):  # a system that keeps open files
+        with suppress(OSError):  # a folder that somebody removed, a system that keeps open files
+            if is_new and os.listdir(config.output) == [Path(lock.lock_file).name]:
                 Path(lock.lock_file).unlink()
                 config.output.rmdir()
         lock.release()

@@ -416,6 +416,62 @@ def test_blocks_are_measured_as_they_would_be_trained(monkeypatch: pytest.Monkey
     assert planned(100, device=torch.device("cuda"), timed=False).seconds is None
 
 
+@pytest.mark.parametrize("mean", [10, 100, 170, 200, 256])
+def test_no_sequence_that_is_timed_is_longer_than_the_longest(mean: int) -> None:
+    """Learned positions end there."""
+    stats = Stats(num_samples=1000, num_tokens=1000 * mean, num_trained=1000 * mean, longest=400)
+    for micro in (256, 300, 500, 512, 1024):
+        case = planning._Case(config(max_length=256, batch_tokens=micro), LLAMA, stats, MACHINE)
+        lengths = case.usual(micro).lengths
+        assert sum(lengths) == micro and min(lengths) > 0 and max(lengths) <= 256
+
+
+def test_what_needs_more_room_than_there_is_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(planning, "measured", lambda *given, **more: asked.append(given) or Pace(1e-3, 0.01, "noted"))
+    with pytest.raises(InsufficientMemoryError):
+        planned(0.01)
+    assert not asked
+    on_policy = {"distillation": {"teacher": "t", "on_policy": 0.5}, "method": "distill"}
+    assert planned(100, teacher=LLAMA, **on_policy).seconds is None, "nobody knows how long answers are"
+    assert not asked
+
+
+def test_a_teacher_is_timed_as_it_is_stored() -> None:
+    """Without the student's adapters, whose targets it need not have."""
+    adapters = planning._Case(
+        config(tuning="qlora", lora={"targets": ("q_proj",)}, quantization="nf4"), LLAMA, STATS, MACHINE
+    ).setup(64)
+    neox = config_from_hf({"architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", **SIZES})
+    found = measured(LLAMA, replace(adapters, taught=Taught(neox, Divergence())), Load((32, 32), 40), CPU)
+    assert 0 < found.token < 1
+
+
+def test_a_pass_that_compiles_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[Load] = []
+
+    class Counted:
+        def __init__(self, *given: Any) -> None:
+            pass
+
+        def passed(self, load: Load) -> Any:
+            loads.append(load)
+            return pace._Parts(100.0 if len(loads) == 1 else 1.0, 2.0, 0.0, 0.0)
+
+    monkeypatch.setattr(pace, "_Probe", Counted)
+    setup, load = planning._Case(config(compile=True), LLAMA, STATS, MACHINE).setup(640), Load((640,), 640)
+    assert setup.compiled
+    assert measured(LLAMA, setup, load, CPU).token == pytest.approx((LLAMA.num_layers / 2 + 1) / 640)
+    assert set(loads) == {load}
+
+
+def test_each_kind_of_block_is_timed() -> None:
+    six = replace(GEMMA, num_layers=12, layer_types=(("sliding",) * 5 + ("full",)) * 2)
+    assert pace.few_blocks(six, CPU).num_layers == memory.period(six) == 6
+    assert pace.few_blocks(LLAMA, CPU).num_layers == 2
+    assert pace.few_blocks(replace(LLAMA, num_layers=1), CPU).num_layers == 1
+
+
 def test_a_teacher_and_each_layer_take_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that counts what is asked of the machine."""
     clock = itertools.count()
@@ -458,7 +514,7 @@ def test_every_field_of_a_footprint_is_on_the_line() -> None:
 
 
 def test_a_block_alone_has_the_layers_kind() -> None:
-    assert memory._period(GEMMA) == 2 and memory._period(LLAMA) == 1
+    assert memory.period(GEMMA) == 2 and memory.period(LLAMA) == 1
     one = memory.of_layer(GEMMA, 1)
     assert one.num_layers == 1 and one.is_sliding(0) == GEMMA.is_sliding(1) != GEMMA.is_sliding(0)
     assert isinstance(memory.build(one, setup()).module.layers[0].attn.qkv, nn.Linear)

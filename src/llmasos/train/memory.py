@@ -142,21 +142,21 @@ class Footprint:
 @lru_cache(maxsize=64)
 def footprint(shape: ModelConfig, setup: Setup, load: Load) -> Footprint:
     """What a step takes. Raises UnsupportedError and InvalidInputError for adapters that the model can't have."""
-    period = _period(shape)
+    each = period(shape)
     # blocks that are computed again take more than they leave: a line through one of them alone would be another's
-    less = 2 * period if setup.recompute else period
-    if shape.num_layers <= less + period:
+    less = 2 * each if setup.recompute else each
+    if shape.num_layers <= less + each:
         return _run(shape, setup, load)
-    first, second = (_run(of_depth(shape, depth), setup, load) for depth in (less, less + period))
-    return first.at(less, second, less + period, shape.num_layers)
+    first, second = (_run(of_depth(shape, depth), setup, load) for depth in (less, less + each))
+    return first.at(less, second, less + each, shape.num_layers)
 
 
-def _period(shape: ModelConfig) -> int:
+def period(shape: ModelConfig) -> int:
     """Layers after which their kinds repeat."""
     kinds = [(shape.is_sliding(i), i in shape.nope_layers) for i in range(shape.num_layers)]
-    for period in range(1, shape.num_layers):
-        if all(kinds[i] == kinds[i % period] for i in range(shape.num_layers)):
-            return period
+    for each in range(1, shape.num_layers):
+        if all(kinds[i] == kinds[i % each] for i in range(shape.num_layers)):
+            return each
     return shape.num_layers
 
 

@@ -7,6 +7,7 @@ weights are large, fewer words, and the loss is scaled.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 import time
@@ -17,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from llmasos.models.config import ModelConfig
-from llmasos.train.memory import Load, Setup, build, distance, of_depth
+from llmasos.models.decoder import Decoder
+from llmasos.train.memory import Load, Setup, build, distance, of_depth, period
 from llmasos.train.model import Placed, Trainee
 from llmasos.train.optim import Optimizers
 
-DEPTH = 2
+DEPTH, MOST_KINDS = 2, 8
 PASSES, ENOUGH = 3, 3.0
 """The fastest of so many passes counts; after so many seconds there is none more."""
 LITTLE, LONG = 64, 20.0
@@ -51,27 +53,44 @@ def measured(
     """Of a micro-batch of `load`. parts: tensor parallelism divides blocks into. What processes send each other is not
     in it, and not what a student writes itself."""
     on_gpu = device.type != "cpu"
-    few = replace(of_depth(shape, min(DEPTH, shape.num_layers)), vocab_size=_words(shape, device))
+    few = few_blocks(shape, device)
     with torch.random.fork_rng([device] if on_gpu else [], device_type=device.type if on_gpu else "cuda"):
-        probe = _Probe(few, setup, load, device)
-        little = load if on_gpu else _little(load)
-        found = probe.passed(little)  # the first one compiles, too, where there is something to compile
-        if not on_gpu and (found.blocks + found.whole) * load.num_tokens / little.num_tokens > LONG:
-            load = little
-        else:
-            found = _least(probe, load)
-        del probe
-        of_teacher = 0.0 if setup.taught is None else _asked(setup.taught.teacher, setup, load, device)
-    if on_gpu:
-        torch.accelerator.empty_cache()
+        try:
+            found, load = _timed(few, setup, load, device)
+            gc.collect()  # what was compiled or computed again is in rings
+            of_teacher = 0.0 if setup.taught is None else _asked(setup.taught.teacher, setup, load, device)
+        finally:
+            gc.collect()
+            if on_gpu:
+                torch.accelerator.empty_cache()
     words = shape.vocab_size / few.vocab_size
     block, rest = found.blocks / few.num_layers, max(0.0, found.whole - found.blocks)
     step, ends = found.inside / few.num_layers, max(0.0, found.step - found.inside)
     return Pace(
-        (shape.num_layers * block / parts + words * rest + of_teacher) / load.num_tokens,
+        (shape.num_layers * block / parts + words * rest) / load.num_tokens + of_teacher,
         shape.num_layers * step / parts + words * ends,
-        "two blocks, measured now",
+        "a few blocks, measured now",
     )
+
+
+def few_blocks(shape: ModelConfig, device: torch.device) -> ModelConfig:
+    """The model that is timed: DEPTH blocks, or as many as there are kinds of them."""
+    kinds = period(shape)
+    depth = min(kinds if DEPTH < kinds <= MOST_KINDS else DEPTH, shape.num_layers)
+    return replace(of_depth(shape, depth), vocab_size=_words(shape, device))
+
+
+def _timed(few: ModelConfig, setup: Setup, load: Load, device: torch.device) -> tuple[_Parts, Load]:
+    """What a micro-batch takes, and how large it was."""
+    probe = _Probe(few, setup, load, device)
+    if device.type != "cpu" or setup.compiled:
+        probe.passed(load)  # compiles
+        return _least(probe, load), load
+    little = _little(load)
+    found = probe.passed(little)
+    if (found.blocks + found.whole) * load.num_tokens / little.num_tokens > LONG:
+        return found, little
+    return _least(probe, load), load
 
 
 def _least(probe: _Probe, load: Load) -> _Parts:
@@ -153,20 +172,32 @@ class _Probe:
 
 
 def _asked(teacher: ModelConfig, setup: Setup, load: Load, device: torch.device) -> float:
-    """Seconds of the pass through a teacher's blocks; its scores are part of the loss."""
-    few = replace(of_depth(teacher, min(DEPTH, teacher.num_layers)), vocab_size=_words(teacher, device))
+    """Seconds a token of the pass through a teacher's blocks, which are as they are stored; its scores are part of the
+    loss."""
+    few = few_blocks(teacher, device)
     with device:
-        module = build(few, setup).module.requires_grad_(requires_grad=False)
+        module = Decoder(few).to(setup.dtype).requires_grad_(requires_grad=False)
     _fill(module)
     trainee = Trainee(module, dtype=setup.dtype, compiled=setup.compiled)
-    batch = _batch(load, few.vocab_size, device)
-    now, least = _clock(device), math.inf
+
+    def passed(load: Load) -> float:
+        """Seconds a token."""
+        batch, now = _batch(load, few.vocab_size, device), _clock(device)
+        started = now()
+        trainee.hidden(batch)
+        return teacher.num_layers * (now() - started) / few.num_layers / load.num_tokens
+
     with torch.no_grad():
+        is_cautious = device.type == "cpu" and not setup.compiled
+        found = passed(_little(load) if is_cautious else load)
+        if is_cautious and found * load.num_tokens * few.num_layers / teacher.num_layers > LONG:
+            return found
+        found, begun = math.inf, time.perf_counter()
         for _ in range(PASSES):
-            started = now()
-            trainee.hidden(batch)
-            least = min(least, now() - started)
-    return teacher.num_layers * least / few.num_layers
+            found = min(found, passed(load))
+            if time.perf_counter() - begun > ENOUGH:
+                break
+    return found
 
 
 def _fill(module: nn.Module) -> None:

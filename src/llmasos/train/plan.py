@@ -27,7 +27,7 @@ from llmasos.train.lora import LoraOptions
 from llmasos.train.losses import PIECE, missing_rows
 from llmasos.train.memory import Footprint, Load, Setup, Taught, footprint
 from llmasos.train.optim import OptimizerOptions
-from llmasos.train.pace import Pace, measured
+from llmasos.train.pace import Pace, few_blocks, measured
 from llmasos.train.parallel.shard import KEPT
 from llmasos.train.resident import resident
 
@@ -136,9 +136,11 @@ def plan(
     Raises InsufficientMemoryError, whose hint names every change that would fit."""
     case = _Case(config, shape, stats, _Machine(device, dtype, world_size, 0, 0, teacher))
     own, pace = 0, None
+    if teacher is not None and config.distillation.on_policy:
+        timed = False  # how long a student's own answers are, nobody knows
     if device.type == "cpu":
         if timed:
-            pace = _pace(case, min(case.micro_batches()[0], max(PROBE_TOKENS, case.length)))
+            pace = _pace_on_cpu(case, available)
         case.plan(case.micro_batches()[0])  # what the process has before the run is with the code that planning loads
         own = resident()
     if available is None:
@@ -149,7 +151,7 @@ def plan(
     found = _search(replace(case, machine=machine))
     if not found.fits:
         raise _too_little(found, config, stats, machine)
-    if timed and pace is None:
+    if timed and device.type != "cpu":
         case = replace(case, config=found.config)
         assert found.config.micro_batch_tokens is not None
         with suppress(torch.OutOfMemoryError):  # somebody else took it meanwhile: the run may find it free again
@@ -212,21 +214,22 @@ class _Case:
         return Load(tuple(lengths), min(tokens, max(1, math.ceil(share * tokens))))
 
     def usual(self, micro: int) -> Load:
-        """A micro-batch as it comes, for its time: sequences of all lengths around the mean, unless all have one."""
+        """A micro-batch as it comes, for its time: sequences of all lengths around the mean, unless all have one, and
+        none longer than the run's longest."""
         load = self.load(micro)
-        number = max(1, load.num_tokens // self.length)
+        most = max(self.length, min(self.config.max_length or self.shape.context_length, self.stats.longest))
+        number = math.ceil(load.num_tokens / self.length)
         each, rest = divmod(load.num_tokens, number)
         lengths = [each + (i < rest) for i in range(number)]
-        if self.stats.longest > self.length:
-            for i in range(number // 2):  # a pair keeps its sum
-                less = round(each / 2 * (1 - 2 * i / number))
-                lengths[i], lengths[-1 - i] = lengths[i] - less, lengths[-1 - i] + less
+        for i in range(number // 2):  # a pair keeps its sum
+            less = min(round(each / 2 * (1 - 2 * i / number)), most - lengths[-1 - i])
+            lengths[i], lengths[-1 - i] = lengths[i] - less, lengths[-1 - i] + less
         return Load(tuple(lengths), load.num_trained)
 
     def setup(self, micro: int) -> Setup:
         config, machine = self.config, self.machine
         is_full = config.tuning == "full"
-        compiled = machine.on_gpu if config.compile is None else config.compile
+        compiled = machine.device.type == "cuda" if config.compile is None else config.compile
         return Setup(
             dtype=machine.dtype,
             optimizer=OptimizerOptions(name=config.optimizer or "adamw"),
@@ -412,6 +415,18 @@ def _num_tokens(config: TrainConfig, stats: Stats) -> int:
     if config.steps is not None and config.batch_tokens is not None:
         return config.steps * config.batch_tokens
     return round(stats.num_tokens * (config.epochs or 1))
+
+
+def _pace_on_cpu(case: _Case, available: int | None) -> Pace | None:
+    """None where even a few blocks have no room: the run is refused then, or was before it is timed."""
+    micro, machine = min(case.micro_batches()[0], max(PROBE_TOKENS, case.length)), case.machine
+    room = free_memory(machine.device) if available is None else available
+    if case.config.max_memory is not None:
+        room = min(room, round(case.config.max_memory * GIB))
+    needed = footprint(few_blocks(case.shape, machine.device), case.setup(micro), case.usual(micro)).resident
+    if machine.teacher is not None:
+        needed += machine.dtype.itemsize * num_weights(few_blocks(machine.teacher, machine.device))
+    return _pace(case, micro) if needed < USABLE * room else None
 
 
 def _pace(case: _Case, micro: int) -> Pace:

@@ -320,15 +320,16 @@ def plan_run(config: TrainConfig, *, on_progress: OnProgress | None = None) -> P
 
 def first_batch(config: TrainConfig, *, on_progress: OnProgress | None = None) -> tuple[Batch, Tokenizer]:
     """What a run of these options would read first, and by which tokenizer; raises as `plan_run`."""
-    with _rehearsed(config, on_progress) as prepared:
+    with _rehearsed(config, on_progress, timed=False) as prepared:
         prepared.batches.prefetch = 0
         return next(iter(prepared.batches)), prepared.method.tokenizer
 
 
 @contextmanager
-def _rehearsed(config: TrainConfig, on_progress: OnProgress | None) -> Iterator[Prepared]:
+def _rehearsed(config: TrainConfig, on_progress: OnProgress | None, *, timed: bool = True) -> Iterator[Prepared]:
     with tempfile.TemporaryDirectory() as scratch:
-        yield prepare(checked(config).model_copy(update={"output": Path(scratch)}), on_progress=on_progress)
+        config = checked(config).model_copy(update={"output": Path(scratch)})
+        yield prepare(config, on_progress=on_progress, timed=timed)
 
 
 def _placed(config: TrainConfig, *, is_first: bool) -> Placement:
@@ -347,9 +348,11 @@ def _placed(config: TrainConfig, *, is_first: bool) -> Placement:
     return replace(found, dtype=dtype)
 
 
-def prepare(config: TrainConfig, *, on_progress: OnProgress | None = None, ranks: Ranks | None = None) -> Prepared:
+def prepare(
+    config: TrainConfig, *, on_progress: OnProgress | None = None, ranks: Ranks | None = None, timed: bool = True
+) -> Prepared:
     """Settle every option, read the model's shape and tokenise the data. `config` is `named`. ranks: who reads what;
-    default: a plan for as many as the options say."""
+    default: a plan for as many as the options say. timed: the plan tells the time, too."""
     data_size = ranks.data_size if ranks else max(1, (config.gpus or 1) // config.tensor_parallel_size)
     if config.tensor_parallel_size > 1 and config.parallel == "auto":
         config = config.model_copy(update={"parallel": "ddp"})
@@ -378,7 +381,7 @@ def prepare(config: TrainConfig, *, on_progress: OnProgress | None = None, ranks
         dtype=placement.dtype,
         world_size=data_size,
         teacher=method.teacher_shape,
-        timed=ranks is None or ranks.is_first,
+        timed=timed and (ranks is None or ranks.is_first),
     )
     config, accumulation = planned.config, planned.accumulation
     method.config = config

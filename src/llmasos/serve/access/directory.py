@@ -2,8 +2,8 @@
 
 A request costs a keyed hash and a look into two tables. The argon2 hash of a key's secret is computed when the key is
 first used; afterwards its text is known by a fast hash under a random key of this process, so that neither the tables
-nor the time of a look-up tell anything about it. A wrong secret is told without argon2, so guessing costs the server no
-more than any other refused request, and nobody has to be kept waiting for who else guesses from his address.
+nor the time of a look-up tell anything about its secret. A wrong secret is told without argon2, so guessing costs the
+server no more than any other refused request, and nobody has to be kept waiting for who else guesses from his address.
 
 Other servers and the command line change keys, too: what changed is read every CHECK_AFTER seconds while there are
 requests, beside them; no request is decided on knowledge older than STALE_AFTER seconds, unless the database can't be
@@ -19,7 +19,6 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import datetime
 
 from llmasos.errors import StoreError
@@ -109,13 +108,17 @@ class Directory:
             raise self._error
 
     async def _look_again(self) -> None:
-        """What changed until now, unless the database can't be asked."""
+        """What changed until now. Raises StoreError if the database can't be asked: a key may be a new one."""
         asked = self._clock()
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(LOOK_FOR), self._looking:
                 if self._read_at < asked and self._error is None:
                     await asyncio.sleep(min(LOOK_EVERY, max(0.0, self._read_at + LOOK_EVERY - self._clock())))
                     await self.refresh()
+        except TimeoutError as e:
+            raise StoreError("Keys could not be read in time.", hint="Try again.") from e
+        if self._error is not None:
+            raise self._error
 
     async def refresh(self) -> None:
         """Read what changed now: after this server itself has changed something."""

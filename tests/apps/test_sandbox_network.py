@@ -85,7 +85,9 @@ def test_a_network_of_another_name_is_an_error() -> None:
 
 def test_a_program_is_asked_to_end(tmp_path: Path) -> None:
     code = (
-        "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(7))\nprint('up', flush=True)\ntime.sleep(60)"
+        "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(7))\nprint('up', flush=True)\n"
+        # in short sleeps: a signal that comes just before one does not end it
+        "for _ in range(600): time.sleep(0.1)"
     )
     policy = Policy(read=python_paths(), write=(tmp_path,))
     process = start([sys.executable, "-I", "-c", code], policy, stdout=subprocess.PIPE)

@@ -1,6 +1,6 @@
-"""How fast a run would go: two blocks and what is around them are trained for a moment, as the run would train them.
+"""How fast a run would go: a few blocks and what is around them are trained for a moment, as the run would train them.
 
-A pass through two blocks gives what a block takes; what is not inside of blocks is measured with them. GPUs take the
+A pass through the blocks gives what a block takes; what is not inside of blocks is measured with them. GPUs take the
 run's own micro-batch, compiled if the run is. CPUs, on which that could take a minute, take fewer tokens and, where
 weights are large, fewer words, and the loss is scaled.
 """
@@ -50,8 +50,8 @@ def measured(
     *,
     parts: int = 1,
 ) -> Pace:
-    """Of a micro-batch of `load`. parts: tensor parallelism divides blocks into. What processes send each other is not
-    in it, and not what a student writes itself."""
+    """Of a micro-batch of `load`. parts: tensor parallelism divides blocks into so many. What processes send each other
+    is not in it, and not what a student writes itself."""
     on_gpu = device.type != "cpu"
     few = few_blocks(shape, device)
     with torch.random.fork_rng([device] if on_gpu else [], device_type=device.type if on_gpu else "cuda"):

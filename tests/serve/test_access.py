@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
-from access_world import BODY, INSECURE, LOOPBACK, Clock, bearer, client_of, guarded, id_of, make_key
+from access_world import BODY, INSECURE, LOOPBACK, REQUIRED, Clock, bearer, client_of, guarded, id_of, make_key
 from argon2 import PasswordHasher
 from fake_llm import FakeLLM
 from sqlalchemy import text
@@ -345,6 +345,31 @@ async def test_requests_at_once_are_limited_and_freed_however_they_end(memory: D
         await asyncio.gather(task, return_exceptions=True)
         await ask(client, key, prompt="boom")
         assert [(await ask(client, key)).status_code for _ in range(3)] == [200, 200, 200]
+    await access.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_whoever_has_the_last_byte_may_ask_again_at_once(memory: Database, stream: bool) -> None:
+    key = make_key(memory, max_parallel=1, requests_per_day=5)
+    access = Access(memory, REQUIRED)
+    app = create_app(FakeLLM(), access=access)
+    held: list[int] = []
+
+    async def watched(scope, receive, send) -> None:
+        async def sending(message) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                held.append(next(iter(access._meters.values())).num_parallel)
+            await send(message)
+
+        await app(scope, receive, sending)
+
+    async with client_of(watched) as client:
+        for _ in range(3):
+            assert (await ask(client, key, stream=stream)).status_code == 200
+        assert (await ask(client, key, prompt="boom")).status_code == 500
+        assert held == [0, 0, 0, 0]
+        assert (await ask(client, key)).status_code == 200
+        assert error(await ask(client, key)) == (429, "insufficient_quota"), "each was counted, and once"
     await access.close()
 
 

@@ -188,11 +188,60 @@ def test_no_more_calls_at_once_than_it_takes(world: World) -> None:
     assert sorted(statuses) == [200, 200, 503, 503]
 
 
+ONE = '''
+from collections.abc import Iterator
+from llmasos import Application
+
+app = Application(title="One")
+
+
+@app.route("/text")
+def text() -> str:
+    """A text."""
+    return "text"
+
+
+@app.route("/stream")
+def stream(n: int) -> Iterator[str]:
+    """Some texts."""
+    yield from map(str, range(n))
+
+
+@app.route("/nothing")
+def nothing() -> None:
+    """Nothing."""
+
+
+@app.chat
+def chat(messages: list) -> Iterator[str]:
+    """Texts."""
+    yield from "text"
+'''
+
+
+@pytest.mark.parametrize("path", ["text", "stream?n=0", "stream?n=3", "nothing", "none", "stream?n=x"])
+def test_whoever_has_the_last_byte_may_call_again_at_once(world: World, path: str) -> None:
+    world.install(package_of(world.folder, ONE, name="one", more="[resources]\nconcurrency = 1\n"))
+    statuses = {world.client.get(f"/apps/one/{path}").status_code for _ in range(100)}
+    assert len(statuses) == 1 and statuses <= {200, 204, 404, 422}
+    world.client.delete("/llmasos/v1/apps/one?data=true")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_whoever_has_all_of_a_chat_may_go_on_at_once(world: World, stream: bool) -> None:
+    world.install(package_of(world.folder, ONE, name="one", more="[resources]\nconcurrency = 1\n"))
+    asked = {"model": "app/one", "messages": [{"role": "user", "content": "?"}], "stream": stream}
+    for _ in range(60):
+        answer = world.client.post("/v1/chat/completions", json=asked)
+        assert answer.status_code == 200, answer.text
+    world.client.delete("/llmasos/v1/apps/one?data=true")
+
+
 def test_a_stream_ends_when_its_reader_goes(world: World) -> None:
     closed = world.home / "apps" / "ask" / "data" / "closed"
     closed.unlink(missing_ok=True)
     with world.client.stream("GET", "/apps/ask/tell?n=1000&pause=0.05") as answer:
-        next(answer.iter_bytes())
+        assert b"data" in next(answer.iter_bytes()) and answer.status_code == 200
     for _ in range(200):
         if closed.exists():
             break

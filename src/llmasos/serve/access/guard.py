@@ -6,8 +6,9 @@ It stands inside the gate, which gives each request its id, and CORS, whose ques
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -68,12 +69,16 @@ class Guard:
             return
         if meter is not None:
             answer.headers = dict(self.access.limit_headers(meter))
-        try:
-            await self.app(scope, receive, answer.send)
-        finally:
+
+        def end() -> None:
             if meter is not None:
                 meter.release()
             self.access.record(caller, *_used(answer.status))
+
+        with contextlib.ExitStack() as stack:
+            stack.callback(end)
+            answer.before_last = stack.close
+            await self.app(scope, receive, answer.send)
 
     def _audit(self, rule: Rule, caller: Caller, scope: Scope, answer: _Answer) -> None:
         """What changes the server is written down by whoever does it. Keys' own routes write more, in the same
@@ -88,17 +93,21 @@ class Guard:
 
 
 class _Answer:
-    """The way out, watched: which status went, and more headers on it."""
+    """The way out, watched: which status went, and more headers on it. `before_last` is called before its last bytes
+    go: whoever has them may ask again at once."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.status = 0
         self.headers: dict[str, str] = {}
+        self.before_last: Callable[[], None] = lambda: None
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             MutableHeaders(scope=message).update(self.headers)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.before_last()
         await self._send(message)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from urllib.parse import quote
 
 import httpx
@@ -37,6 +37,7 @@ _SAFE = {
     "content-security-policy": "sandbox allow-scripts allow-forms; frame-ancestors 'self'",
     "x-content-type-options": "nosniff",
 }
+_EMPTY = (204, 205, 304)
 _LONG = ("/mcp", "/jobs")
 """Where a stream may be silent for as long as it likes."""
 
@@ -181,10 +182,18 @@ class _Passing(Response):
         self.raw_headers = kept + [(k.encode(), v.encode()) for k, v in _SAFE.items()]
         is_long = path.startswith(_LONG)
         self._silence = None if is_long else found.terms.timeout
+        length = answer.headers.get("content-length", "")
+        self._length = int(length) if length.isascii() and length.isdigit() else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._stack:
+            is_empty = self._length == 0 or self.status_code in _EMPTY
+            if is_empty:
+                await self._stack.aclose()  # the head is the end
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            if is_empty:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                return
             passing = asyncio.create_task(self._pass(send))
             gone = asyncio.create_task(_disconnect(receive))
             try:
@@ -197,8 +206,20 @@ class _Passing(Response):
                 await asyncio.gather(passing, gone, return_exceptions=True)
 
     async def _pass(self, send: Send) -> None:
-        pieces = self._answer.aiter_raw()
-        async with contextlib.aclosing(pieces) as source:  # type: ignore[type-var]  # it is a generator
+        """Whoever has the last byte may call again at once, so its place is free before that is sent."""
+        num_read, last = 0, b""
+        async with contextlib.aclosing(self._pieces()) as pieces:
+            async for piece in pieces:
+                num_read += len(piece)
+                if num_read == self._length:
+                    last = piece
+                else:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await self._stack.aclose()
+        await send({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _pieces(self) -> AsyncGenerator[bytes, None]:
+        async with contextlib.aclosing(self._answer.aiter_raw()) as source:  # type: ignore[type-var]  # a generator
             while True:
                 try:
                     async with asyncio.timeout(self._silence):
@@ -209,9 +230,8 @@ class _Passing(Response):
                 except httpx.HTTPError as e:
                     raise await ended(self._found, e) from e
                 if piece is None:
-                    break
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+                    return
+                yield piece
 
 
 async def _disconnect(receive: Receive) -> None:

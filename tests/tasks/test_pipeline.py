@@ -11,7 +11,7 @@ from fake_task_model import FakeModel
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmasos.errors import InvalidInputError, NetworkError, NotFoundError
+from llmasos.errors import FormatError, InvalidInputError, NetworkError, NotFoundError
 from llmasos.tasks import pipeline as room
 from llmasos.tasks.history import StepRecord, open_history
 from llmasos.tasks.model import Reply
@@ -187,8 +187,13 @@ def test_wrong_files_and_values_say_so(tmp_path: Path) -> None:
         Pipeline.load(tmp_path / "none.yaml")
     for text in ("a: [", "- 1", "\x00"):
         (tmp_path / "bad.yaml").write_text(text, encoding="utf-8")
-        with pytest.raises(InvalidInputError, match=r"bad\.yaml"):
+        with pytest.raises(FormatError, match=r"bad\.yaml"):
             Pipeline.load(tmp_path / "bad.yaml")
+    (tmp_path / "bad.yaml").write_text("steps:\n- {id: a, task: chat}\n- id: b\n  task: chat\n  id: c\n")
+    with pytest.raises(FormatError, match=r"gives steps\[1\]\.id twice: in line 3 and in line 5"):
+        Pipeline.load(tmp_path / "bad.yaml")
+    with pytest.raises(FormatError, match="cannot be read: Is a directory"):
+        Pipeline.load(tmp_path)
     with pytest.raises(NotFoundError, match="no task 'dance'"):
         Pipeline.of({"steps": [{"id": "a", "task": "dance"}]})
     with pytest.raises(InvalidInputError, match="map needs a list, not str"):

@@ -35,7 +35,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json, to_json, to_jsonable_python
 
 from llmasos import __version__
-from llmasos.errors import InvalidInputError, LLMasOSError, NetworkError, NotFoundError, ServerError
+from llmasos.errors import InvalidInputError, LLMasOSError, NetworkError, ServerError
+from llmasos.formats.yaml import read_yaml
 from llmasos.settings import settings
 from llmasos.tasks.base import Answer, Run, RunCode, Task, find_task
 from llmasos.tasks.history import History, StepRecord, new_run_id, open_history
@@ -92,20 +93,9 @@ class Pipeline(BaseModel):
 
     @classmethod
     def load(cls, path: Path | str) -> Pipeline:
-        """From a YAML (or JSON) file."""
-        import yaml
-
-        try:
-            document = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise NotFoundError(f"There is no file {path}.") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-            raise InvalidInputError(
-                f"{path} can't be read as YAML: {' '.join(str(e).split())}.", param="file"
-            ) from None
-        if not isinstance(document, dict):
-            raise InvalidInputError(f"{path} holds no pipeline: it is no table with steps.", param="file")
-        return cls.of({"name": Path(path).stem, **document})
+        """From a YAML (or JSON) file. Raises NotFoundError, FormatError, and what `of` raises."""
+        path = Path(path).expanduser()
+        return cls.of({"name": path.stem, **read_yaml(path, like="`steps:`")})
 
     @property
     def input_names(self) -> list[str]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from llmasos.errors import FormatError, InvalidInputError, NotFoundError
+from llmasos.errors import InvalidInputError
+from llmasos.formats.yaml import read_yaml
 
 Method = Literal["pretrain", "sft", "distill"]
 MAY_CHANGE = frozenset(
@@ -25,6 +26,8 @@ MAY_CHANGE = frozenset(
     }
 )
 """What a run that goes on may be told anew."""
+LIKE = "`model: smollm2`"
+"""A line of a run's file."""
 
 
 class _Group(BaseModel):
@@ -217,7 +220,7 @@ class TrainConfig(_Group):
         cls, file: Path | str | None, overrides: Mapping[str, Any], new: Collection[str] | None = None
     ) -> TrainConfig:
         values: dict[str, Any] = {}
-        for given in (read_yaml(Path(file)) if file is not None else {}, overrides):
+        for given in (read_yaml(Path(file), like=LIKE) if file is not None else {}, overrides):
             for name, value in given.items():
                 _put(values, str(name).split("."), value)
         try:
@@ -333,41 +336,6 @@ def _check_effects(config: TrainConfig, said: Mapping[str, Any]) -> None:
             if (name == effect.option or name.startswith(f"{effect.option}.")) and not effect.is_there(config):
                 instead = f"{effect.instead}, or leave {name} out." if effect.instead else f"Leave {name} out."
                 raise InvalidInputError(f"{name}={value!r} has no effect: {effect.why_not}.", hint=instead, param=name)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Names and values of a file, each said once. Raises NotFoundError, FormatError."""
-    import yaml
-
-    try:
-        text = path.read_text(encoding="utf-8")
-        document, found = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
-    except FileNotFoundError as e:
-        raise NotFoundError(f"There is no file {path}.", hint="Name a YAML file of a run.") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise FormatError(f"{path} is not valid YAML: {e}.", hint="Correct that line.") from e
-    if not isinstance(found, dict):
-        raise FormatError(f"{path} holds no names and values.", hint="Write lines like `model: smollm2`.")
-    lines: dict[str, int] = {}
-    for name, line in _names(document):
-        if name in lines:
-            raise FormatError(
-                f"{path} gives {name} twice: in line {lines[name]} and in line {line}.", hint="Leave one of them out."
-            )
-        lines[name] = line
-    return found
-
-
-def _names(node: Any, prefix: str = "") -> Iterator[tuple[str, int]]:
-    """Whole names of values and groups, with their lines from 1. YAML itself takes the last of two alike, and here
-    `lora.r` may be written in two ways."""
-    for key, value in node.value:
-        if key.tag == "tag:yaml.org,2002:merge":  # <<: what stands beside it has the last word
-            continue
-        name = f"{prefix}{key.value}"
-        yield name, key.start_mark.line + 1
-        if value.id == "mapping":
-            yield from _names(value, f"{name}.")
 
 
 def _put(values: dict[str, Any], path: list[str], value: Any) -> None:

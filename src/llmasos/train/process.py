@@ -36,9 +36,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmasos.data import Batches, Totals
 from llmasos.errors import BusyError, InvalidInputError, LLMasOSError, error_facts
+from llmasos.formats.yaml import read_yaml
 from llmasos.store.adapters import installed_adapters, remove_adapter
 from llmasos.train.answers import Answered
-from llmasos.train.config import TrainConfig, read_yaml
+from llmasos.train.config import LIKE, TrainConfig
 from llmasos.train.events import Evaluation, Listener, StepReport
 from llmasos.train.export import Run, export_run
 from llmasos.train.methods import METHODS, method_of
@@ -281,7 +282,7 @@ def _trained_before(log: Path, step: int) -> int:
 
 def read_job(path: Path) -> tuple[TrainConfig, JobOptions]:
     """Raises NotFoundError, FormatError, InvalidInputError."""
-    found = read_yaml(path)
+    found = read_yaml(path, like=LIKE)
     job = found.pop("job", None) or {}
     try:
         options = JobOptions.model_validate(job)

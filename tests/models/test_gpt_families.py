@@ -34,6 +34,7 @@ from transformers import (
 
 from llmasos.errors import FormatError, UnknownArchitectureError, UnsupportedError
 from llmasos.models.families import config_from_hf, config_to_hf, known_architectures
+from llmasos.models.load import load_model
 
 VOCAB = 101
 IDS: dict[str, Any] = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
@@ -231,6 +232,14 @@ def broken(folder: Path, **changes: Any) -> Path:
 @pytest.fixture
 def gpt2_folder(tmp_path: Path) -> Path:
     return save_hf(tiny_model(gpt2()), tmp_path)
+
+
+def test_scores_that_layers_divide_by_their_numbers_keep_them(tmp_path: Path) -> None:
+    folder = save_hf(tiny_model(gpt2(scale_attn_by_inverse_layer_idx=True)), tmp_path)
+    assert load_model(folder, device="cpu", with_tokenizer=False, layers=(0, 1)).config.num_layers == 2
+    with pytest.raises(UnsupportedError, match="divides the scores") as refused:
+        load_model(folder, device="cpu", with_tokenizer=False, layers=(0, 2))
+    assert refused.value.hint == "Take the first ones: 0,1."
 
 
 def test_a_missing_tensor_is_named(gpt2_folder: Path) -> None:

@@ -217,6 +217,12 @@ def some_layers(config: ModelConfig, layers: Sequence[int]) -> ModelConfig:
             hint=f"Name some of 0 to {config.num_layers - 1}, each once, e.g. 0,2,4.",
             param="layers",
         )
+    if config.scale_by_layer and layers[-1] != len(layers) - 1:
+        raise UnsupportedError(
+            f"This model divides the scores of each layer by its number, which layers={list(layers)} would change.",
+            hint=f"Take the first ones: {','.join(map(str, range(len(layers))))}.",
+            param="layers",
+        )
     return replace(
         config,
         num_layers=len(layers),

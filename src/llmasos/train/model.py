@@ -108,15 +108,15 @@ class Trainee:
             for rope in self.decoder.ropes.values():
                 rope.prepare(config.context_length, self.decoder.device, dtype)
 
-    def casts(self) -> dict[str, Tensor]:
-        """What stands in for the weights during a pass."""
+    def casts(self, within: str = "") -> dict[str, Tensor]:
+        """What stands in for the weights during a pass; for those alone whose names begin with `within`."""
         if not self.casts_itself:
             return {}
         rooms: dict[str, list[str]] = {}
         weights = {
             name: parameter
             for name, parameter in self.decoder.named_parameters()
-            if parameter.dtype != self.dtype and not name.endswith((".a", ".b", ".length"))
+            if parameter.dtype != self.dtype and not name.endswith((".a", ".b", ".length")) and name.startswith(within)
         }
         for name, parameter in weights.items():
             if parameter.requires_grad:

@@ -29,6 +29,8 @@ PASSES, ENOUGH = 3, 3.0
 LITTLE, LONG = 64, 20.0
 """Tokens of a first pass on a CPU. It is the only one where a whole one would take more seconds than these, as in
 bfloat16 without units for it."""
+BLOCKS = "layers."
+"""Names in a decoder that are blocks'."""
 WORDS, VALUES = 8192, 2**25
 """On a CPU the loss is over so many words at least, or as many as make a head of so many weights."""
 
@@ -148,9 +150,11 @@ class _Probe:
 
     def passed(self, load: Load) -> _Parts:
         batch, now = _batch(load, self.shape.vocab_size, self.device), _clock(self.device)
+        around = {name: cast for name, cast in self.trainee.casts().items() if not name.startswith(BLOCKS)}
         times = [now()]
-        hidden = self.trainee.hidden(batch)
+        hidden = self.trainee.hidden(batch, around | self.trainee.casts(BLOCKS))
         torch.autograd.backward(hidden, torch.ones_like(hidden), inputs=self.blocks)
+        del hidden, around
         times.append(now())
         self.optimizers.step(1.0)
         times.append(now())

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ import pytest
 from cli_runner import Cli
 
 from llmasos.cli import run as run_module
+from llmasos.cli.answer import Answer
 from llmasos.cli.run import is_prompt
 from llmasos.inference.llm import LLM
-from llmasos.inference.request import StructuredOutput
+from llmasos.inference.request import Chunk, RequestMetrics, StructuredOutput
 from llmasos.models.load import _Filler
 from tiny import write_tiny_model
 
@@ -53,6 +54,16 @@ def test_json_has_text_usage_and_timings(cli: Cli, tiny_model: Path) -> None:
     assert data["usage"]["total_tokens"] == data["usage"]["prompt_tokens"] + 8
     assert data["timings"]["tokens_per_second"] > 0 and data["timings"]["time_to_first_token"] > 0
     assert result.err == ""
+
+
+def test_the_speed_is_the_engines_also_where_all_tokens_come_at_once() -> None:
+    class Model:
+        def stream(self, prompt: str) -> Iterator[Chunk]:
+            yield Chunk(0, "a", (1,))
+            yield Chunk(0, "bc", (2, 3), finish_reason="stop", metrics=RequestMetrics(0.1, 0.5, 3))
+
+    answer = Answer(Model(), "?", {})
+    assert "".join(answer) == "abc" and answer.tokens_per_second == 4.0 == answer.timings()["tokens_per_second"]
 
 
 def test_the_system_text_changes_the_answer(cli: Cli, tiny_model: Path, tiny_llm: LLM) -> None:

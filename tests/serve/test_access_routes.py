@@ -8,7 +8,7 @@ from access_world import INSECURE, LOOPBACK, REQUIRED, bearer, client_of, make_k
 from argon2 import PasswordHasher
 from fake_llm import FakeLLM
 
-from llmasos.serve.access import keys
+from llmasos.serve.access import directory, keys
 from llmasos.serve.access.access import Access
 from llmasos.serve.access.guard import Guard
 from llmasos.serve.access.policy import Policy
@@ -112,6 +112,7 @@ def concrete(rule: Rule) -> str:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Database, dict[str, str]]]:
     monkeypatch.setattr(keys, "_hasher", lambda: PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+    monkeypatch.setattr(directory, "LOOK_EVERY", 0.0)  # hundreds of keys that there are not
     with Database.open("sqlite://") as database:
         yield (
             database,

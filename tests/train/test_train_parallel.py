@@ -25,6 +25,7 @@ from llmasos.train.run import resume, train
 from tiny import write_tiny_model
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.timeout(400)  # the first test waits for all that two processes do, each of them for 90 s at most
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +74,11 @@ def two(path: Path, *names: str) -> str:
         for rank in range(2)
     ]
     try:
-        said = [process.communicate(timeout=240)[0] for process in processes]
+        said = [process.communicate(timeout=360)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
+            process.communicate()
     assert processes[0].returncode == 0, "\n=====\n".join(said)
     return said[0]
 

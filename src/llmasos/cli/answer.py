@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmasos.cli.messages import t
 from llmasos.inference.llm import LLM
-from llmasos.inference.request import Chunk, FinishReason
+from llmasos.inference.request import Chunk, FinishReason, RequestMetrics
 
 if TYPE_CHECKING:
     from llmasos.inference.remote import RemoteLLM
@@ -38,6 +38,7 @@ class Answer:
         self.num_prompt_tokens: int | None = None
         self.num_output_tokens: int | None = None
         self.time_to_first_token = self.seconds = 0.0
+        self._metrics: RequestMetrics | None = None
 
     def __iter__(self) -> Iterator[str]:
         started = time.perf_counter()
@@ -51,6 +52,7 @@ class Answer:
                     self.num_output_tokens = (self.num_output_tokens or 0) + len(chunk.token_ids)
                 self.text += chunk.text
                 self.finish_reason = chunk.finish_reason or self.finish_reason
+                self._metrics = chunk.metrics or self._metrics
                 if chunk.text:
                     yield chunk.text
         finally:
@@ -68,8 +70,9 @@ class Answer:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Tokens after the first over the time after the first."""
-        decoding = self.seconds - self.time_to_first_token
+        """Tokens after the first over the time after the first: as the engine measured it, whose tokens may come here
+        several at once; else as they came."""
+        decoding = self._metrics.decode_seconds if self._metrics else self.seconds - self.time_to_first_token
         if not self.num_output_tokens or decoding <= 0:
             return None
         return (self.num_output_tokens - 1) / decoding

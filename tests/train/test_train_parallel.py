@@ -25,7 +25,7 @@ from llmasos.train.run import resume, train
 from tiny import write_tiny_model
 
 HERE = Path(__file__).parent
-pytestmark = pytest.mark.timeout(400)  # the first test waits for all that two processes do, each of them for 90 s at most
+pytestmark = pytest.mark.timeout(400)  # the first one waits for all that two processes do
 
 
 @pytest.fixture(scope="module")

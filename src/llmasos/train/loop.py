@@ -35,6 +35,7 @@ from llmasos.train.optim import OptimizerOptions, Optimizers
 from llmasos.train.parallel.gradients import Reducer
 from llmasos.train.parallel.ranks import Ranks, explained
 from llmasos.train.parallel.shard import at_rest
+from llmasos.train.resident import give_back
 from llmasos.train.schedule import Schedule
 from llmasos.train.spikes import Spikes
 
@@ -181,6 +182,8 @@ class Loop:
         if not self.step:
             self._evaluate()  # what there was to begin with
             self._check_listeners()
+        if self.device.type == "cpu":
+            give_back()  # what loading and the first evaluation took for a while
         given = iter(self.batches)
         while self.step < self.options.steps:
             micro = list(islice(given, self.options.accumulation))

@@ -116,10 +116,10 @@ class TrainedLora(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [T, K] -> [T, N]."""
+        y = self._product(x)  # first: what stays has its place in the heap before what goes
         dropped = F.dropout(x, self.options.dropout, self.training)
         low = F.linear(dropped, self.a.reshape(-1, self.in_features).to(x.dtype))
-        added = F.linear(low * self.options.scaling, self.spread_b(x.dtype))
-        y = self._product(x) + added
+        y = y.add_(F.linear(low * self.options.scaling, self.spread_b(x.dtype)))
         if self.options.dora:
             y = y * (self.length / self._norms()).to(x.dtype)
         return y if self.base.bias is None else y + self.base.bias.to(x.dtype)

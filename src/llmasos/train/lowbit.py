@@ -104,14 +104,21 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, kind: Kind, shape: tuple[int, int], *stored: Tensor) -> Tensor:
         ctx.save_for_backward(*stored)
         ctx.how = kind, shape
-        return F.linear(x, _decoded(kind, shape, x.dtype, *stored))
+        if torch.compiler.is_compiling():
+            return F.linear(x, _decoded(kind, shape, x.dtype, *stored))
+        # what stays has its place before what goes: a heap with holes of whole weights would grow by them
+        out = x.new_empty(len(x), shape[0])
+        return torch.mm(x, _decoded(kind, shape, x.dtype, *stored).t(), out=out)
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         kind, shape = ctx.how
-        stored = ctx.saved_tensors
-        weight = _decoded(kind, shape, outer[0].dtype, *stored)
-        return (outer[0] @ weight, None, None, *(None for _ in stored))
+        stored, [given] = ctx.saved_tensors, outer
+        nothing = (None, None, *(None for _ in stored))
+        if torch.compiler.is_compiling():
+            return given @ _decoded(kind, shape, given.dtype, *stored), *nothing
+        out = given.new_empty(len(given), shape[1])
+        return torch.mm(given, _decoded(kind, shape, given.dtype, *stored), out=out), *nothing
 
 
 # Weights to codes. Each coder gives named tensors; its decoder gets them in the same order.
@@ -156,11 +163,10 @@ def _of_nf4(
     own = (signed[scales[outer].int()] * tops[outer, None]).view(-1)[: part.stop - part.start] + mean
     index = packed[part].int()
     if torch.compiler.is_compiling():
-        values = pairs[index].flatten(1)
-    else:  # two values as one word: ten times as fast on CPUs
-        words = pairs.view(torch.int64).view(-1).index_select(0, index.view(-1))
-        values = words.view(torch.float32).view(len(index), -1)
-    return (values * own[:, None]).to(dtype)
+        return (pairs[index].flatten(1) * own[:, None]).to(dtype)
+    # two values as one word: ten times as fast on CPUs
+    words = pairs.view(torch.int64).view(-1).index_select(0, index.view(-1))
+    return words.view(torch.float32).view(len(index), -1).mul_(own[:, None]).to(dtype)
 
 
 def _int4(weight: Tensor) -> dict[str, Tensor]:
@@ -182,7 +188,7 @@ def _int4(weight: Tensor) -> dict[str, Tensor]:
 def _of_int4(part: slice, dtype: torch.dtype, packed: Tensor, steps: Tensor, lows: Tensor) -> Tensor:
     own = packed[part]
     index = torch.stack([own >> 4, own & 15], -1).flatten(1)
-    return (index * steps[part].float()[:, None] + lows[part].float()[:, None]).to(dtype)
+    return (index * steps[part].float()[:, None]).add_(lows[part].float()[:, None]).to(dtype)
 
 
 def _int8(weight: Tensor) -> dict[str, Tensor]:
@@ -194,7 +200,7 @@ def _int8(weight: Tensor) -> dict[str, Tensor]:
 
 
 def _of_int8(part: slice, dtype: torch.dtype, q: Tensor, scales: Tensor) -> Tensor:
-    return (q[part].float() * scales[part, None]).to(dtype)
+    return q[part].float().mul_(scales[part, None]).to(dtype)
 
 
 _CODERS: dict[Kind, Callable[[Tensor], dict[str, Tensor]]] = {"nf4": _nf4, "int4": _int4, "int8": _int8}
@@ -202,11 +208,11 @@ _DECODERS: dict[Kind, Callable[..., Tensor]] = {"nf4": _of_nf4, "int4": _of_int4
 
 
 def _decoded(kind: Kind, shape: tuple[int, int], dtype: torch.dtype, *stored: Tensor) -> Tensor:
-    """The weight [N, K] of what a coder gave. A compiler fuses the steps; without one they go piece by piece."""
+    """The weight [N, K] of what a coder gave. A compiler fuses the steps; without one large ones go piece by piece."""
     rows = len(stored[0])
     width = shape[1] if kind == "int8" else 2 * stored[0].shape[1]
     count = math.prod(shape)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or rows * width <= PIECE:
         return _DECODERS[kind](slice(0, rows), dtype, *stored).view(-1)[:count].view(shape)
     out = torch.empty(rows * width, dtype=dtype, device=stored[0].device)
     for part in _parts(rows, width):

@@ -43,8 +43,9 @@ from llmasos.train.resident import forget_most, most_resident, resident
 
 LARGE = 2**25
 """Bytes from which on glibc gives a tensor memory of its own, and back to the system when it is freed."""
-HEAP = 1.35
-"""Memory that a heap takes for activations of many lengths, measured (bench/plan_check.py)."""
+HEAP = {torch.bfloat16: 1.35, torch.float32: 1.5}
+"""Memory that a heap takes for activations, whose lengths differ less in bfloat16 (see `losses.ROWS`); measured
+(bench/plan_check.py)."""
 KERNEL = 2**19
 """That oneDNN compiles for a shape of a product in bfloat16, and keeps."""
 NUM_LENGTHS = 3
@@ -123,11 +124,10 @@ class Footprint:
     def peak(self) -> int:
         return max(self.forward, self.loss, self.backward, self.step)
 
-    @property
-    def resident(self) -> int:
-        """What a CPU's process grows by: its heap keeps what it once took, in pieces that do not all fit what comes
-        next."""
-        lost = round((HEAP - 1) * min(self.small, self.scattered))
+    def resident(self, dtype: torch.dtype) -> int:
+        """What a CPU's process grows by that computes in `dtype`: its heap keeps what it once took, in pieces that do
+        not all fit what comes next."""
+        lost = round((HEAP[dtype] - 1) * min(self.small, self.scattered))
         return self.weights + self.optimizer + self.small + self.large + lost + self.kernels
 
     def at(self, layers: int, other: Footprint, others: int, wanted: int) -> Footprint:

@@ -43,9 +43,14 @@ from llmasos.train.resident import forget_most, most_resident, resident
 
 LARGE = 2**25
 """Bytes from which on glibc gives a tensor memory of its own, and back to the system when it is freed."""
-HEAP = {torch.bfloat16: 1.35, torch.float32: 1.5}
-"""Memory that a heap takes for activations, whose lengths differ less in bfloat16 (see `losses.ROWS`); measured
-(bench/plan_check.py)."""
+HEAP = {
+    (torch.bfloat16, False): 1.35,
+    (torch.bfloat16, True): 1.35,
+    (torch.float32, False): 1.5,
+    (torch.float32, True): 4.0,
+}
+"""Memory that a heap takes for activations, by dtype and whether blocks are computed again: those come and go once more
+between what they keep, and in bfloat16 lengths differ less (see `losses.ROWS`). Measured (bench/plan_check.py)."""
 KERNEL = 2**19
 """That oneDNN compiles for a shape of a product in bfloat16, and keeps."""
 NUM_LENGTHS = 3
@@ -116,7 +121,9 @@ class Footprint:
     """The most that tensors below LARGE had, weights and states of the optimizer not counted; `large`: the others."""
     large: int = 0
     scattered: int = 0
-    """Of `small`, what comes and goes in the order of layers, and not as casts and gradients do all at once."""
+    """Of `small`, what comes and goes in the order of layers, and not as casts and gradients do all at once; `again`:
+    when blocks are computed again."""
+    again: int = 0
     kernels: int = 0
     """Of the products' shapes, where each has a kernel compiled for it."""
 
@@ -124,10 +131,10 @@ class Footprint:
     def peak(self) -> int:
         return max(self.forward, self.loss, self.backward, self.step)
 
-    def resident(self, dtype: torch.dtype) -> int:
-        """What a CPU's process grows by that computes in `dtype`: its heap keeps what it once took, in pieces that do
-        not all fit what comes next."""
-        lost = round((HEAP[dtype] - 1) * min(self.small, self.scattered))
+    def resident(self, setup: Setup) -> int:
+        """What a CPU's process grows by: its heap keeps what it once took, in pieces that do not all fit what comes
+        next."""
+        lost = round((HEAP[setup.dtype, setup.recompute] - 1) * min(self.small, max(self.scattered, self.again)))
         return self.weights + self.optimizer + self.small + self.large + lost + self.kernels
 
     def at(self, layers: int, other: Footprint, others: int, wanted: int) -> Footprint:
@@ -143,8 +150,8 @@ class Footprint:
 def footprint(shape: ModelConfig, setup: Setup, load: Load) -> Footprint:
     """What a step takes. Raises UnsupportedError and InvalidInputError for adapters that the model can't have."""
     each = period(shape)
-    # blocks that are computed again take more than they leave: a line through one of them alone would be another's
-    less = 2 * each if setup.recompute else each
+    # blocks that are computed again take more than they leave: a line through one or two of them would be another's
+    less = 3 * each if setup.recompute else each
     if shape.num_layers <= less + each:
         return _run(shape, setup, load)
     first, second = (_run(of_depth(shape, depth), setup, load) for depth in (less, less + each))
@@ -304,8 +311,7 @@ def _pass(
         loss.backward()
     if setup.recompute:
         small_gradients = sum(p.nbytes for p in trainee.decoder.parameters() if p.requires_grad and p.nbytes < LARGE)
-        again = count.most_small - small - small_casts - small_gradients
-        found["scattered"] = max(found["scattered"], again)
+        found["again"] = max(0, count.most_small - small - small_casts - small_gradients)
     count.most_small = max(count.most_small, most_small)
 
 

@@ -324,7 +324,7 @@ def _parts(held: Footprint, case: _Case, micro: int, sharded: bool) -> dict[str,
     if machine.on_gpu:
         total, workspace = held.peak, WORKSPACE
     else:
-        total, workspace = held.resident(machine.dtype) - held.kernels, held.kernels
+        total, workspace = held.resident(case.setup(micro)) - held.kernels, held.kernels
     rest = max(0, total - held.weights - held.optimizer - gradients)
     kept = held.weights + held.optimizer + held.casts + held.activations + (gradients if accumulates else 0)
     loss = min(rest, max(0, held.loss - kept)) if held.peak == held.loss else 0
@@ -423,8 +423,8 @@ def _pace_on_cpu(case: _Case, available: int | None) -> Pace | None:
     room = free_memory(machine.device) if available is None else available
     if case.config.max_memory is not None:
         room = min(room, round(case.config.max_memory * GIB))
-    few = footprint(few_blocks(case.shape, machine.device), case.setup(micro), case.usual(micro))
-    needed = few.resident(machine.dtype)
+    setup = case.setup(micro)
+    needed = footprint(few_blocks(case.shape, machine.device), setup, case.usual(micro)).resident(setup)
     if machine.teacher is not None:
         needed += machine.dtype.itemsize * num_weights(few_blocks(machine.teacher, machine.device))
     return _pace(case, micro) if needed < USABLE * room else None

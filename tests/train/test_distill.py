@@ -345,6 +345,13 @@ def test_layers_that_a_config_json_cannot_tell_apart_are_refused_before_training
     with pytest.raises(UnsupportedError, match="layer_types would change") as caught:
         student_config(mixed, (0, 1))
     assert "take turns" in caught.value.hint
+    sizes = {"n_embd": 8, "n_layer": 4, "n_head": 2, "n_positions": 16, "vocab_size": 100}
+    gpt2 = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", **sizes}
+    numbered: ModelConfig = config_from_hf({**gpt2, "scale_attn_by_inverse_layer_idx": True})
+    assert student_config(numbered, (0, 1)).num_layers == 2
+    with pytest.raises(UnsupportedError, match="divides the scores") as caught:
+        student_config(numbered, (0, 3))
+    assert (caught.value.param, caught.value.hint) == ("keep_layers", "Take the first ones: 0,1.")
 
 
 def test_vocabularies_must_be_the_same_tokens(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from llmasos.data import Stats
 from llmasos.errors import InsufficientMemoryError
@@ -503,6 +503,25 @@ def test_a_measured_time_is_plausible(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.seconds is not None and 0 < found.seconds < 3600
     assert "measured" in found.basis
     assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_casts_that_are_no_blocks_are_not_timed_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[Any] = []
+    cast = Trainee.casts
+
+    def casts(self: Trainee, within: str = "") -> dict[str, Tensor]:
+        found = cast(self, within)
+        events.append(set(found))
+        return found
+
+    monkeypatch.setattr(Trainee, "casts", casts)
+    monkeypatch.setattr(pace, "_clock", lambda device: lambda: events.append("clock") or 0.0)
+    probe = pace._Probe(pace.few_blocks(LLAMA, CPU), setup(dtype=torch.bfloat16), Load((8, 8), 12), CPU)
+    probe.passed(Load((8, 8), 12))
+    start, end = [i for i, event in enumerate(events) if event == "clock"][:2]
+    [blocks] = events[start + 1 : end]
+    assert blocks and all(name.startswith("layers.") for name in blocks)
+    assert any(not name.startswith("layers.") for name in events[0]) and events[0] > blocks
 
 
 def test_every_field_of_a_footprint_is_on_the_line() -> None:

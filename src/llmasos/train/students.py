@@ -37,8 +37,12 @@ def kept_layers(num_layers: int, keep: int | Sequence[int]) -> tuple[int, ...]:
 
 def student_config(teacher: ModelConfig, layers: Sequence[int]) -> ModelConfig:
     """The teacher's config with these of its layers. Raises UnsupportedError where a config.json of its class cannot
-    say which layers differ (a fixed pattern of windows), so that the student could not be saved."""
-    config = some_layers(teacher, layers)
+    say which layers differ (a fixed pattern of windows), so that the student could not be saved, or where a layer's
+    number is part of what it computes."""
+    try:
+        config = some_layers(teacher, layers)
+    except UnsupportedError as e:
+        raise UnsupportedError(e.message, hint=e.hint, param="keep_layers") from e
     try:
         check_expressible(config)
     except UnsupportedError as e:

@@ -219,7 +219,8 @@ class _Passing(Response):
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def _pieces(self) -> AsyncGenerator[bytes, None]:
-        async with contextlib.aclosing(self._answer.aiter_raw()) as source:  # type: ignore[type-var]  # a generator
+        found = self._answer.aiter_raw()
+        async with contextlib.aclosing(found) as source:  # type: ignore[type-var]  # httpx calls its generator an iterator
             while True:
                 try:
                     async with asyncio.timeout(self._silence):

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,16 @@ def pytest_collection_finish() -> None:
     """What was imported stays: garbage collections need not look at it again before every test."""
     gc.collect()
     gc.freeze()
+
+
+SEED = int(os.environ.get("LLMASOS_TEST_SEED", "0"))
+"""Another one draws other weights and inputs: tolerances must hold for each."""
+
+
+@pytest.fixture(autouse=True)
+def drawn() -> None:
+    """What a test draws does not depend on the tests before it, nor on chance."""
+    random.seed(SEED), np.random.seed(SEED), torch.manual_seed(SEED)
 
 
 @pytest.fixture(autouse=True)

@@ -83,7 +83,7 @@ def make(
         Learner(trainee),
         batches,
         OptimizerOptions(
-            name=optimizer, lr=1e-3 if optimizer == "muon" else 1e-2, weight_decay=0.1, max_norm=0.5, eps=1e-4
+            name=optimizer, lr=1e-3 if optimizer == "muon" else 1e-2, weight_decay=0.1, max_norm=0.5, eps=1e-3
         ),  # type: ignore[arg-type]  # a name of the table above
         Schedule("constant", warmup=0.0),
         LoopOptions(steps=steps, accumulation=2 // ranks.data_size, **options),

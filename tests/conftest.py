@@ -46,7 +46,8 @@ def pytest_collection_finish() -> None:
 
 
 SEED = int(os.environ.get("LLMASOS_TEST_SEED", "0"))
-"""Another one draws other weights and inputs: tolerances must hold for each."""
+"""Another one draws other weights and inputs, and ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE rounds as another CPU
+does: tolerances must hold for each."""
 
 
 @pytest.fixture(autouse=True)

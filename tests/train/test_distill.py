@@ -351,7 +351,7 @@ def test_layers_that_a_config_json_cannot_tell_apart_are_refused_before_training
     assert student_config(numbered, (0, 1)).num_layers == 2
     with pytest.raises(UnsupportedError, match="divides the scores") as caught:
         student_config(numbered, (0, 3))
-    assert (caught.value.param, caught.value.hint) == ("keep_layers", "Take the first ones: 0,1.")
+    assert (caught.value.param, caught.value.hint) == ("distillation.keep_layers", "Take the first ones: 0,1.")
 
 
 def test_vocabularies_must_be_the_same_tokens(tmp_path: Path) -> None:

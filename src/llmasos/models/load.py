@@ -219,7 +219,8 @@ def some_layers(config: ModelConfig, layers: Sequence[int]) -> ModelConfig:
         )
     if config.scale_by_layer and layers[-1] != len(layers) - 1:
         raise UnsupportedError(
-            f"This model divides the scores of each layer by its number, which layers={list(layers)} would change.",
+            "This model divides the scores of each layer by its number, and without all before it "
+            f"layer {layers[-1]} has another one.",
             hint=f"Take the first ones: {','.join(map(str, range(len(layers))))}.",
             param="layers",
         )

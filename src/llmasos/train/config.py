@@ -220,7 +220,7 @@ class TrainConfig(_Group):
         cls, file: Path | str | None, overrides: Mapping[str, Any], new: Collection[str] | None = None
     ) -> TrainConfig:
         values: dict[str, Any] = {}
-        for given in (read_yaml(Path(file), like=LIKE) if file is not None else {}, overrides):
+        for given in (read_yaml(Path(file), like=LIKE, is_dotted=True) if file is not None else {}, overrides):
             for name, value in given.items():
                 _put(values, str(name).split("."), value)
         try:

@@ -282,7 +282,7 @@ def _trained_before(log: Path, step: int) -> int:
 
 def read_job(path: Path) -> tuple[TrainConfig, JobOptions]:
     """Raises NotFoundError, FormatError, InvalidInputError."""
-    found = read_yaml(path, like=LIKE)
+    found = read_yaml(path, like=LIKE, is_dotted=True)
     job = found.pop("job", None) or {}
     try:
         options = JobOptions.model_validate(job)

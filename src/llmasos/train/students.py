@@ -9,16 +9,17 @@ from llmasos.models.config import ModelConfig
 from llmasos.models.load import check_expressible, some_layers
 from llmasos.text import Tokenizer
 
+NAME = "distillation.keep_layers"
+
 
 def kept_layers(num_layers: int, keep: int | Sequence[int]) -> tuple[int, ...]:
     """Numbers of the layers that a student has, from 0. A number spreads them evenly, the first and the last included.
 
     Raises InvalidInputError."""
-    name = "distillation.keep_layers"
     if isinstance(keep, int):
         if not 1 <= keep <= num_layers:
             raise InvalidInputError(
-                f"{keep} layers cannot be kept of {num_layers}.", hint=f"Use 1 to {num_layers}.", param=name
+                f"{keep} layers cannot be kept of {num_layers}.", hint=f"Use 1 to {num_layers}.", param=NAME
             )
         return tuple(round(i * (num_layers - 1) / max(1, keep - 1)) for i in range(keep))
     layers = tuple(keep)
@@ -26,11 +27,11 @@ def kept_layers(num_layers: int, keep: int | Sequence[int]) -> tuple[int, ...]:
         raise InvalidInputError(
             f"keep_layers={list(layers)} are not all layers of a model that has {num_layers}.",
             hint=f"Name some of 0 to {num_layers - 1}, or how many to keep.",
-            param=name,
+            param=NAME,
         )
     if list(layers) != sorted(set(layers)):
         raise InvalidInputError(
-            f"keep_layers={list(layers)} are not in their order, each once.", hint="Write e.g. 0,2,4.", param=name
+            f"keep_layers={list(layers)} are not in their order, each once.", hint="Write e.g. 0,2,4.", param=NAME
         )
     return layers
 
@@ -42,13 +43,12 @@ def student_config(teacher: ModelConfig, layers: Sequence[int]) -> ModelConfig:
     try:
         config = some_layers(teacher, layers)
     except UnsupportedError as e:
-        raise UnsupportedError(e.message, hint=e.hint, param="keep_layers") from e
+        raise UnsupportedError(e.message, hint=e.hint, param=NAME) from e
     try:
         check_expressible(config)
     except UnsupportedError as e:
-        raise UnsupportedError(
-            e.message, hint="Keep other layers, so that their kinds take turns as in the teacher.", param="keep_layers"
-        ) from e
+        hint = "Keep other layers, so that their kinds take turns as in the teacher."
+        raise UnsupportedError(e.message, hint=hint, param=NAME) from e
     return config
 
 

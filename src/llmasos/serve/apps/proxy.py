@@ -37,7 +37,8 @@ _SAFE = {
     "content-security-policy": "sandbox allow-scripts allow-forms; frame-ancestors 'self'",
     "x-content-type-options": "nosniff",
 }
-_EMPTY = (204, 205, 304)
+_EMPTY = (204, 304)
+"""Whose head is their end, whatever length it gives."""
 _LONG = ("/mcp", "/jobs")
 """Where a stream may be silent for as long as it likes."""
 
@@ -187,13 +188,6 @@ class _Passing(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._stack:
-            is_empty = self._length == 0 or self.status_code in _EMPTY
-            if is_empty:
-                await self._stack.aclose()  # the head is the end
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            if is_empty:
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
-                return
             passing = asyncio.create_task(self._pass(send))
             gone = asyncio.create_task(_disconnect(receive))
             try:
@@ -207,6 +201,10 @@ class _Passing(Response):
 
     async def _pass(self, send: Send) -> None:
         """Whoever has the last byte may call again at once, so its place is free before that is sent."""
+        head = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        is_empty = self._length == 0 or self.status_code in _EMPTY
+        if not is_empty:
+            await send(head)
         num_read, last = 0, b""
         async with contextlib.aclosing(self._pieces()) as pieces:
             async for piece in pieces:
@@ -216,6 +214,8 @@ class _Passing(Response):
                 else:
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
         await self._stack.aclose()
+        if is_empty:
+            await send(head)
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def _pieces(self) -> AsyncGenerator[bytes, None]:
